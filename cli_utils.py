@@ -1,8 +1,128 @@
 """What every command-line script here shares: YAML + flags → dataclasses, and errors that a user can act on."""
 
+import difflib
+import json
+import os
+import sys
+from argparse import ArgumentDefaultsHelpFormatter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser
+
 
 class UserError(ValueError):
     """A mistake in the user's input. Its message says what was found, what is allowed and how to mend it.
 
     Scripts print the message alone; any other exception is a bug and keeps its traceback.
     """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """ " (did you mean NAME?)" for the known name that is most like `name`, or an empty string."""
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {matches[0]}?)" if matches else ""
+
+
+class _Parser(HfArgumentParser):
+    """HfArgumentParser that raises UserError instead of printing the usage of 150 flags."""
+
+    def error(self, message):
+        raise UserError(f"{message}. See {self.prog} --help")
+
+
+def _yaml_tokens(file: str, known: set[str]) -> list[tuple[str, list[str]]]:
+    """(key, command-line tokens) for every key of a YAML file, so that YAML and flags share one type conversion."""
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise UserError(f"--config {file}: no such file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--config {file} cannot be read as YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"--config {file} must hold `key: value` lines, not a {type(content).__name__}")
+    tokens = []
+    for key, value in content.items():
+        if key not in known:
+            raise UserError(f"unknown key {key!r} in {file}{nearest(str(key), known)}")
+        if isinstance(value, list):
+            tokens.append((key, [f"--{key}", *map(str, value)]))
+        elif isinstance(value, dict):
+            tokens.append((key, [f"--{key}", json.dumps(value)]))
+        elif value is not None:
+            tokens.append((key, [f"--{key}", str(value)]))
+    return tokens
+
+
+def parse_arguments(
+    dataclass_types: tuple[type, ...],
+    argv: list[str] | None = None,
+    description: str | None = None,
+    exclusive: tuple[tuple[str, ...], ...] = (),
+) -> tuple:
+    """Parses flags, and the YAML file of `--config`, into one instance of each dataclass. Flags win over the file.
+
+    Args:
+        dataclass_types: as for `HfArgumentParser`. A field of type `bool | None` gets a `--no_` flag too.
+        argv: without the program's name; None means the command line.
+        exclusive: groups of flags of which at most one may be given; one on the command line displaces the others in
+            the file.
+
+    Raises:
+        UserError: unknown flag or key (with the nearest known one), a value that does not fit, or two flags of an
+            exclusive group.
+    """
+    parser = _Parser(
+        dataclass_types, description=description, allow_abbrev=False, formatter_class=ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--config", metavar="FILE.yaml", help="YAML file with any of these flags; flags here win")
+    fields = {name: field for cls in dataclass_types for name, field in cls.__dataclass_fields__.items() if field.init}
+    for name, field in fields.items():
+        if field.type == bool | None and "const" in field.metadata:
+            parser.add_argument(f"--no_{name}", dest=name, action="store_false", default=None, help=f"not {name}")
+    aliases = {alias.lstrip("-"): name for name, f in fields.items() for alias in _aliases(f)}
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    options, flags = parser.parse_known_args(argv)[0], {token.split("=")[0] for token in argv}
+    given = {name for name in fields if {f"--{name}", f"--{name.replace('_', '-')}"} & flags}
+    tokens = _yaml_tokens(options.config, {*fields, *aliases}) if options.config else []
+    displaced = {name for group in exclusive for name in group if given.intersection(group)} - given
+    argv = [token for key, values in tokens if key not in displaced for token in values] + argv
+
+    try:
+        *instances, options, unknown = parser.parse_args_into_dataclasses(
+            argv, return_remaining_strings=True, look_for_args_file=False
+        )
+    except UserError:
+        raise
+    except ValueError as error:  # TrainingArguments checks how its values fit together
+        raise UserError(" ".join(str(error).split())) from None
+    if unknown:
+        known = [f"--{name}" for name in (*fields, *aliases)]
+        if not unknown[0].startswith("-"):
+            raise UserError(f"{unknown[0]!r} belongs to no flag")
+        raise UserError(f"unknown flag {unknown[0].split('=')[0]}{nearest(unknown[0].split('=')[0], known)}")
+    for group in exclusive:
+        both = [name for name in group if any(getattr(instance, name, None) for instance in instances)]
+        if len(both) > 1:
+            raise UserError(f"give only one of {' and '.join('--' + name for name in both)}")
+    return tuple(instances)
+
+
+def _aliases(field) -> list[str]:
+    aliases = field.metadata.get("aliases", [])
+    return [aliases] if isinstance(aliases, str) else aliases
+
+
+def run_cli(main: Callable) -> None:
+    """Runs a script's `main()`: a UserError becomes one line on stderr and exit code 2; Ctrl-C ends quietly."""
+    try:
+        main()
+    except UserError as error:
+        # Every process of a distributed run meets the same mistake; one of them says so.
+        if int(os.environ.get("LOCAL_RANK", 0)) <= 0:
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

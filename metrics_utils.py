@@ -110,6 +110,7 @@ class MeanIoU(evaluate.Metric):
         self.confusion_matrix = np.zeros((num_labels, num_labels), dtype=np.int64)
         self._computed = False
         super().__init__(**kwargs)
+        self.info.module_name = "mean_iou"  # evaluate derives "mean_io_u" from the class name
 
     def _info(self):
         maps = datasets.Sequence(datasets.Sequence(datasets.Value("uint8")))

@@ -31,6 +31,7 @@ class EvaluationProtocol:
         size_divisor: both sides are rounded up to a multiple of it.
         square: resize to short_side × short_side instead, for architectures with a fixed input size.
         image_mean, image_std: per channel, after scaling to 0…1.
+        flip_channels: the network expects BGR (MobileViT).
     """
 
     short_side: int = 512
@@ -38,6 +39,27 @@ class EvaluationProtocol:
     square: bool = False
     image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    flip_channels: bool = False
+
+    @classmethod
+    def from_image_processor(cls, image_processor, fixed_size: int | None = None) -> "EvaluationProtocol":
+        """The protocol for a model's image processor.
+
+        fixed_size: side in pixels for architectures that take one input size only (`model_utils.fixed_input_size`).
+        """
+        settings = image_processor.to_dict()
+        size = settings.get("size") or {}
+        short_side = (
+            fixed_size or size.get("shortest_edge") or min(size.get("height") or 512, size.get("width") or 512)
+        )
+        normalizes = settings.get("do_normalize", False)
+        return cls(
+            short_side=short_side,
+            square=fixed_size is not None,
+            image_mean=tuple(settings["image_mean"]) if normalizes else (0.0, 0.0, 0.0),
+            image_std=tuple(settings["image_std"]) if normalizes else (1.0, 1.0, 1.0),
+            flip_channels=bool(settings.get("do_flip_channel_order")),
+        )
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width in pixels at which an image of this height and width is shown to the network."""
@@ -50,7 +72,9 @@ class EvaluationProtocol:
         )
 
     def normalize(self, image: torch.Tensor) -> torch.Tensor:
-        """uint8 (…, C, H, W) → float32, scaled to 0…1, then mean and standard deviation taken out per channel."""
+        """uint8 RGB (…, 3, H, W) → float32, scaled to 0…1, then mean and standard deviation taken out per channel."""
+        if self.flip_channels:
+            image = image.flip(-3)
         return tvF.normalize(tvF.to_dtype(image, torch.float32, scale=True), self.image_mean, self.image_std)
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:

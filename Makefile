@@ -1,0 +1,41 @@
+# `make demo` and `make test` need Python 3.10+ and make, nothing else. Each installs what it needs first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# One process computes at a time; two threads of torch on two cores beat more of them.
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: install demo test style quality clean
+.DELETE_ON_ERROR:
+
+# Installed again only when a requirements file changed.
+$(VENV)/.installed: requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "error: Python 3.10 or newer is needed; say which with: make PYTHON=python3.12 …"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -r requirements-dev.txt
+	@touch $@
+
+install: $(VENV)/.installed
+
+demo: install
+	$(BIN)/python toy_dataset.py
+	$(BIN)/python run_segmentation.py --config configs/toy_overfit.yaml
+	@$(BIN)/python -c 'import json; r = json.load(open("outputs/toy_overfit/all_results.json")); \
+		print("mean IoU on the 10 training images: %.3f, on the 10 validation images: %.3f" \
+		% (r["train_mean_iou"], r["eval_mean_iou"]))'
+	@echo "the pictures: $(CURDIR)/outputs/toy_overfit/contact_sheet.png"
+
+test: install
+	$(BIN)/python -m pytest tests
+
+style: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+quality: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) outputs ADE20k_toy_dataset

@@ -1,0 +1,335 @@
+"""Fine-tunes SegFormer, or any other `AutoModelForSemanticSegmentation`, on your own images and masks.
+
+One GPU, or the CPU:
+
+    python run_segmentation.py --dataset_dir my_photos --output_dir outputs/mine --do_train --do_predict
+
+Many GPUs:
+
+    accelerate launch --config_file accelerate_config.yaml run_segmentation.py \\
+        --dataset_dir ADEChallengeData2016 --output_dir outputs/ade --do_train --do_predict
+
+No network, no data, a few minutes on a CPU (`make demo`):
+
+    python toy_dataset.py && python run_segmentation.py --config configs/toy_overfit.yaml
+
+Every flag can stand in the YAML file of `--config`; flags on the command line win.
+"""
+
+import json
+import logging
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import numpy as np
+import transformers
+from data_utils import (
+    LabelMap,
+    SegmentationDataset,
+    TrainTransform,
+    load_segmentation_dataset,
+    prepare_dataset,
+    read_class_list,
+    resolve_label_map,
+)
+from datasets import Dataset, DatasetDict
+from model_utils import describe_model, fixed_input_size, load_image_processor, load_model, load_trained_model
+from tqdm import tqdm
+from transformers import set_seed
+
+import visual_utils
+from cli_utils import UserError, parse_arguments, run_cli
+from metrics_utils import per_category_table, save_confusion, without_per_category
+from protocol_utils import EvaluationProtocol
+from trainer_utils import SegmentationTrainer, SegmentationTrainingArguments, newest_checkpoint
+
+logger = logging.getLogger(__name__)
+
+CONTACT_SHEET_IMAGES = 12
+
+
+@dataclass
+class ModelArguments:
+    """Which model."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Hub id or folder of a pretrained model (default: nvidia/mit-b0)"}
+    )
+    from_scratch: str | None = field(
+        default=None,
+        metadata={
+            "help": "instead: random weights of a variant, mit-b0 … mit-b5, or of a config.json; needs no network"
+        },
+    )
+    fused_ops: bool = field(
+        default=True, metadata={"help": "the exact speed-ups of the decode head, the loss and the evaluation"}
+    )
+
+
+@dataclass
+class DataArguments:
+    """Which data, and what its annotations mean."""
+
+    dataset_dir: str | None = field(default=None, metadata={"help": "folder with images and masks (layouts: README)"})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "instead: a Hub dataset, or anything datasets.load_dataset takes"}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "configuration of the Hub dataset"})
+    image_column: str | None = field(default=None, metadata={"help": "default: found by name and type"})
+    label_column: str | None = field(default=None, metadata={"help": "default: found by name and type"})
+    id2label: str | None = field(
+        default=None,
+        metadata={"help": "class names: JSON {id: name}, a list of {id, name, color}, or a CSV with those"},
+    )
+    do_reduce_labels: bool | None = field(
+        default=None,
+        metadata={
+            "help": "annotation 0 becomes 255 (ignored), all others go down by one; "
+            "default: on for ADE20K layouts and scene_parse_150, else off",
+            "aliases": ["--reduce_labels"],
+            "nargs": "?",
+            "const": True,
+        },
+    )
+    ignore_values: list[int] = field(
+        default_factory=list, metadata={"help": "raw annotation values that become 255 (ignored), besides 255 itself"}
+    )
+    image_size: int | None = field(
+        default=None, metadata={"help": "training crop and short side; default: the image processor's, or 512"}
+    )
+    train_val_split: float | None = field(
+        default=None, metadata={"help": "share of the images kept for validation where the dataset has no such split"}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "train on the first N images only"})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "evaluate the first N images only"})
+    max_predict_samples: int | None = field(default=None, metadata={"help": "predict the first N images only"})
+    eval_on_train: bool = field(
+        default=False,
+        metadata={"help": "at the end also evaluate the training images, unaugmented, as train_mean_iou"},
+    )
+
+
+def set_up_logging(training_args: SegmentationTrainingArguments) -> None:
+    """One stream of INFO lines from the main process; errors alone from the others."""
+    main_process = training_args.local_process_index == 0
+    logging.basicConfig(
+        format="%(levelname)s %(name)s: %(message)s", level=logging.INFO if main_process else logging.ERROR, force=True
+    )
+    # One line for every request to the Hub is noise.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    if not main_process:
+        transformers.logging.set_verbosity_error()
+        datasets.disable_progress_bars()
+
+
+def check_arguments(model_args: ModelArguments, data_args: DataArguments, training_args) -> None:
+    """Mistakes that the flags alone show, before any work. Resolves `--resume_from_checkpoint last` to a folder."""
+    if not (data_args.dataset_dir or data_args.dataset_name):
+        raise UserError("no data: give --dataset_dir FOLDER or --dataset_name HUB_ID")
+    if not (training_args.do_train or training_args.do_eval or training_args.do_predict or data_args.eval_on_train):
+        raise UserError("nothing to do: give --do_train, --do_eval, --do_predict or several of them")
+    if not training_args.do_train:
+        if not model_args.model_name_or_path:
+            raise UserError("without --do_train, --model_name_or_path must name the trained model to evaluate")
+        if training_args.resume_from_checkpoint:
+            raise UserError("--resume_from_checkpoint continues a training run: add --do_train")
+    for name in ("max_train_samples", "max_eval_samples", "max_predict_samples", "image_size"):
+        value = getattr(data_args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} is {value}; it must be at least 1")
+    if data_args.train_val_split is not None and not 0 < data_args.train_val_split < 1:
+        raise UserError(f"--train_val_split is {data_args.train_val_split}; it must lie between 0 and 1, as in 0.2")
+    if training_args.push_to_hub and training_args.hub_strategy != "end":
+        raise UserError(
+            f"--hub_strategy {training_args.hub_strategy.value} would upload pickled training arguments with every "
+            "checkpoint; the model, its card and its results are pushed once, at the end (--hub_strategy end)"
+        )
+    resume = training_args.resume_from_checkpoint
+    if resume and resume.lower() in ("last", "true"):
+        training_args.resume_from_checkpoint = newest_checkpoint(training_args.output_dir)
+        if training_args.resume_from_checkpoint is None:
+            raise UserError(
+                f"--resume_from_checkpoint {resume}: there is no complete checkpoint in {training_args.output_dir}"
+            )
+        logger.info(f"resuming from {training_args.resume_from_checkpoint}")
+    elif resume and not Path(resume, "trainer_state.json").is_file():
+        raise UserError(f"--resume_from_checkpoint {resume} is no checkpoint folder: trainer_state.json is missing")
+
+
+def check_output_dir(output_dir: Path, label_map: LabelMap, training_args) -> None:
+    """Refuses to mix runs in one folder; clears what a finished run with the same classes left to be replaced."""
+    labels_file, finished = output_dir / "labels.json", output_dir / "train_results.json"
+    if labels_file.is_file():
+        old_names = list(read_class_list(labels_file)[0].values())
+        if old_names != list(label_map.id2label.values()):
+            raise UserError(
+                f"{output_dir} holds a run with other classes ({len(old_names)}: {', '.join(old_names[:3])}, …; now "
+                f"{label_map.num_labels}: {', '.join(list(label_map.id2label.values())[:3])}, …); give another --output_dir"
+            )
+    if training_args.resume_from_checkpoint:
+        return
+    checkpoint = newest_checkpoint(output_dir)
+    if checkpoint and not finished.is_file():
+        raise UserError(
+            f"{output_dir} holds an unfinished run ({Path(checkpoint).name}); continue it with "
+            "--resume_from_checkpoint last, or give another --output_dir, or delete it"
+        )
+    if finished.is_file() and training_args.process_index == 0:
+        logger.warning(f"{output_dir} holds a finished run with the same classes, which this one replaces")
+        for path in [*output_dir.glob("checkpoint-*"), *output_dir.glob("*_results.json")]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def choose_splits(
+    dataset: DatasetDict, data_args: DataArguments, training_args
+) -> tuple[Dataset | None, Dataset | None]:
+    """The splits to train on and to evaluate, cut to `--max_…_samples`; None where there is none and none is needed."""
+
+    def first(split: Dataset | None, count: int | None) -> Dataset | None:
+        return split if split is None or count is None else split.take(min(count, len(split)))
+
+    train_split = first(dataset.get("train"), data_args.max_train_samples)
+    eval_split = first(dataset.get("validation", dataset.get("test")), data_args.max_eval_samples)
+    found = ", ".join(f"{name}: {len(split)}" for name, split in dataset.items())
+    if train_split is None and (training_args.do_train or data_args.eval_on_train):
+        raise UserError(f"the dataset has no training split (found {found})")
+    if eval_split is None and (training_args.do_eval or training_args.do_predict):
+        raise UserError(f"the dataset has no validation or test split (found {found}); add --train_val_split 0.2")
+    logger.info(f"images by split: {found}")
+    return train_split, eval_split
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Trains, evaluates, predicts and publishes, as asked; returns all metrics by name (see `all_results.json`).
+
+    argv: command-line arguments without the program's name; None takes them from the command line.
+    Raises `cli_utils.UserError` for anything wrong with flags, data or model, before training starts.
+    """
+    model_args, data_args, training_args = parse_arguments(
+        (ModelArguments, DataArguments, SegmentationTrainingArguments),
+        argv,
+        description=__doc__,
+        exclusive=(("model_name_or_path", "from_scratch"), ("dataset_dir", "dataset_name")),
+    )
+    set_up_logging(training_args)
+    check_arguments(model_args, data_args, training_args)
+    set_seed(training_args.seed)
+    output_dir = Path(training_args.output_dir)
+    source = model_args.model_name_or_path or "nvidia/mit-b0"
+
+    # Data. The main process prepares it, the others read its cache.
+    with training_args.main_process_first(desc="preparing the dataset"):
+        dataset = load_segmentation_dataset(
+            dataset_dir=data_args.dataset_dir,
+            dataset_name=data_args.dataset_name,
+            dataset_config_name=data_args.dataset_config_name,
+            image_column=data_args.image_column,
+            label_column=data_args.label_column,
+            train_val_split=data_args.train_val_split,
+            seed=training_args.seed,
+            split_file=output_dir / "split.json",
+            token=training_args.hub_token,
+        )
+        label_map = resolve_label_map(
+            dataset,
+            dataset_dir=data_args.dataset_dir,
+            dataset_name=data_args.dataset_name,
+            id2label_file=data_args.id2label,
+            do_reduce_labels=data_args.do_reduce_labels,
+            ignore_values=tuple(data_args.ignore_values),
+        )
+        dataset = prepare_dataset(dataset, label_map)
+    logger.info(f"annotation value -> training id\n{label_map.table()}")
+    train_split, eval_split = choose_splits(dataset, data_args, training_args)
+
+    # Model.
+    image_processor = load_image_processor(source, model_args.from_scratch, data_args.image_size)
+    image_processor.do_reduce_labels = label_map.do_reduce_labels
+    if training_args.do_train:
+        check_output_dir(output_dir, label_map, training_args)
+        model = load_model(source, label_map.id2label, model_args.fused_ops, model_args.from_scratch)
+    else:
+        model = load_trained_model(source, model_args.fused_ops, id2label=label_map.id2label)
+    logger.info(describe_model(model))
+    protocol = EvaluationProtocol.from_image_processor(image_processor, fixed_input_size(model))
+    logger.info(f"evaluation: {protocol.describe()}")
+
+    # Trainer. Random transforms happen as training images are drawn; evaluation images keep their annotations' size.
+    train_dataset = SegmentationDataset(train_split, TrainTransform(protocol), seed=training_args.seed)
+    trainer = SegmentationTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=train_dataset if training_args.do_train else None,
+        eval_dataset=SegmentationDataset(eval_split, protocol),
+        processing_class=image_processor,
+        protocol=protocol,
+        fused_ops=model_args.fused_ops,
+    )
+
+    # Train.
+    train_metrics = {}
+    if training_args.do_train:
+        label_map.save(output_dir / "labels.json")
+        train_metrics = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint).metrics
+        trainer.save_model()
+        trainer.save_state()
+        trainer.save_metrics("train", train_metrics)
+
+    # Evaluate.
+    if training_args.do_eval:
+        metrics = without_per_category(trainer.evaluate()) | {"eval_protocol": protocol.describe()}
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+        if trainer.is_world_process_zero():
+            save_confusion(output_dir, trainer.compute_metrics.confusion_matrix, label_map.id2label)
+            logger.info(f"\n{per_category_table(trainer.compute_metrics.confusion_matrix, label_map.id2label)}")
+    if data_args.eval_on_train:
+        metrics = trainer.evaluate(SegmentationDataset(train_split, protocol), metric_key_prefix="train")
+        # The running loss and the speed of training keep their names; the scores are new.
+        train_metrics = without_per_category(metrics, "train") | train_metrics
+        trainer.log_metrics("train", train_metrics)
+        trainer.save_metrics("train", train_metrics)
+
+    # Predict.
+    if training_args.do_predict:
+        write_predictions(trainer, eval_split, label_map, output_dir, data_args.max_predict_samples)
+
+    # Publish.
+    if trainer.is_world_process_zero():
+        trainer.create_model_card()
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+    return json.loads((output_dir / "all_results.json").read_text())
+
+
+def write_predictions(
+    trainer: SegmentationTrainer, split: Dataset, label_map: LabelMap, output_dir: Path, max_samples: int | None
+) -> None:
+    """Writes `predictions/NAME.png`, `predictions/overlays/NAME.jpg` and `contact_sheet.png`; each process its share."""
+    folder = output_dir / "predictions"
+    names = split["name"][:max_samples]
+    palette = label_map.colors()
+    process, processes = trainer.args.process_index, trainer.args.world_size
+    for index in tqdm(range(process, len(names), processes), desc="predicting", disable=process > 0):
+        row = split[index]
+        truth = np.asarray(row["label"])
+        prediction = trainer.predict_label_map(row["image"])
+        visual_utils.save_indexed_png(
+            folder / f"{row['name']}.png",
+            label_map.to_raw(prediction),
+            visual_utils.raw_palette(palette, label_map.to_raw),
+        )
+        panels = visual_utils.side_by_side(row["image"], truth, prediction, palette, label_map.id2label)
+        visual_utils.save_jpeg(folder / "overlays" / f"{row['name']}.jpg", panels)
+    trainer.accelerator.wait_for_everyone()
+    if process == 0:
+        overlays = [folder / "overlays" / f"{name}.jpg" for name in names]
+        visual_utils.contact_sheet(overlays[:CONTACT_SHEET_IMAGES]).save(output_dir / "contact_sheet.png")
+        shutil.copyfile(overlays[0], output_dir / "sample.jpg")
+        logger.info(f"predictions of {len(names)} images in {folder}; at a glance: {output_dir / 'contact_sheet.png'}")
+
+
+if __name__ == "__main__":
+    run_cli(main)

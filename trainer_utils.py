@@ -1,0 +1,251 @@
+"""`SegmentationTrainer`: the Hugging Face Trainer with the faults mended that matter for semantic segmentation.
+
+What differs from the stock Trainer, and why:
+
+* resuming and loading the best checkpoint restore every tensor, or raise;
+* the loss is the cross-entropy summed over all valid pixels of all accumulated batches of all processes, divided by
+  their number, so that gradient accumulation and more processes change nothing but rounding;
+* evaluation happens at each image's original resolution and keeps counts, not logits.
+"""
+
+import json
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from data_utils import collate_eval, collate_train
+from PIL import Image
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import IntervalStrategy
+
+from fused_utils import upsampled_cross_entropy
+from metrics_utils import IGNORE_INDEX, ComputeMetrics, confusion_matrix, without_per_category
+from protocol_utils import EvaluationProtocol, label_map_of, predict_logits, score_logits
+
+logger = logging.getLogger(__name__)
+
+
+def _default(name: str, value):
+    """The Trainer's own field with another default: name, help text and type conversion stay its own."""
+    return field(default=value, metadata=TrainingArguments.__dataclass_fields__[name].metadata)
+
+
+@dataclass
+class SegmentationTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with this project's defaults; no field is added."""
+
+    # AdamW at 6e-5: SegFormer paper, section 4.1.
+    learning_rate: float = _default("learning_rate", 6e-5)
+    per_device_train_batch_size: int = _default("per_device_train_batch_size", 2)
+    per_device_eval_batch_size: int = _default("per_device_eval_batch_size", 2)
+    eval_strategy: IntervalStrategy | str = _default("eval_strategy", "epoch")
+    save_strategy: str = _default("save_strategy", "epoch")
+    # The best checkpoint is kept beside the newest.
+    save_total_limit: int | None = _default("save_total_limit", 1)
+    load_best_model_at_end: bool = _default("load_best_model_at_end", True)
+    metric_for_best_model: str | None = _default("metric_for_best_model", "eval_mean_iou")
+    logging_steps: float = _default("logging_steps", 10)
+    # Every parameter takes part in every step, so DDP need not search for those that do not.
+    ddp_find_unused_parameters: bool | None = _default("ddp_find_unused_parameters", False)
+    # Evaluation streams counts; the dataset hands out exactly what the model and the loss need.
+    batch_eval_metrics: bool = _default("batch_eval_metrics", True)
+    remove_unused_columns: bool = _default("remove_unused_columns", False)
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["labels"], metadata=TrainingArguments.__dataclass_fields__["label_names"].metadata
+    )
+
+    def __post_init__(self):
+        if not self.do_train:
+            # The Trainer would switch `do_eval` on for any evaluation strategy, even for `--do_predict` alone.
+            self.eval_strategy = "no"
+        if self.eval_strategy == "no":
+            self.load_best_model_at_end = False
+        super().__post_init__()
+        if self.n_gpu > 1:
+            # One process drives one GPU. torch's DataParallel would be slow and scale the loss wrongly; the Trainer
+            # has no public switch for it and sets the same attribute itself for model parallelism.
+            logger.warning(
+                f"{self.n_gpu} GPUs are visible and one is used; `accelerate launch --config_file "
+                "accelerate_config.yaml run_segmentation.py …` uses all of them"
+            )
+            self._n_gpu = 1
+
+
+class _EpochCallback(TrainerCallback):
+    """Tells the dataset which epoch it is in, so that augmentation is a function of (seed, epoch, index)."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        # After a resume in the middle of an epoch `state.epoch` is fractional.
+        self.dataset.set_epoch(int(state.epoch + 1e-6))
+
+
+class _ConciseProgressCallback(ProgressCallback):
+    """The Trainer's progress bars and log lines without the hundreds of per-category scalars."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        super().on_log(args, state, control, logs=without_per_category(logs), **kwargs)
+
+
+class _ConcisePrinterCallback(PrinterCallback):
+    """The same for `--disable_tqdm`."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        super().on_log(args, state, control, logs=without_per_category(logs), **kwargs)
+
+
+class SegmentationTrainer(Trainer):
+    """Trains and evaluates any model whose output has `logits` of shape (B, num_labels, h, w).
+
+    Args:
+        model, args, train_dataset, eval_dataset, processing_class, callbacks: as for `Trainer`. The datasets are
+            `data_utils.SegmentationDataset`s.
+        protocol: how evaluation images were prepared; named in every result.
+        fused_ops: the loss and the evaluation strip by strip; else as stock transformers computes them.
+    """
+
+    def __init__(self, *args, protocol: EvaluationProtocol, fused_ops: bool = True, **kwargs):
+        self.protocol = protocol
+        self.fused_ops = fused_ops
+        super().__init__(
+            *args,
+            data_collator=collate_train,
+            compute_loss_func=self.pixel_cross_entropy,
+            compute_metrics=None,
+            **kwargs,
+        )
+        self.compute_metrics = ComputeMetrics(self.model.config.id2label)
+        # The loss is computed outside the model; handed on, `num_items_in_batch` would reach modules that ignore it.
+        # (Upstream: huggingface/transformers#47688.)
+        self.model_accepts_loss_kwargs = False
+        if self.train_dataset is not None:
+            self.add_callback(_EpochCallback(self.train_dataset))
+        for stock, concise in (
+            (ProgressCallback, _ConciseProgressCallback),
+            (PrinterCallback, _ConcisePrinterCallback),
+        ):
+            if self.pop_callback(stock):
+                self.add_callback(concise)
+
+    # ---- loss -----------------------------------------------------------------------------------------------------
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The batches of one optimizer step, and the number of valid pixels in them over all processes.
+
+        The stock count takes every label but -100, so it would count ignored pixels.
+        """
+        batch_samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        valid_pixels = sum((batch["labels"] != IGNORE_INDEX).sum() for batch in batch_samples)
+        if self.args.world_size > 1:
+            valid_pixels = self.accelerator.reduce(torch.as_tensor(valid_pixels, device=device), reduction="sum")
+        return batch_samples, valid_pixels
+
+    def pixel_cross_entropy(self, outputs, labels, num_items_in_batch=None):
+        """Cross-entropy at the labels' resolution: summed over pixels, divided by `num_items_in_batch`.
+
+        labels: int64 (B, H, W). The Trainer multiplies by the number of processes, over which DDP averages.
+        """
+        if num_items_in_batch is None:
+            num_items_in_batch = (labels != IGNORE_INDEX).sum()
+        if self.fused_ops:
+            return upsampled_cross_entropy(
+                outputs.logits, labels, ignore_index=IGNORE_INDEX, num_items_in_batch=num_items_in_batch
+            )
+        logits = F.interpolate(outputs.logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+        loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+        return loss / torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1)
+
+    # ---- evaluation -----------------------------------------------------------------------------------------------
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        """The stock loader with the collator for images of different sizes."""
+        train_collator, self.data_collator = self.data_collator, collate_eval
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = train_collator
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """As `Trainer.evaluate`, with the same weights and BatchNorm statistics in every process.
+
+        DDP lets the running statistics of each process follow its own batches; those of process 0 are saved, so
+        those are evaluated.
+        """
+        if self.args.world_size > 1:
+            for buffer in self.accelerator.unwrap_model(self.model).buffers():
+                torch.distributed.broadcast(buffer, src=0)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Scores each image at its annotation's size and returns counts instead of logits.
+
+        Returns:
+            (None, (confusion int64 (n, C, C), mean cross-entropy float32 (n,), valid pixels int64 (n,)), zeros (n,)).
+            The last stands for labels, without which the Trainer would not call `compute_metrics`.
+        """
+        inputs = self._prepare_inputs(inputs)
+        num_labels = self.model.config.num_labels
+        matrices, mean_losses, valid_pixels = [], [], []
+        for pixel_values, labels in zip(inputs["pixel_values"], inputs["labels"], strict=True):
+            with torch.inference_mode(), self.compute_loss_context_manager():
+                logits = predict_logits(model, pixel_values)
+            with torch.inference_mode():
+                prediction, loss_sum, valid = score_logits(logits, labels[None], self.fused_ops)
+                matrices.append(confusion_matrix(prediction, labels[None], num_labels))
+                mean_losses.append((loss_sum / valid.clamp(min=1)).float())
+                valid_pixels.append(valid)
+        counts = (torch.stack(matrices), torch.cat(mean_losses), torch.cat(valid_pixels))
+        return None, counts, torch.zeros(len(matrices), device=matrices[0].device)
+
+    def predict_label_map(self, image: Image.Image) -> np.ndarray:
+        """RGB image → uint8 training ids (H, W) at the image's size: the very prediction that `evaluate` scores."""
+        model = self.accelerator.unwrap_model(self.model).eval()
+        pixel_values = self.protocol.preprocess(image).to(self.args.device)
+        with torch.inference_mode(), self.compute_loss_context_manager():
+            logits = predict_logits(model, pixel_values)
+        with torch.inference_mode():
+            return label_map_of(logits, (image.height, image.width), self.fused_ops).cpu().numpy().astype(np.uint8)
+
+    # ---- checkpoints ----------------------------------------------------------------------------------------------
+
+    def _load_weights(self, folder: str) -> None:
+        saved = type(self.accelerator.unwrap_model(self.model)).from_pretrained(folder, dtype=torch.float32)
+        self.accelerator.unwrap_model(self.model).load_state_dict(saved.state_dict(), strict=True)
+        logger.info(f"restored all {len(saved.state_dict())} tensors from {folder}")
+
+    # `save_pretrained` writes the key names of older transformers; the two methods below load the raw file without
+    # mapping them back and only warn that nothing matched. Upstream: huggingface/transformers#43701, #48805 (open).
+    # tests/test_trainer_utils.py::test_stock_trainer_still_needs_the_override tells when they can go.
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_weights(resume_from_checkpoint)
+
+    def _load_best_model(self):
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return super()._load_best_model()
+        logger.info(f"best {self.args.metric_for_best_model} {self.state.best_metric:.4f}")
+        self._load_weights(self.state.best_model_checkpoint)
+
+
+def newest_checkpoint(output_dir: str | os.PathLike) -> str | None:
+    """The `checkpoint-N` folder with the highest N that was written completely, or None.
+
+    `trainer_state.json` is the last file of a checkpoint: where it is missing or cut off, saving was interrupted.
+    """
+    complete = []
+    for state_file in Path(output_dir).glob("checkpoint-*/trainer_state.json"):
+        try:
+            complete.append(
+                (json.loads(state_file.read_text(encoding="utf-8"))["global_step"], str(state_file.parent))
+            )
+        except ValueError:
+            logger.warning(f"{state_file.parent} was not written to the end and is passed over")
+    return max(complete)[1] if complete else None
