@@ -1,4 +1,4 @@
-"""Mean IoU from one streaming int64 confusion matrix: the metric, the Trainer's `compute_metrics`, the per-category table.
+"""Mean IoU from one streaming int64 confusion matrix: the metric, `compute_metrics` and the per-category table.
 
 Counts first, ratios second: everything printed is derived from one (num_labels, num_labels) matrix whose rows are the
 truth and whose columns are the prediction, so results do not depend on the order, the batch size or the number of
@@ -179,7 +179,7 @@ class ComputeMetrics:
             return {}
 
         result = self.metric.compute()
-        per_category = zip(PER_CATEGORY_PREFIXES, (result["per_category_iou"], result["per_category_accuracy"]))
+        per_category = {"iou_": result["per_category_iou"], "accuracy_": result["per_category_accuracy"]}
         metrics = {
             "loss": self._loss_sum / self._valid_pixels if self._valid_pixels else 0.0,
             "mean_iou": result["mean_iou"],
@@ -187,7 +187,7 @@ class ComputeMetrics:
             "overall_accuracy": result["overall_accuracy"],
         } | {
             f"{prefix}{self.id2label[i]}": float(value)
-            for prefix, values in per_category
+            for prefix, values in per_category.items()
             for i, value in enumerate(values)
             if not np.isnan(value)
         }
