@@ -162,11 +162,11 @@ def check_output_dir(output_dir: Path, label_map: LabelMap, training_args) -> No
     """Refuses to mix runs in one folder; clears what a finished run with the same classes left to be replaced."""
     labels_file, finished = output_dir / "labels.json", output_dir / "train_results.json"
     if labels_file.is_file():
-        old_names = list(read_class_list(labels_file)[0].values())
-        if old_names != list(label_map.id2label.values()):
+        before, now = (list(names.values()) for names in (read_class_list(labels_file)[0], label_map.id2label))
+        if before != now:
             raise UserError(
-                f"{output_dir} holds a run with other classes ({len(old_names)}: {', '.join(old_names[:3])}, …; now "
-                f"{label_map.num_labels}: {', '.join(list(label_map.id2label.values())[:3])}, …); give another --output_dir"
+                f"{output_dir} holds a run with other classes ({len(before)}: {', '.join(before[:3])} …; "
+                f"now {len(now)}: {', '.join(now[:3])} …); give another --output_dir"
             )
     if training_args.resume_from_checkpoint:
         return
@@ -182,10 +182,8 @@ def check_output_dir(output_dir: Path, label_map: LabelMap, training_args) -> No
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def choose_splits(
-    dataset: DatasetDict, data_args: DataArguments, training_args
-) -> tuple[Dataset | None, Dataset | None]:
-    """The splits to train on and to evaluate, cut to `--max_…_samples`; None where there is none and none is needed."""
+def choose_splits(dataset: DatasetDict, data_args: DataArguments, training_args) -> list[Dataset | None]:
+    """The split to train on and the one to evaluate, cut to `--max_…_samples`; None where none is there or needed."""
 
     def first(split: Dataset | None, count: int | None) -> Dataset | None:
         return split if split is None or count is None else split.take(min(count, len(split)))
@@ -198,7 +196,7 @@ def choose_splits(
     if eval_split is None and (training_args.do_eval or training_args.do_predict):
         raise UserError(f"the dataset has no validation or test split (found {found}); add --train_val_split 0.2")
     logger.info(f"images by split: {found}")
-    return train_split, eval_split
+    return [train_split, eval_split]
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -307,7 +305,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 def write_predictions(
     trainer: SegmentationTrainer, split: Dataset, label_map: LabelMap, output_dir: Path, max_samples: int | None
 ) -> None:
-    """Writes `predictions/NAME.png`, `predictions/overlays/NAME.jpg` and `contact_sheet.png`; each process its share."""
+    """Writes `predictions/NAME.png` and `predictions/overlays/NAME.jpg`, each process its share; `contact_sheet.png`."""
     folder = output_dir / "predictions"
     names = split["name"][:max_samples]
     palette = label_map.colors()

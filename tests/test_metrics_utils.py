@@ -116,7 +116,7 @@ def test_shape_mismatch_is_refused():
 
 
 def test_is_an_evaluate_metric(tmp_path):
-    maps = dict(predictions=[np.array([[0, 1]])], references=[np.array([[0, 0]])])
+    maps = {"predictions": [np.array([[0, 1]])], "references": [np.array([[0, 0]])]}
     combined = evaluate.combine([MeanIoU(2), MeanIoU(2)])
     result = combined.compute(**maps)
     assert result["mean_iou_0_mean_iou"] == result["mean_iou_1_mean_iou"] == 0.25
