@@ -305,7 +305,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 def write_predictions(
     trainer: SegmentationTrainer, split: Dataset, label_map: LabelMap, output_dir: Path, max_samples: int | None
 ) -> None:
-    """Writes `predictions/NAME.png` and `predictions/overlays/NAME.jpg`, each process its share; `contact_sheet.png`."""
+    """Writes predictions and overlays, each process its share of the images, and a contact sheet of the first ones."""
     folder = output_dir / "predictions"
     names = split["name"][:max_samples]
     palette = label_map.colors()
