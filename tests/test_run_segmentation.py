@@ -1,0 +1,327 @@
+"""The whole program on a tiny model and tiny images: the real `main()`, the real files, the real launcher."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, SegformerConfig, SegformerForSemanticSegmentation, pipeline
+
+import run_segmentation
+from cli_utils import UserError
+from metrics_utils import confusion_matrix
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CLASSES = {"0": "background", "1": "disc", "2": "bar"}
+
+
+def draw_pair(rng, height, width, offset):
+    """An image whose colours tell its classes, and its mask: a disc and a bar on a background, one ignored corner."""
+    y, x = np.mgrid[:height, :width]
+    mask = np.zeros((height, width), np.uint8)
+    mask[(y - rng.integers(10, height - 10)) ** 2 + (x - rng.integers(10, width - 10)) ** 2 < 90] = 1
+    mask[:, (left := rng.integers(4, width - 12)) : left + 8] = 2
+    colors = np.array([[90, 120, 60], [220, 40, 40], [40, 60, 220]])
+    image = np.clip(colors[mask] + rng.normal(0, 20, (height, width, 3)), 0, 255).astype(np.uint8)
+    mask = mask + offset
+    mask[:5, :5] = 0 if offset else 255
+    return Image.fromarray(image), Image.fromarray(mask)
+
+
+def make_dataset(folder, ade20k=False, train=6, validation=5):
+    """ADE20K layout (annotation 0 ignored, classes from 1) or train/validation folders (classes from 0, 255 ignored)."""
+    rng = np.random.default_rng(0)
+    for split, count in (("training" if ade20k else "train", train), ("validation" if ade20k else "val", validation)):
+        images, masks = (
+            (folder / "images" / split, folder / "annotations" / split)
+            if ade20k
+            else (folder / split / "images", folder / split / "masks")
+        )
+        images.mkdir(parents=True)
+        masks.mkdir(parents=True)
+        for i in range(count):
+            image, mask = draw_pair(rng, 40 + 7 * (i % 3), 64 - 5 * (i % 2), int(ade20k))
+            image.save(images / f"{split}_{i}.png")
+            mask.save(masks / f"{split}_{i}.png")
+    names = folder / "classes.json"
+    names.write_text(json.dumps(CLASSES))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("data") / "set")
+
+
+@pytest.fixture(scope="module")
+def tiny_config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    SegformerConfig(
+        hidden_sizes=[8, 16, 24, 32], depths=[1] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=16
+    ).save_pretrained(folder)
+    return folder / "config.json"
+
+
+@pytest.fixture(scope="module")
+def flags(data, tiny_config):
+    """Everything but the output folder and what to do."""
+    return [
+        *("--from_scratch", str(tiny_config), "--dataset_dir", str(data), "--id2label", str(data / "classes.json")),
+        *("--image_size", "64", "--learning_rate", "1e-2", "--num_train_epochs", "3", "--use_cpu", "--seed", "7"),
+        *("--logging_steps", "1", "--report_to", "none", "--disable_tqdm", "true"),
+    ]
+
+
+def read(path):
+    return json.loads(Path(path).read_text())
+
+
+@pytest.fixture(scope="module")
+def run(flags, tmp_path_factory):
+    """One complete run, shared by the tests that look at what it left."""
+    output_dir = tmp_path_factory.mktemp("run") / "out"
+    main_flags = [
+        *flags,
+        "--do_train",
+        "--do_eval",
+        "--do_predict",
+        "--eval_on_train",
+        "--output_dir",
+        str(output_dir),
+    ]
+    metrics = run_segmentation.main(main_flags)
+    return output_dir, metrics
+
+
+def test_a_run_leaves_what_the_readme_says(run):
+    output_dir, metrics = run
+    expected = """model.safetensors config.json preprocessor_config.json labels.json trainer_state.json README.md
+        train_results.json eval_results.json all_results.json per_category.csv confusion_matrix.npy
+        contact_sheet.png""".split()
+    assert [name for name in expected if not (output_dir / name).is_file()] == []
+    assert metrics == read(output_dir / "all_results.json")
+    results = read(output_dir / "eval_results.json")
+    assert {"eval_mean_iou", "eval_mean_accuracy", "eval_overall_accuracy", "eval_loss", "eval_protocol"} <= set(
+        results
+    )
+    assert "short side 64" in results["eval_protocol"] and "original size" in results["eval_protocol"]
+    assert all(isinstance(value, int | float | str) for value in results.values())
+    assert not any("disc" in key for key in results)  # categories stand in per_category.csv
+    assert metrics["train_mean_iou"] > 0.5 and metrics["eval_mean_iou"] > 0.5
+    assert metrics["train_loss"] != metrics["eval_loss"]
+    state = read(output_dir / "trainer_state.json")
+    assert state["best_metric"] == pytest.approx(metrics["eval_mean_iou"])
+    assert any("eval_accuracy_disc" in entry for entry in state["log_history"])  # but trackers see every category
+
+
+def test_every_parameter_moved(run, flags, tiny_config):
+    output_dir, _ = run
+    trained = load_file(output_dir / "model.safetensors")
+    torch.manual_seed(7)
+    config = SegformerConfig.from_pretrained(tiny_config.parent, num_labels=3)
+    transformers_seed_model = SegformerForSemanticSegmentation(config)
+    transformers_seed_model.save_pretrained(output_dir / "fresh")
+    fresh = load_file(output_dir / "fresh" / "model.safetensors")
+    assert [name for name in trained if fresh[name].shape != trained[name].shape] == []
+    assert [name for name in trained if torch.equal(trained[name], fresh[name])] == []
+
+
+def test_predictions_rescored_give_the_reported_confusion_matrix(run, data):
+    output_dir, _ = run
+    total = np.zeros((3, 3), np.int64)
+    for mask_file in sorted((data / "val" / "masks").iterdir()):
+        written = Image.open(output_dir / "predictions" / mask_file.name)
+        truth = np.asarray(Image.open(mask_file))
+        assert written.mode == "P" and written.size == (truth.shape[1], truth.shape[0])
+        total += confusion_matrix(np.array(written), truth, 3).numpy()
+        assert (output_dir / "predictions" / "overlays" / f"{mask_file.stem}.jpg").is_file()
+    np.testing.assert_array_equal(total, np.load(output_dir / "confusion_matrix.npy"))
+
+
+def test_reduced_labels_and_the_annotations_convention(tmp_path, flags):
+    data = make_dataset(tmp_path / "ade", ade20k=True)
+    output_dir = tmp_path / "out"
+    argv = [*flags, "--dataset_dir", str(data), "--id2label", str(data / "classes.json"), "--num_train_epochs", "1"]
+    run_segmentation.main([*argv, "--do_train", "--do_predict", "--output_dir", str(output_dir)])
+    assert read(output_dir / "preprocessor_config.json")["do_reduce_labels"] is True
+    total = np.zeros((3, 3), np.int64)
+    for mask_file in sorted((data / "annotations" / "validation").iterdir()):
+        prediction, truth = (np.array(Image.open(f)) for f in (output_dir / "predictions" / mask_file.name, mask_file))
+        assert prediction.min() >= 1 and prediction.max() <= 3  # 1…3 as in the annotation files, never 0
+        counted = truth > 0
+        total += confusion_matrix(prediction[counted] - 1, truth[counted] - 1, 3).numpy()
+    np.testing.assert_array_equal(total, np.load(output_dir / "confusion_matrix.npy"))
+
+
+def test_standard_loaders_take_the_result(run, data):
+    output_dir, _ = run
+    segmenter = pipeline("image-segmentation", model=str(output_dir))
+    segments = segmenter(str(data / "val" / "images" / "val_0.png"))
+    assert {segment["label"] for segment in segments} <= set(CLASSES.values())
+    assert segments[0]["mask"].size == (64, 40)
+    model = SegformerForSemanticSegmentation.from_pretrained(output_dir)
+    assert model.config.id2label == {0: "background", 1: "disc", 2: "bar"}
+    assert AutoImageProcessor.from_pretrained(output_dir).do_reduce_labels is False
+
+
+@pytest.mark.parametrize("options", [["--per_device_eval_batch_size", "3"], ["--dataloader_num_workers", "1"]])
+def test_evaluating_a_trained_folder_repeats_its_numbers(run, flags, data, tmp_path, options):
+    output_dir, metrics = run
+    argv = ["--model_name_or_path", str(output_dir), "--dataset_dir", str(data), "--image_size", "64", "--use_cpu"]
+    again = run_segmentation.main(
+        [*argv, "--id2label", str(data / "classes.json"), "--do_eval", "--output_dir", str(tmp_path), *options]
+    )
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "confusion_matrix.npy"), np.load(output_dir / "confusion_matrix.npy")
+    )
+    for key in ("eval_mean_iou", "eval_mean_accuracy", "eval_overall_accuracy", "eval_loss"):
+        assert again[key] == metrics[key]
+
+
+def weights(folder):
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def assert_same_weights(first, second):
+    first, second = weights(first), weights(second)
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def script_environment():
+    """One thread for each process, so that sums have one order everywhere."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def test_killed_and_resumed_equals_uninterrupted(flags, tmp_path):
+    flags = [*flags, "--do_train", "--save_strategy", "steps", "--eval_strategy", "steps", "--save_steps", "2"]
+    flags += ["--eval_steps", "2", "--save_total_limit", "10", "--dataloader_num_workers", "1", "--max_steps", "7"]
+    flags += ["--gradient_accumulation_steps", "1"]
+    script = [sys.executable, str(REPOSITORY / "run_segmentation.py"), *flags]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([*script, "--output_dir", str(whole)], check=True, env=script_environment(), capture_output=True)
+
+    process = subprocess.Popen(
+        [*script, "--output_dir", str(killed)],
+        env=script_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 120
+    while not (killed / "checkpoint-2" / "trainer_state.json").is_file():  # in the middle of the first epoch
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read().decode()[-2000:]
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (killed / "model.safetensors").exists()
+
+    refused = subprocess.run(
+        [*script, "--output_dir", str(killed)], env=script_environment(), capture_output=True, text=True
+    )
+    assert refused.returncode == 2
+    assert "unfinished run" in refused.stderr.splitlines()[-1] and "--resume_from_checkpoint last" in refused.stderr
+
+    resume = ["--output_dir", str(killed), "--resume_from_checkpoint", "last"]
+    subprocess.run([*script, *resume], check=True, env=script_environment(), capture_output=True)
+    assert_same_weights(whole, killed)
+    histories = [
+        [
+            {k: v for k, v in entry.items() if not k.endswith(("runtime", "per_second"))}
+            for entry in state["log_history"]
+        ]
+        for state in (read(whole / "trainer_state.json"), read(killed / "trainer_state.json"))
+    ]
+    assert histories[0][:-1] == histories[1][:-1]  # the last entry is the summary of the time that training took
+
+
+def test_two_processes_equal_one(flags, run, data, tmp_path):
+    """Same batches, once as 2 × 1 in one process with accumulation, once on two processes."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    launch += "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split()
+    launch += ["--main_process_port", "0"]
+    script = [str(REPOSITORY / "run_segmentation.py"), *flags, "--do_train", "--do_eval", "--do_predict"]
+    script += ["--max_steps", "4", "--per_device_train_batch_size", "1", "--eval_strategy", "no"]
+    # BatchNorm sees the batch of its process, so equal batches per process make equal statistics.
+    one, two = tmp_path / "one", tmp_path / "two"
+    commands = [
+        [sys.executable, *script, "--gradient_accumulation_steps", "2", "--output_dir", str(one)],
+        [*launch, *script, "--output_dir", str(two)],
+    ]
+    for command in commands:
+        done = subprocess.run(command, env=script_environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+    losses = [
+        [entry["loss"] for entry in read(folder / "trainer_state.json")["log_history"] if "loss" in entry]
+        for folder in (one, two)
+    ]
+    assert len(losses[0]) == 4
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+
+    # Evaluation of one and the same model: equal to the last integer, with 5 images on 2 processes.
+    trained, metrics = run
+    evaluate = [str(REPOSITORY / "run_segmentation.py"), "--model_name_or_path", str(trained), "--use_cpu"]
+    evaluate += ["--dataset_dir", str(data), "--id2label", str(data / "classes.json"), "--image_size", "64"]
+    evaluate += ["--do_eval", "--do_predict", "--output_dir", str(tmp_path / "evaluated")]
+    done = subprocess.run([*launch, *evaluate], env=script_environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "evaluated" / "confusion_matrix.npy"), np.load(trained / "confusion_matrix.npy")
+    )
+    results = read(tmp_path / "evaluated" / "eval_results.json")
+    assert results["eval_mean_iou"] == metrics["eval_mean_iou"] and results["eval_loss"] == metrics["eval_loss"]
+    assert len(list((tmp_path / "evaluated" / "predictions").glob("*.png"))) == 5
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "no data: give --dataset_dir"),
+        (["--dataset_dir", "x"], "nothing to do"),
+        (["--dataset_dir", "x", "--do_eval"], "--model_name_or_path must name the trained model"),
+        (["--dataset_dir", "x", "--do_train", "--train_val_split", "2"], "between 0 and 1"),
+        (["--dataset_dir", "x", "--do_train", "--image_size", "0"], "--image_size is 0"),
+        (["--dataset_dir", "x", "--do_train", "--resume_from_checkpoint", "last"], "no complete checkpoint"),
+        (["--dataset_dir", "x", "--do_train", "--resume_from_checkpoint", "y"], "no checkpoint folder"),
+        (["--dataset_dir", "x", "--do_train", "--push_to_hub", "--hub_strategy", "every_save"], "pickled"),
+        (["--dataset_dir", "no/such/place", "--do_train"], "no/such/place"),
+        (["--dataset_dir", "x", "--do_trian"], r"did you mean --do_train\?"),
+        (["--dataset_dir", "x", "--do_train", "--lr_scheduler_type", "cosin"], "cosin"),
+    ],
+)
+def test_mistakes_end_in_one_line(argv, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        run_segmentation.main([*argv, "--output_dir", str(tmp_path / "out"), "--use_cpu"])
+
+
+def test_a_folder_with_other_classes_is_refused(run, flags, data, tmp_path):
+    output_dir, _ = run
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(CLASSES | {"3": "cloud"}))
+    with pytest.raises(UserError, match=r"holds a run with other classes \(3: .*now 4: .*give another --output_dir"):
+        run_segmentation.main([*flags, "--id2label", str(other), "--do_train", "--output_dir", str(output_dir)])
+
+
+def test_evaluating_with_other_classes_is_refused(run, data, tmp_path):
+    output_dir, _ = run
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(CLASSES | {"3": "cloud"}))
+    argv = ["--model_name_or_path", str(output_dir), "--dataset_dir", str(data), "--use_cpu", "--do_eval"]
+    with pytest.raises(UserError, match="3 classes"):
+        run_segmentation.main([*argv, "--id2label", str(other), "--output_dir", str(tmp_path / "out")])
+
+
+def test_a_finished_run_is_replaced(flags, tmp_path):
+    argv = [*flags, "--do_train", "--max_steps", "1", "--eval_strategy", "no", "--output_dir", str(tmp_path)]
+    run_segmentation.main(argv)
+    assert (tmp_path / "checkpoint-1").is_dir()
+    (tmp_path / "checkpoint-99").mkdir()
+    run_segmentation.main([*argv, "--max_steps", "2"])
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2"]
