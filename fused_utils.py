@@ -1,0 +1,385 @@
+"""The same mathematics in less time and memory: SegFormer's decode head, and upsampling fused with what follows it.
+
+Nothing here changes a result beyond rounding. Two identities do the work (see `FusedSegformerDecodeHead` and
+`upsampled_cross_entropy`); the rest is layout: activations stay channels-last, as the encoder makes them.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel, SegformerForSemanticSegmentation
+from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
+
+from metrics_utils import IGNORE_INDEX
+
+# Bytes of one upsampled tile. On a CPU the tile and its softmax are to stay in a core's second-level cache (1 to 2 MB;
+# twice or half as much costs about 10 %); elsewhere a small share of the memory, for few kernel launches.
+CPU_TILE_BYTES = 2**20
+ACCELERATOR_TILE_BYTES = 2**26
+# Widest tile, in pixels: the horizontal step is a dense product over the low-resolution columns of the tile.
+TILE_COLUMNS = 128
+# Below this a float32 softmax loses digits, then becomes 0, while its logarithm is still an ordinary number.
+SMALLEST_LIKELIHOOD = 1e-30
+
+
+class FusedSegformerDecodeHead(SegformerDecodeHead):
+    """SegFormer's decode head by its folded per-stage products; modules, parameters and buffers are the stock head's.
+
+    Between `linear_projections[i]` and `linear_fuse` there is no non-linearity, and bilinear upsampling acts on each
+    channel alone with weights that sum to one, so it commutes with 1x1 convolutions:
+    `linear_fuse(cat(up(W_i x_i + b_i))) = sum_i up((F_i W_i) x_i) + sum_i F_i b_i`, F_i the block of `linear_fuse` for
+    stage i. Each product runs at its stage's own resolution. Hooks on the replaced modules do not fire.
+    """
+
+    def forward(self, encoder_hidden_states: tuple[Tensor, ...], **kwargs) -> Tensor:
+        """Logits (B, num_labels, h_0, w_0) of the stage outputs (B, C_i, h_i, w_i).
+
+        With `reshape_last_stage=False` the last stage is (B, h_i * w_i, C_i).
+        """
+        weights, bias = self._folded_weights(encoder_hidden_states[0].device.type)
+        size = encoder_hidden_states[0].shape[-2:]
+        fused = None
+        for stage, (hidden_state, weight) in enumerate(zip(encoder_hidden_states, weights, strict=True)):
+            if hidden_state.ndim == 3:
+                tokens, stage_size = hidden_state, self._last_stage_size(encoder_hidden_states[-2].shape[-2:])
+            else:
+                tokens, stage_size = hidden_state.flatten(2).transpose(1, 2), hidden_state.shape[-2:]
+            # A constant survives upsampling, so the bias goes in where there are fewest pixels.
+            product = F.linear(tokens, weight, bias if stage == len(weights) - 1 else None)
+            product = product.unflatten(1, stage_size).permute(0, 3, 1, 2)
+            if stage > 0:
+                product = F.interpolate(product, size=size, mode="bilinear", align_corners=False)
+            fused = product if fused is None else fused + product
+        if self.batch_norm.training:
+            fused = self.batch_norm(fused)
+        hidden_states = self.dropout(self.activation(fused)).permute(0, 2, 3, 1)
+        logits = F.linear(hidden_states, self.classifier.weight.flatten(1), self.classifier.bias)
+        return logits.permute(0, 3, 1, 2)
+
+    def _folded_weights(self, device_type: str) -> tuple[list[Tensor], Tensor]:
+        """`F_i W_i` of every stage and the sum of `F_i b_i`, with BatchNorm's affine map in evaluation mode.
+
+        Worked out afresh in every forward pass, so never stale, whichever way a weight was changed (an edit through
+        `.data` leaves no trace that a cache could look for) and with gradients to every parameter.
+        """
+        with torch.autocast(device_type, enabled=False):
+            # linear_fuse reads the stages in reverse order.
+            blocks = self.linear_fuse.weight.flatten(1).chunk(len(self.linear_projections), dim=1)[::-1]
+            projections = [projection.proj for projection in self.linear_projections]
+            bias = sum(block @ projection.bias for block, projection in zip(blocks, projections, strict=True))
+            norm = self.batch_norm
+            if not norm.training:
+                scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+                blocks = [scale[:, None] * block for block in blocks]
+                bias = scale * (bias - norm.running_mean) + norm.bias
+            return [block @ projection.weight for block, projection in zip(blocks, projections, strict=True)], bias
+
+    def _last_stage_size(self, previous_size: tuple[int, int]) -> tuple[int, int]:
+        """(h, w) that the last stage's patch embedding makes of the stage before it; stock guesses a square."""
+        kernel, stride = self.config.patch_sizes[-1], self.config.strides[-1]
+        height, width = ((side + 2 * (kernel // 2) - kernel) // stride + 1 for side in previous_size)
+        return height, width
+
+
+def fuse_decode_head(model: PreTrainedModel) -> PreTrainedModel:
+    """Make a SegFormer segmentation model use `FusedSegformerDecodeHead`, in place; any other model is left alone.
+
+    Only the class of the head changes: `state_dict`, saved files, `copy.deepcopy` and pickling stay what they were.
+    """
+    if isinstance(model, SegformerForSemanticSegmentation):
+        model.decode_head.__class__ = FusedSegformerDecodeHead
+    return model
+
+
+class _Span(NamedTuple):
+    """A run of output rows (or columns), the input rows it is interpolated from, and the weights between them."""
+
+    output: slice
+    input: slice
+    weights: Tensor  # (output rows, input rows)
+
+
+def _interpolation_spans(input_size: int, output_size: int, length: int, like: Tensor) -> list[_Span]:
+    """One axis of bilinear interpolation, `align_corners=False`, cut into runs of at most `length` output rows.
+
+    Positions are worked out as `torch.nn.functional.interpolate` does, in the dtype of `like`, and on the CPU, where
+    the bounds of the slices are needed.
+    """
+    position = (torch.arange(output_size, dtype=like.dtype) + 0.5) * (input_size / output_size) - 0.5
+    position = position.clamp(min=0)
+    low = position.long().clamp(max=input_size - 1)
+    high = (low + 1).clamp(max=input_size - 1)
+    fraction = position - low
+    spans = []
+    for start in range(0, output_size, length):
+        output = slice(start, min(start + length, output_size))
+        first, last = int(low[output.start]), int(high[output.stop - 1])
+        weights = torch.zeros(output.stop - start, last + 1 - first, dtype=like.dtype)
+        rows = torch.arange(output.stop - start)
+        weights[rows, low[output] - first] = 1 - fraction[output]
+        weights[rows, high[output] - first] += fraction[output]  # low and high are one row at the far edge
+        spans.append(_Span(output, slice(first, last + 1), weights.to(like.device)))
+    return spans
+
+
+class _Tile(NamedTuple):
+    """One image's part of the upsampled logits. `logits` is overwritten by the next tile."""
+
+    image: int
+    rows: _Span
+    columns: _Span
+    logits: Tensor  # (rows, columns, C)
+
+
+def _upsampled_tiles(logits: Tensor, size: tuple[int, int]) -> Iterator[_Tile]:
+    """Bilinear upsampling of channels-last logits (B, h, w, C) to (H, W), one strip of rows after the other.
+
+    The height of a strip follows from the bytes allowed for a tile; a strip wider than `TILE_COLUMNS` comes in several
+    tiles. How an image is cut does not depend on the others in its batch.
+    """
+    batch_size, input_height, input_width, num_classes = logits.shape
+    height, width = size
+    budget = CPU_TILE_BYTES if logits.device.type == "cpu" else ACCELERATOR_TILE_BYTES
+    column_length = min(width, TILE_COLUMNS)
+    row_length = min(height, max(1, budget // (column_length * num_classes * logits.element_size())))
+    row_spans = _interpolation_spans(input_height, height, row_length, logits)
+    column_spans = _interpolation_spans(input_width, width, column_length, logits)
+    input_rows = max(span.weights.shape[1] for span in row_spans)
+    # One allocation instead of two for each tile: fresh pages cost as much as the arithmetic.
+    wide_buffer = logits.new_empty(input_rows * column_length * num_classes)
+    tile_buffer = logits.new_empty(row_length * column_length * num_classes)
+    for image in range(batch_size):
+        for rows in row_spans:
+            for columns in column_spans:
+                pixels = columns.weights.shape[0] * num_classes
+                wide = _view(wide_buffer, rows.weights.shape[1], columns.weights.shape[0], num_classes)
+                torch.matmul(columns.weights, logits[image, rows.input, columns.input], out=wide)
+                tile = _view(tile_buffer, rows.weights.shape[0], pixels)
+                torch.mm(rows.weights, wide.flatten(1), out=tile)
+                yield _Tile(image, rows, columns, tile.unflatten(1, (-1, num_classes)))
+
+
+def _view(buffer: Tensor, *shape: int) -> Tensor:
+    return buffer[: math.prod(shape)].view(shape)
+
+
+@contextmanager
+def _full_precision(device_type: str) -> Iterator[None]:
+    """Keeps autocast and TF32 (the Trainer turns it on where there is any) from rounding interpolated logits."""
+    matmul = torch.backends.cuda.matmul
+    precision = matmul.fp32_precision
+    matmul.fp32_precision = "ieee"
+    try:
+        with torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        matmul.fp32_precision = precision
+
+
+def _channels_last(logits: Tensor) -> Tensor:
+    """(B, C, h, w) of any floating dtype -> contiguous (B, h, w, C) in float64 or else float32."""
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return logits.detach().permute(0, 2, 3, 1).to(dtype).contiguous()
+
+
+def _check_shapes(logits: Tensor, labels: Tensor) -> None:
+    if logits.ndim != 4 or labels.ndim != 3 or logits.shape[0] != labels.shape[0]:
+        raise ValueError(
+            f"logits must be (B, C, h, w) and labels (B, H, W), got {tuple(logits.shape)} and {tuple(labels.shape)}"
+        )
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
+
+
+def _tile_targets(labels: Tensor, tile: _Tile, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """(target, valid) of one tile, both (rows, columns, 1), int64 and bool; target is 0 where the label is ignored.
+
+    Labels that are no class are looked for on the CPU alone. Elsewhere that would wait for the device; there, as with
+    stock cross-entropy, indexing by such a label ends in a device-side assertion.
+    """
+    target = labels[tile.image, tile.rows.output, tile.columns.output].long().unsqueeze(-1)
+    valid = target != ignore_index
+    target = target * valid
+    if target.device.type == "cpu":
+        lowest, highest = (int(bound) for bound in target.aminmax())
+        num_classes = tile.logits.shape[-1]
+        if lowest < 0 or highest >= num_classes:
+            raise ValueError(
+                f"label {lowest if lowest < 0 else highest} is neither a class (0 to {num_classes - 1}) nor the "
+                f"ignore_index {ignore_index}"
+            )
+    return target, valid
+
+
+def _log_likelihood(tile: _Tile, probabilities: Tensor, target: Tensor) -> Tensor:
+    """log softmax at `target`, (rows, columns, 1), from the softmax that is there already."""
+    likelihood = probabilities.gather(-1, target)
+    if (likelihood < SMALLEST_LIKELIHOOD).any():
+        return tile.logits.log_softmax(-1).gather(-1, target)
+    return likelihood.log()
+
+
+def _add_gradient(gradient: Tensor, tile: _Tile, tile_gradient: Tensor) -> None:
+    """The transpose of upsampling: adds what a tile contributes to the gradient of the low-resolution logits."""
+    rows, columns = tile.rows, tile.columns
+    wide = torch.mm(rows.weights.T, tile_gradient.flatten(1)).unflatten(1, tile_gradient.shape[1:])
+    gradient[tile.image, rows.input, columns.input] += torch.matmul(columns.weights.T, wide)
+
+
+def _cross_entropy_sums(
+    logits: Tensor, labels: Tensor, weight: Tensor, ignore_index: int, label_smoothing: float, with_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Loss and label weight summed over valid pixels, and the loss's gradient, for channels-last logits (B, h, w, C).
+
+    With w the class weights, e the smoothing and y the label, `torch.nn.CrossEntropyLoss` defines a pixel's loss as
+    `(1 - e) w_y (-log p_y) + e / C sum_c w_c (-log p_c)`; its gradient with respect to the logits is
+    `((1 - e) w_y + e / C sum(w)) p - (1 - e) w_y onehot(y) - e / C w`.
+    """
+    gradient = torch.zeros_like(logits) if with_gradient else None
+    smoothing = label_smoothing / logits.shape[-1]
+    losses, label_weights = [], []
+    buffer = None
+    for tile in _upsampled_tiles(logits, labels.shape[-2:]):
+        if buffer is None:
+            buffer = torch.empty_like(tile.logits).flatten()  # no later tile is larger than the first
+        probabilities = torch.softmax(tile.logits, -1, out=_view(buffer, *tile.logits.shape))
+        target, valid = _tile_targets(labels, tile, ignore_index)
+        log_likelihood = _log_likelihood(tile, probabilities, target)
+        label_weight = weight[target] * valid
+        label_weights.append(label_weight.sum())
+        nll_weight = label_weight * (1 - label_smoothing)
+        loss = nll_weight * -log_likelihood
+        probability_weight = nll_weight
+        if smoothing:
+            log_normalizer = tile.logits.gather(-1, target) - log_likelihood
+            uniform_loss = weight.sum() * log_normalizer - tile.logits @ weight[:, None]
+            loss += smoothing * uniform_loss * valid
+            probability_weight = nll_weight + smoothing * weight.sum() * valid
+        losses.append(loss.sum())
+        if gradient is not None:
+            tile_gradient = probabilities.mul_(probability_weight).scatter_add_(-1, target, -nll_weight)
+            if smoothing:
+                tile_gradient -= smoothing * weight * valid
+            _add_gradient(gradient, tile, tile_gradient)
+    return torch.stack(losses).sum(), torch.stack(label_weights).sum(), gradient
+
+
+class _UpsampledCrossEntropy(torch.autograd.Function):
+    """`_cross_entropy_sums` for autograd: the gradient comes with the value and is all that waits for `backward`."""
+
+    @staticmethod
+    def forward(ctx, logits, labels, weight, ignore_index, label_smoothing, with_gradient):
+        with _full_precision(logits.device.type):
+            low_resolution = _channels_last(logits)
+            loss, label_weight, gradient = _cross_entropy_sums(
+                low_resolution, labels, weight.to(low_resolution), ignore_index, label_smoothing, with_gradient
+            )
+        ctx.logits_dtype = logits.dtype
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(label_weight)
+        return loss, label_weight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, loss_gradient, _):
+        (gradient,) = ctx.saved_tensors
+        return (gradient * loss_gradient).to(ctx.logits_dtype).permute(0, 3, 1, 2), None, None, None, None, None
+
+
+@torch.compiler.disable
+def upsampled_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    ignore_index: int = IGNORE_INDEX,
+    weight: Tensor | None = None,
+    num_items_in_batch: int | Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross-entropy of logits bilinearly upsampled to the labels' size, without ever holding the upsampled logits.
+
+    Equals `F.cross_entropy(F.interpolate(logits, labels.shape[-2:], mode="bilinear"), labels, ...)` in value and
+    gradient. Upsampling is linear, so the gradient of the loss with respect to the low-resolution logits is a sum over
+    tiles of upsampled pixels; value and gradient are worked out together, a tile at a time, in the forward pass.
+
+    Args:
+        logits: (B, C, h, w) of any floating dtype; half precision is computed in float32. Channels-last is fastest.
+        labels: (B, H, W) integers, each 0 to C - 1 or `ignore_index`; (H, W) may be any size.
+        ignore_index: label of the pixels that count nowhere.
+        weight: (C,) class weights.
+        num_items_in_batch: divisor of the summed loss, the valid pixels of the whole batch over accumulation steps and
+            processes. Without it the loss is torch's weighted mean over the valid pixels given.
+        label_smoothing: 0 to 1, as in `F.cross_entropy`.
+
+    Returns:
+        A scalar, float64 for float64 logits and else float32; 0 where every pixel is ignored. No second derivative.
+
+    Raises:
+        ValueError: on shapes that do not fit and, on the CPU, on a label that is neither a class nor ignored (on a GPU
+            that ends in a device-side assertion, as in stock cross-entropy).
+        TypeError: on labels that are no integers.
+    """
+    _check_shapes(logits, labels)
+    if weight is None:
+        weight = logits.new_ones(logits.shape[1])
+    elif weight.shape != logits.shape[1:2]:
+        raise ValueError(f"weight must be one number for each of {logits.shape[1]} classes, got {tuple(weight.shape)}")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must be in 0..1, got {label_smoothing}")
+    with_gradient = logits.requires_grad and torch.is_grad_enabled()
+    loss, divisor = _UpsampledCrossEntropy.apply(logits, labels, weight, ignore_index, label_smoothing, with_gradient)
+    if num_items_in_batch is not None:
+        divisor = torch.as_tensor(num_items_in_batch, dtype=loss.dtype, device=loss.device)
+    return loss / torch.where(divisor == 0, 1, divisor)
+
+
+def _new_prediction(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    # 255 is left to mean "ignored" wherever predictions and labels are written alike.
+    dtype = torch.uint8 if logits.shape[1] <= IGNORE_INDEX else torch.int64
+    return torch.empty(logits.shape[0], *size, dtype=dtype, device=logits.device)
+
+
+@torch.compiler.disable
+@torch.no_grad()
+def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Most likely class of each pixel, (B, C, h, w) -> (B, H, W), uint8 for up to 255 classes and else int64.
+
+    Equals `F.interpolate(logits, size, mode="bilinear").argmax(1)` (up to rounding where two classes tie) without the
+    (B, C, H, W) tensor.
+    """
+    prediction = _new_prediction(logits, size)
+    with _full_precision(logits.device.type):
+        for tile in _upsampled_tiles(_channels_last(logits), size):
+            prediction[tile.image, tile.rows.output, tile.columns.output] = tile.logits.argmax(-1)
+    return prediction
+
+
+@torch.compiler.disable
+@torch.no_grad()
+def upsampled_scores(
+    logits: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What evaluation needs of logits (B, C, h, w) upsampled to labels (B, H, W), in one pass over the pixels.
+
+    Returns:
+        The prediction (B, H, W) of `upsampled_argmax`, bit for bit; the cross-entropy summed over each image's valid
+        pixels (B,), in the dtype of `upsampled_cross_entropy`; and the number of valid pixels (B,), int64.
+    """
+    _check_shapes(logits, labels)
+    prediction = _new_prediction(logits, labels.shape[-2:])
+    low_resolution = _channels_last(logits)
+    loss = low_resolution.new_zeros(logits.shape[0])
+    valid_pixels = torch.zeros(logits.shape[0], dtype=torch.int64, device=logits.device)
+    with _full_precision(logits.device.type):
+        for tile in _upsampled_tiles(low_resolution, labels.shape[-2:]):
+            prediction[tile.image, tile.rows.output, tile.columns.output] = tile.logits.argmax(-1)
+            target, valid = _tile_targets(labels, tile, ignore_index)
+            log_likelihood = tile.logits.log_softmax(-1).gather(-1, target)
+            loss[tile.image] -= (log_likelihood * valid).sum()
+            valid_pixels[tile.image] += valid.sum()
+    return prediction, loss, valid_pixels
