@@ -1,4 +1,4 @@
-"""The same mathematics in less time and memory: SegFormer's decode head, and upsampling fused with what follows it.
+"""The same mathematics in less time and memory: SegFormer's decode head, and upsampling fused with what follows.
 
 Nothing here changes a result beyond rounding. Two identities do the work (see `FusedSegformerDecodeHead` and
 `upsampled_cross_entropy`); the rest is layout: activations stay channels-last, as the encoder makes them.
@@ -105,13 +105,15 @@ class _Span(NamedTuple):
     weights: Tensor  # (output rows, input rows)
 
 
-def _interpolation_spans(input_size: int, output_size: int, length: int, like: Tensor) -> list[_Span]:
+def _interpolation_spans(
+    input_size: int, output_size: int, length: int, dtype: torch.dtype, device: torch.device
+) -> list[_Span]:
     """One axis of bilinear interpolation, `align_corners=False`, cut into runs of at most `length` output rows.
 
-    Positions are worked out as `torch.nn.functional.interpolate` does, in the dtype of `like`, and on the CPU, where
+    Positions are worked out as `torch.nn.functional.interpolate` does, in the dtype of the result, and on the CPU, where
     the bounds of the slices are needed.
     """
-    position = (torch.arange(output_size, dtype=like.dtype) + 0.5) * (input_size / output_size) - 0.5
+    position = (torch.arange(output_size, dtype=dtype) + 0.5) * (input_size / output_size) - 0.5
     position = position.clamp(min=0)
     low = position.long().clamp(max=input_size - 1)
     high = (low + 1).clamp(max=input_size - 1)
@@ -120,52 +122,81 @@ def _interpolation_spans(input_size: int, output_size: int, length: int, like: T
     for start in range(0, output_size, length):
         output = slice(start, min(start + length, output_size))
         first, last = int(low[output.start]), int(high[output.stop - 1])
-        weights = torch.zeros(output.stop - start, last + 1 - first, dtype=like.dtype)
+        weights = torch.zeros(output.stop - start, last + 1 - first, dtype=dtype)
         rows = torch.arange(output.stop - start)
         weights[rows, low[output] - first] = 1 - fraction[output]
         weights[rows, high[output] - first] += fraction[output]  # low and high are one row at the far edge
-        spans.append(_Span(output, slice(first, last + 1), weights.to(like.device)))
+        spans.append(_Span(output, slice(first, last + 1), weights.to(device)))
     return spans
 
 
 class _Tile(NamedTuple):
-    """One image's part of the upsampled logits. `logits` is overwritten by the next tile."""
+    """A rectangle of one image's upsampled logits."""
 
-    image: int
     rows: _Span
     columns: _Span
-    logits: Tensor  # (rows, columns, C)
+    logits: Tensor  # (rows, columns, C), overwritten by the next tile
+
+    @property
+    def pixels(self) -> tuple[slice, slice]:
+        return self.rows.output, self.columns.output
+
+    @property
+    def input_pixels(self) -> tuple[slice, slice]:
+        return self.rows.input, self.columns.input
 
 
-def _upsampled_tiles(logits: Tensor, size: tuple[int, int]) -> Iterator[_Tile]:
-    """Bilinear upsampling of channels-last logits (B, h, w, C) to (H, W), one strip of rows after the other.
+class _TiledUpsampling:
+    """Bilinear upsampling of logits (B, C, h, w) to (H, W), channels-last, a strip of rows after the other.
 
     The height of a strip follows from the bytes allowed for a tile; a strip wider than `TILE_COLUMNS` comes in several
-    tiles. How an image is cut does not depend on the others in its batch.
+    tiles. How an image is cut does not depend on the others of its batch. Half precision becomes float32.
     """
-    batch_size, input_height, input_width, num_classes = logits.shape
-    height, width = size
-    budget = CPU_TILE_BYTES if logits.device.type == "cpu" else ACCELERATOR_TILE_BYTES
-    column_length = min(width, TILE_COLUMNS)
-    row_length = min(height, max(1, budget // (column_length * num_classes * logits.element_size())))
-    row_spans = _interpolation_spans(input_height, height, row_length, logits)
-    column_spans = _interpolation_spans(input_width, width, column_length, logits)
-    input_rows = max(span.weights.shape[1] for span in row_spans)
-    # One allocation instead of two for each tile: fresh pages cost as much as the arithmetic.
-    wide_buffer = logits.new_empty(input_rows * column_length * num_classes)
-    tile_buffer = logits.new_empty(row_length * column_length * num_classes)
-    for image in range(batch_size):
-        for rows in row_spans:
-            for columns in column_spans:
-                pixels = columns.weights.shape[0] * num_classes
-                wide = _view(wide_buffer, rows.weights.shape[1], columns.weights.shape[0], num_classes)
-                torch.matmul(columns.weights, logits[image, rows.input, columns.input], out=wide)
-                tile = _view(tile_buffer, rows.weights.shape[0], pixels)
+
+    def __init__(self, logits: Tensor, size: tuple[int, int]):
+        self.dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        self.logits = logits.detach().permute(0, 2, 3, 1)
+        self.size = tuple(size)
+        (height, width), (input_height, input_width), num_classes = size, logits.shape[2:], logits.shape[1]
+        budget = CPU_TILE_BYTES if logits.device.type == "cpu" else ACCELERATOR_TILE_BYTES
+        columns = min(width, TILE_COLUMNS)
+        rows = min(height, max(1, budget // (columns * num_classes * self.dtype.itemsize)))
+        self.rows = _interpolation_spans(input_height, height, rows, self.dtype, logits.device)
+        self.columns = _interpolation_spans(input_width, width, columns, self.dtype, logits.device)
+        # Memory that every tile uses again: fresh pages would cost as much time as the arithmetic.
+        input_rows = max(span.weights.shape[1] for span in self.rows)
+        self._wide = self.new_empty(input_rows * columns * num_classes)
+        self._tile = self.new_empty(rows * columns * num_classes)
+        self._probabilities = torch.empty_like(self._tile)
+
+    def new_empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self.dtype, device=self.logits.device)
+
+    def tiles(self, image: int) -> Iterator[_Tile]:
+        """The tiles of one image of the batch, together all of its upsampled pixels."""
+        num_classes = self.logits.shape[-1]
+        for rows in self.rows:
+            for columns in self.columns:
+                low = self.logits[image, rows.input, columns.input].to(self.dtype)
+                wide = _first(self._wide, low.shape[0], columns.weights.shape[0], num_classes)
+                torch.matmul(columns.weights, low, out=wide)
+                tile = _first(self._tile, rows.weights.shape[0], columns.weights.shape[0] * num_classes)
                 torch.mm(rows.weights, wide.flatten(1), out=tile)
-                yield _Tile(image, rows, columns, tile.unflatten(1, (-1, num_classes)))
+                yield _Tile(rows, columns, tile.unflatten(1, (-1, num_classes)))
+
+    def softmax(self, tile: _Tile) -> Tensor:
+        """Probabilities (rows, columns, C) of a tile, overwritten by the next call."""
+        return torch.softmax(tile.logits, -1, out=_first(self._probabilities, *tile.logits.shape))
+
+    def add_transposed(self, gradient: Tensor, tile: _Tile, tile_gradient: Tensor) -> None:
+        """The transpose of upsampling: adds what a tile contributes to an image's gradient (h, w, C), in place."""
+        wide = _first(self._wide, tile.rows.weights.shape[1], tile_gradient[0].numel())
+        torch.mm(tile.rows.weights.T, tile_gradient.flatten(1), out=wide)
+        gradient[tile.input_pixels] += torch.matmul(tile.columns.weights.T, wide.unflatten(1, tile_gradient.shape[1:]))
 
 
-def _view(buffer: Tensor, *shape: int) -> Tensor:
+def _first(buffer: Tensor, *shape: int) -> Tensor:
+    """The beginning of a flat buffer as a tensor of this shape."""
     return buffer[: math.prod(shape)].view(shape)
 
 
@@ -182,12 +213,6 @@ def _full_precision(device_type: str) -> Iterator[None]:
         matmul.fp32_precision = precision
 
 
-def _channels_last(logits: Tensor) -> Tensor:
-    """(B, C, h, w) of any floating dtype -> contiguous (B, h, w, C) in float64 or else float32."""
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    return logits.detach().permute(0, 2, 3, 1).to(dtype).contiguous()
-
-
 def _check_shapes(logits: Tensor, labels: Tensor) -> None:
     if logits.ndim != 4 or labels.ndim != 3 or logits.shape[0] != labels.shape[0]:
         raise ValueError(
@@ -197,18 +222,17 @@ def _check_shapes(logits: Tensor, labels: Tensor) -> None:
         raise TypeError(f"labels must be integers, got {labels.dtype}")
 
 
-def _tile_targets(labels: Tensor, tile: _Tile, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """(target, valid) of one tile, both (rows, columns, 1), int64 and bool; target is 0 where the label is ignored.
+def _targets(labels: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Labels (H, W) -> target and valid, (H, W, 1), int64 and bool; target is 0 where the label is ignored.
 
     Labels that are no class are looked for on the CPU alone. Elsewhere that would wait for the device; there, as with
     stock cross-entropy, indexing by such a label ends in a device-side assertion.
     """
-    target = labels[tile.image, tile.rows.output, tile.columns.output].long().unsqueeze(-1)
+    target = labels.long().unsqueeze(-1)
     valid = target != ignore_index
     target = target * valid
     if target.device.type == "cpu":
         lowest, highest = (int(bound) for bound in target.aminmax())
-        num_classes = tile.logits.shape[-1]
         if lowest < 0 or highest >= num_classes:
             raise ValueError(
                 f"label {lowest if lowest < 0 else highest} is neither a class (0 to {num_classes - 1}) nor the "
@@ -217,56 +241,54 @@ def _tile_targets(labels: Tensor, tile: _Tile, ignore_index: int) -> tuple[Tenso
     return target, valid
 
 
-def _log_likelihood(tile: _Tile, probabilities: Tensor, target: Tensor) -> Tensor:
-    """log softmax at `target`, (rows, columns, 1), from the softmax that is there already."""
-    likelihood = probabilities.gather(-1, target)
-    if (likelihood < SMALLEST_LIKELIHOOD).any():
-        return tile.logits.log_softmax(-1).gather(-1, target)
-    return likelihood.log()
-
-
-def _add_gradient(gradient: Tensor, tile: _Tile, tile_gradient: Tensor) -> None:
-    """The transpose of upsampling: adds what a tile contributes to the gradient of the low-resolution logits."""
-    rows, columns = tile.rows, tile.columns
-    wide = torch.mm(rows.weights.T, tile_gradient.flatten(1)).unflatten(1, tile_gradient.shape[1:])
-    gradient[tile.image, rows.input, columns.input] += torch.matmul(columns.weights.T, wide)
+def _log_likelihood(upsampling: _TiledUpsampling, image: int, target: Tensor, likelihood: Tensor) -> Tensor:
+    """log softmax at `target`, (H, W, 1), given the softmax there: its logarithm, unless digits were lost."""
+    if likelihood.amin() >= SMALLEST_LIKELIHOOD:
+        return likelihood.log()
+    log_likelihood = torch.empty_like(likelihood)
+    for tile in upsampling.tiles(image):
+        log_likelihood[tile.pixels] = tile.logits.log_softmax(-1).gather(-1, target[tile.pixels])
+    return log_likelihood
 
 
 def _cross_entropy_sums(
     logits: Tensor, labels: Tensor, weight: Tensor, ignore_index: int, label_smoothing: float, with_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Loss and label weight summed over valid pixels, and the loss's gradient, for channels-last logits (B, h, w, C).
+    """Loss and label weight summed over the valid pixels, and the gradient (B, h, w, C) of that loss.
 
     With w the class weights, e the smoothing and y the label, `torch.nn.CrossEntropyLoss` defines a pixel's loss as
     `(1 - e) w_y (-log p_y) + e / C sum_c w_c (-log p_c)`; its gradient with respect to the logits is
     `((1 - e) w_y + e / C sum(w)) p - (1 - e) w_y onehot(y) - e / C w`.
     """
-    gradient = torch.zeros_like(logits) if with_gradient else None
-    smoothing = label_smoothing / logits.shape[-1]
+    num_classes = logits.shape[1]
+    upsampling = _TiledUpsampling(logits, labels.shape[-2:])
+    gradient = torch.zeros_like(upsampling.logits, dtype=upsampling.dtype) if with_gradient else None
+    weight = weight.detach().to(upsampling.dtype)
+    uniform_weight = label_smoothing / num_classes * weight
     losses, label_weights = [], []
-    buffer = None
-    for tile in _upsampled_tiles(logits, labels.shape[-2:]):
-        if buffer is None:
-            buffer = torch.empty_like(tile.logits).flatten()  # no later tile is larger than the first
-        probabilities = torch.softmax(tile.logits, -1, out=_view(buffer, *tile.logits.shape))
-        target, valid = _tile_targets(labels, tile, ignore_index)
-        log_likelihood = _log_likelihood(tile, probabilities, target)
+    for image in range(logits.shape[0]):
+        target, valid = _targets(labels[image], num_classes, ignore_index)
         label_weight = weight[target] * valid
         label_weights.append(label_weight.sum())
-        nll_weight = label_weight * (1 - label_smoothing)
-        loss = nll_weight * -log_likelihood
-        probability_weight = nll_weight
-        if smoothing:
-            log_normalizer = tile.logits.gather(-1, target) - log_likelihood
-            uniform_loss = weight.sum() * log_normalizer - tile.logits @ weight[:, None]
-            loss += smoothing * uniform_loss * valid
-            probability_weight = nll_weight + smoothing * weight.sum() * valid
-        losses.append(loss.sum())
-        if gradient is not None:
-            tile_gradient = probabilities.mul_(probability_weight).scatter_add_(-1, target, -nll_weight)
-            if smoothing:
-                tile_gradient -= smoothing * weight * valid
-            _add_gradient(gradient, tile, tile_gradient)
+        nll_weight = (1 - label_smoothing) * label_weight
+        probability_weight = nll_weight + uniform_weight.sum() * valid
+        likelihood = upsampling.new_empty(*target.shape)
+        for tile in upsampling.tiles(image):
+            tile_target = target[tile.pixels]
+            probabilities = upsampling.softmax(tile)
+            likelihood[tile.pixels] = probabilities.gather(-1, tile_target)
+            if label_smoothing:
+                uniform_loss = uniform_weight.sum() * tile.logits.gather(-1, tile_target)
+                uniform_loss -= tile.logits @ uniform_weight[:, None]
+                losses.append((uniform_loss * valid[tile.pixels]).sum())
+            if gradient is not None:
+                tile_gradient = probabilities.mul_(probability_weight[tile.pixels])
+                tile_gradient.scatter_add_(-1, tile_target, -nll_weight[tile.pixels])
+                if label_smoothing:
+                    tile_gradient -= uniform_weight * valid[tile.pixels]
+                upsampling.add_transposed(gradient[image], tile, tile_gradient)
+        log_likelihood = _log_likelihood(upsampling, image, target, likelihood)
+        losses.append(-(probability_weight * log_likelihood).sum())
     return torch.stack(losses).sum(), torch.stack(label_weights).sum(), gradient
 
 
@@ -276,9 +298,8 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, labels, weight, ignore_index, label_smoothing, with_gradient):
         with _full_precision(logits.device.type):
-            low_resolution = _channels_last(logits)
             loss, label_weight, gradient = _cross_entropy_sums(
-                low_resolution, labels, weight.to(low_resolution), ignore_index, label_smoothing, with_gradient
+                logits, labels, weight, ignore_index, label_smoothing, with_gradient
             )
         ctx.logits_dtype = logits.dtype
         ctx.save_for_backward(gradient)
@@ -354,8 +375,10 @@ def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """
     prediction = _new_prediction(logits, size)
     with _full_precision(logits.device.type):
-        for tile in _upsampled_tiles(_channels_last(logits), size):
-            prediction[tile.image, tile.rows.output, tile.columns.output] = tile.logits.argmax(-1)
+        upsampling = _TiledUpsampling(logits, size)
+        for image in range(logits.shape[0]):
+            for tile in upsampling.tiles(image):
+                prediction[image][tile.pixels] = tile.logits.argmax(-1)
     return prediction
 
 
@@ -369,17 +392,21 @@ def upsampled_scores(
     Returns:
         The prediction (B, H, W) of `upsampled_argmax`, bit for bit; the cross-entropy summed over each image's valid
         pixels (B,), in the dtype of `upsampled_cross_entropy`; and the number of valid pixels (B,), int64.
+
+    Raises:
+        ValueError, TypeError: as `upsampled_cross_entropy`.
     """
     _check_shapes(logits, labels)
     prediction = _new_prediction(logits, labels.shape[-2:])
-    low_resolution = _channels_last(logits)
-    loss = low_resolution.new_zeros(logits.shape[0])
-    valid_pixels = torch.zeros(logits.shape[0], dtype=torch.int64, device=logits.device)
+    losses, valid_pixels = [], []
     with _full_precision(logits.device.type):
-        for tile in _upsampled_tiles(low_resolution, labels.shape[-2:]):
-            prediction[tile.image, tile.rows.output, tile.columns.output] = tile.logits.argmax(-1)
-            target, valid = _tile_targets(labels, tile, ignore_index)
-            log_likelihood = tile.logits.log_softmax(-1).gather(-1, target)
-            loss[tile.image] -= (log_likelihood * valid).sum()
-            valid_pixels[tile.image] += valid.sum()
-    return prediction, loss, valid_pixels
+        upsampling = _TiledUpsampling(logits, labels.shape[-2:])
+        for image in range(logits.shape[0]):
+            target, valid = _targets(labels[image], logits.shape[1], ignore_index)
+            likelihood = upsampling.new_empty(*target.shape)
+            for tile in upsampling.tiles(image):
+                prediction[image][tile.pixels] = tile.logits.argmax(-1)
+                likelihood[tile.pixels] = upsampling.softmax(tile).gather(-1, target[tile.pixels])
+            losses.append(-(_log_likelihood(upsampling, image, target, likelihood) * valid).sum())
+            valid_pixels.append(valid.sum())
+    return prediction, torch.stack(losses), torch.stack(valid_pixels)
