@@ -1,0 +1,200 @@
+"""A Hub on the loopback interface, as far as creating a repository and pushing a model to it goes.
+
+    with HubServer(fail_on="lfs") as server:
+        subprocess.run([...], env=server.env())
+    server.files("tester/model")  # {path: bytes} of everything committed
+
+It takes the basic LFS transfer only, hence HF_HUB_DISABLE_XET in `env()`.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import re
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from urllib.parse import unquote, urlsplit
+
+USER, TOKEN = "tester", "hf_dummy"
+LFS_SUFFIXES = (".safetensors", ".npy", ".jpg", ".bin")
+
+# Kind of request, by method and path.
+ROUTES = {
+    "whoami": r"GET /api/whoami-v2",
+    "create": r"POST /api/repos/create",
+    "branch": r"POST /api/models/(?P<repo>.+)/branch/(?P<branch>.+)",
+    "info": r"GET /api/models/(?P<repo>[^/]+/[^/]+)(/revision/.+)?",
+    "validate": r"POST /api/validate-yaml",
+    "preupload": r"POST /api/models/(?P<repo>.+)/preupload/(?P<branch>.+)",
+    "lfs_batch": r"POST /(?P<repo>.+)\.git/info/lfs/objects/batch",
+    "lfs": r"PUT /lfs/(?P<oid>[0-9a-f]{64})",
+    "commit": r"POST /api/models/(?P<repo>.+)/commit/(?P<branch>.+)",
+}
+
+
+class HubServer:
+    """Context manager; attributes may be changed while it runs.
+
+    Args:
+        reject_token: every request with credentials is answered with 401.
+        role: of the token, "write" or "read".
+        fail_on: kind of request (a key of `ROUTES`) that fails from the `fail_from`-th one on, with `fail_status`,
+            or with a connection closed without an answer if that is None.
+
+    Attributes:
+        requests: kinds of all requests so far, in order. repos: id → {"private", "branches"}.
+        commits: {"repo", "branch", "summary", "files": {path: bytes}} in order.
+    """
+
+    def __init__(self, reject_token=False, role="write", fail_on=None, fail_from=1, fail_status: int | None = 500):
+        self.reject_token, self.role = reject_token, role
+        self.fail_on, self.fail_from, self.fail_status = fail_on, fail_from, fail_status
+        self.requests, self.repos, self.commits, self.lfs_objects = [], {}, [], {}
+
+    def __enter__(self):
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self._http.hub = self
+        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
+        Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self._http.shutdown()
+        self._http.server_close()
+
+    def env(self, token: str | None = TOKEN, **more: str) -> dict[str, str]:
+        """The environment for a child process whose Hub is this server."""
+        env = {key: value for key, value in os.environ.items() if not key.endswith("_OFFLINE") and key != "HF_TOKEN"}
+        env |= {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1"}
+        return env | {"NO_PROXY": "127.0.0.1"} | ({"HF_TOKEN": token} if token else {}) | more
+
+    def files(self, repo: str, branch: str = "main") -> dict[str, bytes]:
+        """Path → content of everything committed to a branch."""
+        commits = [commit for commit in self.commits if (commit["repo"], commit["branch"]) == (repo, branch)]
+        return {path: content for commit in commits for path, content in commit["files"].items()}
+
+    # One method for each kind of request: (body, fields of the path) → (status, JSON).
+
+    def whoami(self, body):
+        return 200, {"type": "user", "name": USER, "orgs": [], "auth": {"accessToken": {"role": self.role}}}
+
+    def create(self, body):
+        request = json.loads(body)
+        repo = f"{request.get('organization') or USER}/{request['name']}"
+        if repo in self.repos:
+            return 409, {"error": "You already created this model repo", "url": f"{self.url}/{repo}"}
+        if not repo.startswith(f"{USER}/"):
+            return 403, {"error": f"You don't have the rights to create a model under the namespace {repo}"}
+        private = request.get("visibility") == "private" or bool(request.get("private"))
+        self.repos[repo] = {"private": private, "branches": ["main"]}
+        return 200, {"url": f"{self.url}/{repo}", "name": repo}
+
+    def branch(self, body, repo, branch):
+        branches = self.repos[repo]["branches"]
+        if unquote(branch) in branches:
+            return 409, {"error": "Reference already exists"}
+        branches.append(unquote(branch))
+        return 200, {}
+
+    def info(self, body, repo):
+        return (200, {"id": repo, "sha": "0" * 40}) if repo in self.repos else (404, {"error": "Repository not found"})
+
+    def validate(self, body):
+        return 200, {"errors": [], "warnings": []}
+
+    def preupload(self, body, repo, branch):
+        if unquote(branch) not in self.repos[repo]["branches"]:
+            return 404, {"error": "Invalid rev id"}
+        modes = [
+            {
+                "path": file["path"],
+                "uploadMode": "lfs" if file["path"].endswith(LFS_SUFFIXES) else "regular",
+                "shouldIgnore": False,
+            }
+            for file in json.loads(body)["files"]
+        ]
+        return 200, {"files": modes}
+
+    def lfs_batch(self, body, repo):
+        objects = [
+            {**item, "actions": {"upload": {"href": f"{self.url}/lfs/{item['oid']}"}}}
+            if item["oid"] not in self.lfs_objects
+            else item
+            for item in json.loads(body)["objects"]
+        ]
+        return 200, {"transfer": "basic", "objects": objects}
+
+    def lfs(self, body, oid):
+        if hashlib.sha256(body).hexdigest() != oid:
+            return 400, {"error": "content does not match its sha256"}
+        self.lfs_objects[oid] = body
+        return 200, {}
+
+    def commit(self, body, repo, branch):
+        files, summary = {}, ""
+        for line in map(json.loads, body.splitlines()):
+            value = line["value"]
+            if line["key"] == "header":
+                summary = value["summary"]
+            elif line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.lfs_objects[value["oid"]]
+        self.commits.append({"repo": repo, "branch": unquote(branch), "summary": summary, "files": files})
+        oid = hashlib.sha1(body).hexdigest()
+        return 200, {"success": True, "commitOid": oid, "commitUrl": f"{self.url}/{repo}/commit/{oid}"}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def _answer(self):
+        hub = self.server.hub
+        body = self._body()
+        path = urlsplit(self.path).path
+        for kind, route in ROUTES.items():
+            if match := re.fullmatch(route, f"{self.command} {path}"):
+                break
+        else:
+            return self._send(404, {"error": f"no such page: {path}"}, {"X-Error-Code": "EntryNotFound"})
+        hub.requests.append(kind)
+        if kind != "lfs" and (hub.reject_token or self.headers.get("Authorization") != f"Bearer {TOKEN}"):
+            message = "Invalid credentials in Authorization header"
+            return self._send(401, {"error": message}, {"X-Error-Message": message})
+        if kind == hub.fail_on and hub.requests.count(kind) >= hub.fail_from:
+            if hub.fail_status is None:
+                self.close_connection = True
+                return None
+            # Without the header the client would wait 23 s in all before it gives up on a 5xx.
+            return self._send(hub.fail_status, {"error": "made to fail"}, {"Retry-After": "0"})
+        fields = {name: value for name, value in match.groupdict().items() if value is not None}
+        return self._send(*getattr(hub, kind)(body, **fields))
+
+    do_GET = do_POST = do_PUT = do_HEAD = _answer
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        chunks = []
+        while size := int(self.rfile.readline(), 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
+
+    def _send(self, status: int, content: dict, headers: dict[str, str] | None = None):
+        data = json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in {
+            "Content-Type": "application/json",
+            "Content-Length": len(data),
+            **(headers or {}),
+        }.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
