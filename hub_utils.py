@@ -264,7 +264,7 @@ def _results(output_dir: Path, metrics: dict | None, scores: dict[str, float]) -
         table = _table(("id", "category", "IoU", "accuracy"), rows)
         if len(rows) > MAX_OPEN_TABLE_ROWS:
             table = f"<details>\n<summary>{len(rows)} categories</summary>\n\n{table}\n\n</details>"
-        parts += ["A category without a value occurs in neither annotations nor predictions.", table]
+        parts += ["No IoU: in neither annotations nor predictions. No accuracy: not in the annotations.", table]
     return "\n\n".join(parts)
 
 
@@ -325,7 +325,7 @@ def check_hub_access(
             "--push_to_hub needs the network, but HF_HUB_OFFLINE=1 forbids it; unset it, or leave --push_to_hub out"
         ) from None
     except HfHubHTTPError as error:
-        if error.response.status_code in (401, 403):
+        if _refused(error):
             raise UserError(
                 f"--push_to_hub: {api.endpoint} refused the token for {name} ({_reason(error)}); {LOGIN_HINT}"
             ) from None
@@ -367,9 +367,10 @@ def push_run(
     # Whatever it is (HTTP status, lost connection, upload engine), a run of hours has to end with its results and the
     # way to publish them, not with a traceback.
     except Exception as error:
+        login = f"{LOGIN_HINT}; then " if _refused(error) else ""
         raise UserError(
             f"the push to {repo_id} failed ({_reason(error)}). The run is complete and its results are safe in "
-            f"{output_dir}. To push again, {LOGIN_HINT} if need be, then run:\n"
+            f"{output_dir}. To push again, {login}run:\n"
             f"  {push_command(output_dir, repo_id, private, revision)}"
         ) from error
 
@@ -395,11 +396,22 @@ def _create_repo(api: HfApi, repo_id: str, private: bool | None, revision: str |
         api.create_branch(repo_id, branch=revision, exist_ok=True)
 
 
-def _reason(error: BaseException) -> str:
-    """One line for an error of the Hub's client. Request URLs are left out: those of uploads carry signatures."""
+def _root(error: BaseException) -> BaseException:
+    """The Hub's answer that led to `error`, or else the first cause. (Uploads wrap it in a RuntimeError.)"""
     while error.__cause__ is not None and not isinstance(error, HfHubHTTPError):
         error = error.__cause__
+    return error
+
+
+def _refused(error: BaseException) -> bool:
+    error = _root(error)
+    return isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403)
+
+
+def _reason(error: BaseException) -> str:
+    """One line for an error of the Hub's client. Request URLs are left out: those of uploads carry signatures."""
+    error = _root(error)
     if isinstance(error, HfHubHTTPError):
         status = f"HTTP {error.response.status_code} {error.response.reason_phrase}"
-        return f"{status}: {error.server_message}" if error.server_message else status
-    return f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
+        return " ".join(f"{status}: {error.server_message}".split()) if error.server_message else status
+    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])

@@ -153,10 +153,9 @@ class _Handler(BaseHTTPRequestHandler):
         hub = self.server.hub
         body = self._body()
         path = urlsplit(self.path).path
-        for kind, route in ROUTES.items():
-            if match := re.fullmatch(route, f"{self.command} {path}"):
-                break
-        else:
+        matches = ((kind, re.fullmatch(route, f"{self.command} {path}")) for kind, route in ROUTES.items())
+        kind, match = next((found for found in matches if found[1]), (None, None))
+        if match is None:
             return self._send(404, {"error": f"no such page: {path}"}, {"X-Error-Code": "EntryNotFound"})
         hub.requests.append(kind)
         if kind != "lfs" and (hub.reject_token or self.headers.get("Authorization") != f"Bearer {TOKEN}"):
@@ -186,12 +185,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, status: int, content: dict, headers: dict[str, str] | None = None):
         data = json.dumps(content).encode()
         self.send_response(status)
-        for name, value in {
-            "Content-Type": "application/json",
-            "Content-Length": len(data),
-            **(headers or {}),
-        }.items():
-            self.send_header(name, str(value))
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(data)), **(headers or {})}
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)

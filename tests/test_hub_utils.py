@@ -133,6 +133,7 @@ def test_failure_in_the_middle_keeps_the_results_and_says_how_to_push_again(
     assert fail_on in server.requests and server.commits == []
     assert f"safe in {run_dir}" in message
     assert message.splitlines()[-1].strip() == push_command(run_dir, "tester/model")
+    assert ("hf auth login" in message) == (status in (401, 403))
     assert contents(run_dir, before) == before
     assert TOKEN not in message + "".join(capfd.readouterr())
 
