@@ -41,6 +41,7 @@ from transformers import set_seed
 
 import visual_utils
 from cli_utils import UserError, parse_arguments, run_cli
+from hub_utils import training_hyperparameters, write_model_card
 from metrics_utils import per_category_table, save_confusion, without_per_category
 from protocol_utils import EvaluationProtocol
 from trainer_utils import SegmentationTrainer, SegmentationTrainingArguments, newest_checkpoint
@@ -267,19 +268,19 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
 
     # Train.
-    train_metrics = {}
+    train_metrics, eval_metrics = {}, None
     if training_args.do_train:
         label_map.save(output_dir / "labels.json")
         train_metrics = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint).metrics
-        trainer.save_model()
+        trainer.save_model(_internal_call=True)  # otherwise it would push to the Hub before there are results
         trainer.save_state()
         trainer.save_metrics("train", train_metrics)
 
     # Evaluate.
     if training_args.do_eval:
-        metrics = without_per_category(trainer.evaluate()) | {"eval_protocol": protocol.describe()}
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
+        eval_metrics = without_per_category(trainer.evaluate()) | {"eval_protocol": protocol.describe()}
+        trainer.log_metrics("eval", eval_metrics)
+        trainer.save_metrics("eval", eval_metrics)
         if trainer.is_world_process_zero():
             save_confusion(output_dir, trainer.compute_metrics.confusion_matrix, label_map.id2label)
             logger.info(f"\n{per_category_table(trainer.compute_metrics.confusion_matrix, label_map.id2label)}")
@@ -295,8 +296,19 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         write_predictions(trainer, eval_split, label_map, output_dir, data_args.max_predict_samples)
 
     # Publish.
-    if trainer.is_world_process_zero():
-        trainer.create_model_card()
+    if trainer.is_world_process_zero() and training_args.do_train:
+        write_model_card(
+            output_dir,
+            repo_id=trainer.hub_model_id if training_args.push_to_hub else None,
+            metrics=eval_metrics,
+            base_model=None if model_args.from_scratch else source,
+            from_scratch=model_args.from_scratch,
+            dataset=data_args.dataset_name or data_args.dataset_dir,
+            dataset_config=data_args.dataset_config_name,
+            do_reduce_labels=label_map.do_reduce_labels,
+            ignore_values=label_map.ignore_values,
+            hyperparameters=training_hyperparameters(training_args, trainer.state.global_step),
+        )
     if training_args.push_to_hub:
         trainer.push_to_hub()
     return json.loads((output_dir / "all_results.json").read_text())

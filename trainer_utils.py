@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+import hub_utils
 from data_utils import collate_eval, collate_train
 from PIL import Image
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -212,6 +213,35 @@ class SegmentationTrainer(Trainer):
             logits = predict_logits(model, pixel_values)
         with torch.inference_mode():
             return label_map_of(logits, (image.height, image.width), self.fused_ops).cpu().numpy().astype(np.uint8)
+
+    # ---- the Hub ----------------------------------------------------------------------------------------------------
+
+    def init_hf_repo(self, token=None, private=None):
+        """Called when the Trainer is made: a token that cannot push is found before training, not after it."""
+        if self.is_world_process_zero():
+            private = self.args.hub_private_repo if private is None else private
+            self.hub_model_id = hub_utils.check_hub_access(
+                self.args.hub_model_id,
+                token or self.args.hub_token,
+                self.args.output_dir,
+                private,
+                self.args.hub_revision,
+            )
+
+    def push_to_hub(
+        self, commit_message="End of training", blocking=True, token=None, revision=None, private=None, **kwargs
+    ):
+        """Publishes the files of `hub_utils.PUBLISHED_FILES`; the stock method uploads the whole output folder, pickled
+        training arguments and predictions included."""
+        if self.is_world_process_zero():
+            return hub_utils.push_run(
+                self.args.output_dir,
+                self.hub_model_id,
+                token or self.args.hub_token,
+                self.args.hub_private_repo if private is None else private,
+                commit_message,
+                revision or self.args.hub_revision,
+            )
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
