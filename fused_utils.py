@@ -55,7 +55,7 @@ class FusedSegformerDecodeHead(SegformerDecodeHead):
             product = product.unflatten(1, stage_size).permute(0, 3, 1, 2)
             if stage > 0:
                 product = F.interpolate(product, size=size, mode="bilinear", align_corners=False)
-            fused = product if fused is None else fused + product
+            fused = product if fused is None else fused.add_(product)
         if self.batch_norm.training:
             fused = self.batch_norm(fused)
         hidden_states = self.dropout(self.activation(fused)).permute(0, 2, 3, 1)

@@ -51,6 +51,8 @@ class SegmentationTrainingArguments(TrainingArguments):
     load_best_model_at_end: bool = _default("load_best_model_at_end", True)
     metric_for_best_model: str | None = _default("metric_for_best_model", "eval_mean_iou")
     logging_steps: float = _default("logging_steps", 10)
+    # Once, with card and results; see `hub_utils.PUBLISHED_FILES`.
+    hub_strategy: str = _default("hub_strategy", "end")
     # Every parameter takes part in every step, so DDP need not search for those that do not.
     ddp_find_unused_parameters: bool | None = _default("ddp_find_unused_parameters", False)
     # Evaluation streams counts; the dataset hands out exactly what the model and the loss need.
