@@ -25,6 +25,12 @@ from pathlib import Path
 import datasets
 import numpy as np
 import transformers
+from datasets import Dataset, DatasetDict
+from tqdm import tqdm
+from transformers import set_seed
+
+import visual_utils
+from cli_utils import UserError, parse_arguments, run_cli
 from data_utils import (
     LabelMap,
     SegmentationDataset,
@@ -34,21 +40,13 @@ from data_utils import (
     read_class_list,
     resolve_label_map,
 )
-from datasets import Dataset, DatasetDict
-from model_utils import describe_model, fixed_input_size, load_image_processor, load_model, load_trained_model
-from tqdm import tqdm
-from transformers import set_seed
-
-import visual_utils
-from cli_utils import UserError, parse_arguments, run_cli
 from hub_utils import training_hyperparameters, write_model_card
 from metrics_utils import per_category_table, save_confusion, without_per_category
+from model_utils import describe_model, fixed_input_size, load_image_processor, load_model, load_trained_model
 from protocol_utils import EvaluationProtocol
 from trainer_utils import SegmentationTrainer, SegmentationTrainingArguments, newest_checkpoint
 
 logger = logging.getLogger(__name__)
-
-CONTACT_SHEET_IMAGES = 12
 
 
 @dataclass
@@ -244,24 +242,25 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     train_split, eval_split = choose_splits(dataset, data_args, training_args)
 
     # Model.
-    image_processor = load_image_processor(source, model_args.from_scratch, data_args.image_size)
-    image_processor.do_reduce_labels = label_map.do_reduce_labels
+    image_processor = load_image_processor(
+        source, model_args.from_scratch, data_args.image_size, label_map.do_reduce_labels
+    )
     if training_args.do_train:
         check_output_dir(output_dir, label_map, training_args)
         model = load_model(source, label_map.id2label, model_args.fused_ops, model_args.from_scratch)
     else:
         model = load_trained_model(source, model_args.fused_ops, id2label=label_map.id2label)
     logger.info(describe_model(model))
-    protocol = EvaluationProtocol.from_image_processor(image_processor, fixed_input_size(model))
+    protocol = EvaluationProtocol.from_image_processor(image_processor, fixed_input_size(model, data_args.image_size))
     logger.info(f"evaluation: {protocol.describe()}")
 
     # Trainer. Random transforms happen as training images are drawn; evaluation images keep their annotations' size.
-    train_dataset = SegmentationDataset(train_split, TrainTransform(protocol), seed=training_args.seed)
+    transform = TrainTransform(protocol)
     trainer = SegmentationTrainer(
         model=model,
         args=training_args,
-        train_dataset=train_dataset if training_args.do_train else None,
-        eval_dataset=SegmentationDataset(eval_split, protocol),
+        train_dataset=SegmentationDataset(train_split, transform, training_args.seed) if train_split else None,
+        eval_dataset=SegmentationDataset(eval_split, protocol) if eval_split else None,
         processing_class=image_processor,
         protocol=protocol,
         fused_ops=model_args.fused_ops,
@@ -317,26 +316,25 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 def write_predictions(
     trainer: SegmentationTrainer, split: Dataset, label_map: LabelMap, output_dir: Path, max_samples: int | None
 ) -> None:
-    """Writes predictions and overlays, each process its share of the images, and a contact sheet of the first ones."""
+    """Writes predictions and overlays, each process its share of the images, and a contact sheet."""
     folder = output_dir / "predictions"
     names = split["name"][:max_samples]
     palette = label_map.colors()
+    raw_palette = visual_utils.raw_palette(palette, label_map.raw_values)
     process, processes = trainer.args.process_index, trainer.args.world_size
     for index in tqdm(range(process, len(names), processes), desc="predicting", disable=process > 0):
         row = split[index]
-        truth = np.asarray(row["label"])
         prediction = trainer.predict_label_map(row["image"])
-        visual_utils.save_indexed_png(
-            folder / f"{row['name']}.png",
-            label_map.to_raw(prediction),
-            visual_utils.raw_palette(palette, label_map.to_raw),
-        )
+        visual_utils.save_indexed_png(folder / f"{row['name']}.png", label_map.to_raw(prediction), raw_palette)
+        truth = np.asarray(row["label"])
         panels = visual_utils.side_by_side(row["image"], truth, prediction, palette, label_map.id2label)
-        visual_utils.save_jpeg(folder / "overlays" / f"{row['name']}.jpg", panels)
+        overlay_file = folder / "overlays" / f"{row['name']}.jpg"
+        overlay_file.parent.mkdir(parents=True, exist_ok=True)
+        panels.save(overlay_file, quality=90)
     trainer.accelerator.wait_for_everyone()
     if process == 0:
         overlays = [folder / "overlays" / f"{name}.jpg" for name in names]
-        visual_utils.contact_sheet(overlays[:CONTACT_SHEET_IMAGES]).save(output_dir / "contact_sheet.png")
+        visual_utils.contact_sheet(overlays).save(output_dir / "contact_sheet.png")
         shutil.copyfile(overlays[0], output_dir / "sample.jpg")
         logger.info(f"predictions of {len(names)} images in {folder}; at a glance: {output_dir / 'contact_sheet.png'}")
 

@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from data_utils import collate_eval, collate_train
 from PIL import Image
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import IntervalStrategy
 
 import hub_utils
+from data_utils import collate_eval, collate_train
 from fused_utils import upsampled_cross_entropy
 from metrics_utils import IGNORE_INDEX, ComputeMetrics, confusion_matrix, without_per_category
 from protocol_utils import EvaluationProtocol, label_map_of, predict_logits, score_logits

@@ -88,7 +88,7 @@ def read(path):
 def run(flags, tmp_path_factory):
     """One complete run, shared by the tests that look at what it left."""
     output_dir = tmp_path_factory.mktemp("run") / "out"
-    everything = ["--do_train", "--do_eval", "--do_predict", "--eval_on_train"]
+    everything = ["--do_train", "--do_eval", "--do_predict", "--eval_on_train", "--num_train_epochs", "20"]
     return output_dir, run_segmentation.main([*flags, *everything, "--output_dir", str(output_dir)])
 
 
