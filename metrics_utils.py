@@ -35,7 +35,10 @@ def confusion_matrix(predictions, references, num_labels: int, ignore_index: int
     Raises:
         ValueError: shapes differ, or a counted pixel holds an id outside [0, num_labels).
     """
-    predictions, references = torch.as_tensor(predictions), torch.as_tensor(references)
+    predictions, references = (
+        maps if isinstance(maps, torch.Tensor) else torch.from_numpy(np.array(maps, dtype=np.int64))
+        for maps in (predictions, references)
+    )
     if predictions.shape != references.shape:
         raise ValueError(
             f"predictions of shape {tuple(predictions.shape)} cannot be compared with references of shape "
@@ -137,8 +140,8 @@ class MeanIoU(evaluate.Metric):
 
     def add(self, *, prediction=None, reference=None, **kwargs):
         """Adds one map: integers of shape (H, W)."""
-        prediction, reference = np.asarray(prediction), np.asarray(reference)
-        self.add_confusion_matrix(confusion_matrix(prediction, reference, self.num_labels, self.ignore_index).numpy())
+        matrix = confusion_matrix(prediction, reference, self.num_labels, self.ignore_index)
+        self.add_confusion_matrix(matrix.cpu().numpy())
 
     def compute(self, *, predictions=None, references=None, **kwargs):
         """Adds the maps that are given, if any, and returns `mean_iou`, `mean_accuracy`, `overall_accuracy`,

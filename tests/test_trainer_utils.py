@@ -158,12 +158,14 @@ class RecordEpochs(TrainerCallback):
 
 def test_dataset_knows_the_epoch_also_after_a_resume(tmp_path):
     record = RecordEpochs()
-    trainer = make_trainer(tmp_path, tiny_model(), max_steps=10, save_strategy="steps", save_steps=6)
+    trainer = make_trainer(
+        tmp_path, tiny_model(), max_steps=10, save_strategy="steps", save_steps=6, save_total_limit=2
+    )
     trainer.add_callback(record)
     trainer.train()
     assert record.seen == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]  # 8 samples in batches of 2
     record = RecordEpochs()
-    trainer = make_trainer(tmp_path, tiny_model(), max_steps=10, save_strategy="steps", save_steps=6)
+    trainer = make_trainer(tmp_path, tiny_model(), max_steps=10, save_strategy="no")
     trainer.add_callback(record)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     assert record.seen == [1, 1, 2, 2]
