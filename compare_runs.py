@@ -1,0 +1,147 @@
+"""Says whether run B beats run A, or whether the images are too few to tell.
+
+    python compare_runs.py outputs/b0 outputs/b2
+
+The same for a program:
+
+    python compare_runs.py outputs/b0 outputs/b2 --json > comparison.json
+
+Both folders must hold the `per_image.npz` of an evaluation on the same images (`run_segmentation.py --do_eval` writes
+it). The difference is B minus A; its 95 % interval is a paired bootstrap over the images, so it speaks about other
+images of the same kind, not about training again with another seed.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from cli_utils import UserError, run_cli
+from statistics_utils import PerImage, load_per_image, match_images, paired_bootstrap, per_category_iou, score_images
+
+CLASSES_SHOWN = 10
+# Row of the table → counts and statistic it is made of.
+ROWS = {
+    "mean_iou": ("counts", "mean_iou"),
+    "boundary_mean_iou": ("boundary", "mean_iou"),
+    "per_image_mean_iou": ("counts", "per_image_mean_iou"),
+    "overall_accuracy": ("counts", "overall_accuracy"),
+}
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("a", metavar="A", help="output folder of the first run")
+    parser.add_argument("b", metavar="B", help="output folder of the second run")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument("--resamples", type=int, default=2000, help="draws of the bootstrap (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if args.resamples < 100:
+        raise UserError(f"--resamples is {args.resamples}; fewer than 100 draws give no 95 % interval")
+    return args
+
+
+def read_protocol(folder: str) -> str | None:
+    """`eval_protocol` of a run's `eval_results.json`; None where that is not there."""
+    path = Path(folder, "eval_results.json")
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("eval_protocol")
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); evaluate the run again with --do_eval") from None
+
+
+def compare(a: PerImage, b: PerImage, resamples: int, seed: int) -> dict[str, dict[str, float]]:
+    """For each row of the table the two scores, `difference`, `low`, `high` and `p_value`; images must be matched."""
+    table = {}
+    for row, (kind, statistic) in ROWS.items():
+        counts_a, counts_b = getattr(a, kind), getattr(b, kind)
+        table[row] = {"a": score_images(counts_a, statistic), "b": score_images(counts_b, statistic)}
+        table[row] |= paired_bootstrap(counts_a, counts_b, statistic, resamples, seed)._asdict()
+    return table
+
+
+def verdict(mean_iou: dict[str, float], images: int) -> str:
+    """B (or A) is better where the whole interval of the difference in mean IoU lies on one side of zero."""
+    if mean_iou["low"] > 0:
+        return "B is better"
+    if mean_iou["high"] < 0:
+        return "A is better"
+    return f"no difference can be shown with {images} images"
+
+
+def class_changes(a: PerImage, b: PerImage) -> list[dict]:
+    """One dict per class that has an IoU in both runs, greatest change first."""
+    iou_a, iou_b = per_category_iou(a.counts), per_category_iou(b.counts)
+    rows = [
+        {"id": i, "name": a.class_names[i], "a": iou_a[i].item(), "b": iou_b[i].item()}
+        | {"difference": (iou_b[i] - iou_a[i]).item(), "images": int((a.counts[:, 1, i] > 0).sum())}
+        for i in np.flatnonzero(~np.isnan(iou_a - iou_b)).tolist()
+    ]
+    return sorted(rows, key=lambda row: -abs(row["difference"]))
+
+
+def as_text(result: dict) -> str:
+    """The result of `main` for a person."""
+    lines = [f"A: {result['a']}", f"B: {result['b']}"]
+    lines += [f"warning: {warning}" for warning in result["warnings"]]
+    lines += [f"{result['images']} images; difference is B - A, 95 % interval over images", ""]
+    lines += [f"{'score':<18}       A        B  difference      95 % interval       p"]
+    for name, row in result["scores"].items():
+        lines.append(
+            f"{name:<18}  {row['a']:.4f}   {row['b']:.4f}     {row['difference']:+.4f}  "
+            f"[{row['low']:+.4f}, {row['high']:+.4f}]  {row['p_value']:.4f}"
+        )
+    lines += ["", f"mean_iou: {result['verdict']}", ""]
+    shown = result["classes"][:CLASSES_SHOWN]
+    width = max(len(row["name"]) for row in [*shown, {"name": "greatest changes"}])
+    lines += [f"{'greatest changes':<{width}}   IoU A    IoU B  difference  images with it"]
+    for row in shown:
+        change = f"{row['a']:.4f}   {row['b']:.4f}     {row['difference']:+.4f}  {row['images']:>14}"
+        lines.append(f"{row['name']:<{width}}  {change}")
+    return "\n".join(lines)
+
+
+def without_nan(value):
+    """The same dicts and lists with None for NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Compares two runs, prints the outcome and returns it.
+
+    argv: command-line arguments without the program's name; None takes them from the command line.
+    Returns `a`, `b` (the folders), `images`, `scores` (see `compare`), `verdict`, `classes` (see `class_changes`) and
+    `warnings`.
+    Raises `cli_utils.UserError` where a folder holds no evaluation, or the two are not about the same images.
+    """
+    args = parse(argv)
+    a, b = load_per_image(args.a), load_per_image(args.b)
+    b = match_images(a, b, args.a, args.b)
+    protocols = [read_protocol(folder) or "unknown" for folder in (args.a, args.b)]
+    scores = compare(a, b, args.resamples, args.seed)
+    result = {
+        "a": args.a,
+        "b": args.b,
+        "images": len(a.names),
+        "scores": scores,
+        "verdict": verdict(scores["mean_iou"], len(a.names)),
+        "classes": class_changes(a, b),
+        "warnings": [],
+    }
+    if protocols[0] != protocols[1]:
+        result["warnings"].append(f"evaluated under other protocols: A: {protocols[0]}. B: {protocols[1]}.")
+    print(json.dumps(without_nan(result), indent=2) if args.json else as_text(result))
+    return result
+
+
+if __name__ == "__main__":
+    run_cli(main)
