@@ -98,6 +98,17 @@ class DataArguments:
     image_size: int | None = field(
         default=None, metadata={"help": "training crop and short side; default: the image processor's, or 512"}
     )
+    scale_range: list[float] = field(
+        default_factory=lambda: [0.5, 2.0],
+        metadata={"help": "augmentation: the short side is scaled by a factor in it"},
+    )
+    max_class_share: float = field(
+        default=0.75, metadata={"help": "augmentation: crops in which one class covers more are drawn again"}
+    )
+    flip_probability: float = field(default=0.5, metadata={"help": "augmentation: of the horizontal flip"})
+    photometric_distortion: bool = field(
+        default=True, metadata={"help": "augmentation: brightness, contrast, saturation and hue"}
+    )
     train_val_split: float | None = field(
         default=None, metadata={"help": "share of the images kept for validation where the dataset has no such split"}
     )
@@ -138,6 +149,8 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
         value = getattr(data_args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} is {value}; it must be at least 1")
+    if len(data_args.scale_range) != 2 or not 0 < data_args.scale_range[0] <= data_args.scale_range[1]:
+        raise UserError(f"--scale_range is {data_args.scale_range}; it takes two factors, low and high, as in 0.5 2.0")
     if data_args.train_val_split is not None and not 0 < data_args.train_val_split < 1:
         raise UserError(f"--train_val_split is {data_args.train_val_split}; it must lie between 0 and 1, as in 0.2")
     if training_args.push_to_hub and training_args.hub_strategy != "end":
@@ -255,7 +268,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     logger.info(f"evaluation: {protocol.describe()}")
 
     # Trainer. Random transforms happen as training images are drawn; evaluation images keep their annotations' size.
-    transform = TrainTransform(protocol)
+    transform = TrainTransform(
+        protocol,
+        tuple(data_args.scale_range),
+        data_args.max_class_share,
+        data_args.flip_probability,
+        data_args.photometric_distortion,
+    )
     trainer = SegmentationTrainer(
         model=model,
         args=training_args,
