@@ -5,8 +5,10 @@ both have the same path below their folders, whatever the extensions.
 """
 
 import csv
+import io
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,9 +236,7 @@ def _match(
         )
     else:
         if images_alone:
-            logger.warning(
-                f"{split}: {len(images_alone)} images have no mask and are left out: {shorten(images_alone)}"
-            )
+            logger.warning(f"{split}: {len(images_alone)} images without a mask left out: {shorten(images_alone)}")
         if masks_alone:
             logger.warning(f"{split}: {len(masks_alone)} masks without an image left out: {shorten(masks_alone)}")
     return pairs
@@ -313,13 +313,13 @@ def _read_metadata(root: Path, image_column: str | None, label_column: str | Non
             if not row.get(image_key) or not row.get(mask_key):
                 raise UserError(f"{file}: a row lacks its {image_key} or {mask_key}: {row}")
             image, mask = file.parent / str(row[image_key]), file.parent / str(row[mask_key])
-            missing += [str(path.relative_to(file.parent)) for path in (image, mask) if not path.is_file()]
+            missing += [str(row[key]) for key, path in ((image_key, image), (mask_key, mask)) if not path.is_file()]
             name = Path(str(row[image_key])).with_suffix("").as_posix()
             splits.setdefault(split, []).append(Pair(name, image, mask))
         if missing:
             raise UserError(f"{file} names {len(missing)} files that are not there: {shorten(missing)}")
     for split, pairs in splits.items():
-        twice = sorted({pair.name for pair in pairs if sum(pair.name == other.name for other in pairs) > 1})
+        twice = [name for name, count in Counter(pair.name for pair in pairs).items() if count > 1]
         if twice:
             raise UserError(f"the metadata of the {split} split names an image more than once: {shorten(twice)}")
     return splits
@@ -329,7 +329,7 @@ def _rows(file: Path) -> list[dict]:
     try:
         text = file.read_text(encoding="utf-8-sig")
         if file.suffix == ".csv":
-            return list(csv.DictReader(text.splitlines()))
+            return list(csv.DictReader(io.StringIO(text)))
         return [json.loads(line) for line in text.splitlines() if line.strip()]
     except ValueError as error:
         raise UserError(f"{file} cannot be read: {error}") from None

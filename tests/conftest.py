@@ -1,0 +1,78 @@
+"""Offline, one thread, caches in a folder of their own; and small datasets in every layout."""
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+# Before any library is imported, as these are read at import time.
+_CACHE = tempfile.mkdtemp(prefix="segmentation_tests_")
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HOME": _CACHE,
+    "HF_DATASETS_CACHE": f"{_CACHE}/datasets",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from PIL import Image  # noqa: E402
+
+# Image and mask of a layout, below the dataset's folder.
+LAYOUT_FILES = {
+    "ADE20K": ("images/{ade}/{name}.jpg", "annotations/{ade}/{name}.png"),
+    "split folders": ("{split}/images/{name}.jpg", "{split}/masks/{name}.png"),
+    "images and masks by split": ("images/{split}/{name}.JPG", "masks/{split}/{name}.tif"),
+    "CamVid": ("{split}/{name}.png", "{split}annot/{name}.png"),
+    "Cityscapes": (
+        "leftImg8bit/{split}/ulm/{name}_leftImg8bit.png",
+        "gtFine/{split}/ulm/{name}_gtFine_labelTrainIds.png",
+    ),
+    "Pascal VOC": ("JPEGImages/{name}.jpg", "SegmentationClass/{name}.png"),
+    "images and masks": ("images/{name}.jpeg", "masks/{name}.bmp"),
+    "metadata": ("pictures/{name}.webp", "ids/{name}.gif"),
+}
+
+
+def save_pair(image_file: Path, mask_file: Path, ids: np.ndarray, seed: int = 0) -> None:
+    """A mask, and a noisy image of its size."""
+    for file in (image_file, mask_file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (*ids.shape, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(image_file)
+    Image.fromarray(ids).save(mask_file)
+
+
+@pytest.fixture
+def make_dataset(tmp_path):
+    """(layout, images of each split, values in every mask) → folder with `train_0`, `val_1` and so on, 12x8 pixels.
+
+    A layout without split folders has training images alone, but for Pascal VOC and the metadata file.
+    """
+
+    def make(layout: str = "split folders", count: int = 2, values=(0, 1, 2), folder: str = "data") -> Path:
+        root = tmp_path / folder
+        names = {}
+        for split in ("train",) if layout == "images and masks" else ("train", "val"):
+            names[split] = [f"{split}_{i}" for i in range(count)]
+            for seed, name in enumerate(names[split]):
+                ids = np.resize(np.array(values), (8, 12)).astype(np.uint8)
+                image, mask = LAYOUT_FILES[layout]
+                fill = {"split": split, "ade": {"train": "training", "val": "validation"}[split], "name": name}
+                save_pair(root / image.format(**fill), root / mask.format(**fill), ids, seed)
+        if layout == "Pascal VOC":
+            lists = root / "ImageSets" / "Segmentation"
+            lists.mkdir(parents=True)
+            for split, listed in names.items():
+                (lists / f"{split}.txt").write_text("\n".join(listed))
+        if layout == "metadata":
+            rows = [
+                f"pictures/{name}.webp,ids/{name}.gif,{split}" for split, listed in names.items() for name in listed
+            ]
+            (root / "metadata.csv").write_text("\n".join(["file_name,mask_file_name,split", *rows]))
+        return root
+
+    return make
