@@ -1,0 +1,162 @@
+"""The comparison of two output folders, through the real `main`."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import compare_runs
+from cli_utils import UserError
+from statistics_utils import paired_bootstrap, save_per_image
+
+CLASSES = ["wall", "door", "sky", "never seen"]
+PROTOCOL = "short side 512; whole image in one pass"
+
+
+def counts_of(quality, images=60, seed=0):
+    """Counts (images, 3, 4) of a model that gets the share `quality` of each class right; the last class is absent."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(100, 1000, (images, 4)) * np.array([1, 1, 1, 0])
+    noise = np.random.default_rng(seed).normal(0, 0.05, label.shape)
+    intersection = (label * np.clip(np.asarray(quality) + noise, 0, 1)).astype(np.int64)
+    return np.stack([intersection, label, label], axis=1)
+
+
+def write_run(folder, counts, names=None, class_names=CLASSES, protocol=PROTOCOL):
+    folder.mkdir()
+    names = names or [f"img_{i}" for i in range(len(counts))]
+    save_per_image(folder, names, counts, counts, class_names)
+    if protocol:
+        (folder / "eval_results.json").write_text(json.dumps({"eval_mean_iou": 0.5, "eval_protocol": protocol}))
+    return str(folder)
+
+
+@pytest.fixture
+def worse(tmp_path):
+    return write_run(tmp_path / "worse", counts_of([0.6, 0.6, 0.6, 0]))
+
+
+@pytest.fixture
+def better(tmp_path):
+    return write_run(tmp_path / "better", counts_of([0.65, 0.85, 0.6, 0], seed=1))
+
+
+def test_better_run_is_named(worse, better, capsys):
+    result = compare_runs.main([worse, better])
+    row = result["scores"]["mean_iou"]
+    expected = paired_bootstrap(
+        counts_of([0.6, 0.6, 0.6, 0]), counts_of([0.65, 0.85, 0.6, 0], seed=1), resamples=2000, seed=0
+    )
+    assert (row["difference"], row["low"], row["high"], row["p_value"]) == expected
+    assert row["b"] - row["a"] == pytest.approx(row["difference"])
+    assert 0 < row["low"] < row["difference"] < row["high"]
+    assert list(result["scores"]) == ["mean_iou", "boundary_mean_iou", "per_image_mean_iou", "overall_accuracy"]
+    assert (result["verdict"], result["images"], result["warnings"]) == ("B is better", 60, [])
+    # Greatest change first, a class that occurs nowhere left out.
+    assert [change["name"] for change in result["classes"]] == ["door", "wall", "sky"]
+    assert result["classes"][0]["images"] == 60
+
+    text = capsys.readouterr().out
+    assert "mean_iou: B is better" in text and "warning" not in text and "never seen" not in text
+    assert f"{row['difference']:+.4f}  [{row['low']:+.4f}, {row['high']:+.4f}]" in text
+    assert text.index("door") < text.index("sky")
+
+
+def test_verdict_turns_with_the_order(worse, better):
+    assert compare_runs.main([better, worse])["verdict"] == "A is better"
+
+
+def test_noise_is_no_difference(tmp_path, worse, capsys):
+    same = write_run(tmp_path / "same", counts_of([0.6, 0.6, 0.6, 0], seed=1))
+    assert compare_runs.main([worse, same])["verdict"] == "no difference can be shown with 60 images"
+    assert "no difference can be shown with 60 images" in capsys.readouterr().out
+
+
+def test_images_may_come_in_another_order(tmp_path, worse, better):
+    order = np.random.default_rng(5).permutation(60)
+    shuffled = write_run(
+        tmp_path / "shuffled", counts_of([0.65, 0.85, 0.6, 0], seed=1)[order], names=[f"img_{i}" for i in order]
+    )
+    assert compare_runs.main([worse, shuffled])["scores"] == compare_runs.main([worse, better])["scores"]
+
+
+def test_json_holds_the_result_and_no_nan(tmp_path, worse, capsys):
+    nothing = write_run(tmp_path / "nothing", np.zeros((2, 3, 4), np.int64))
+    compare_runs.main([nothing, nothing, "--json"])
+    printed = capsys.readouterr().out
+    assert json.loads(printed)["scores"]["mean_iou"]["low"] is None and "NaN" not in printed
+    result = compare_runs.main([worse, worse, "--json"])
+    assert json.loads(capsys.readouterr().out) == result
+    assert result["scores"]["mean_iou"]["p_value"] == 1.0
+
+
+def test_other_protocol_is_a_warning(tmp_path, worse, capsys):
+    other = write_run(tmp_path / "other", counts_of(0.6), protocol="sliding window")
+    unknown = write_run(tmp_path / "unknown", counts_of(0.6), protocol=None)
+    assert compare_runs.main([worse, other])["warnings"] == [
+        f"evaluated under other protocols: A: {PROTOCOL}. B: sliding window."
+    ]
+    assert "warning: evaluated under other protocols" in capsys.readouterr().out
+    assert compare_runs.main([unknown, other])["warnings"] == [
+        "evaluated under other protocols: A: unknown. B: sliding window."
+    ]
+
+
+def test_folder_without_counts_is_told_how_to_get_them(tmp_path, worse):
+    for folder in (tmp_path, tmp_path / "missing", Path(worse, "per_image.npz")):
+        with pytest.raises(UserError, match=r"per_image\.npz is missing; .*run_segmentation\.py .*--do_eval"):
+            compare_runs.main([worse, str(folder)])
+
+
+def test_other_images_are_counted(tmp_path, worse):
+    other = write_run(tmp_path / "other", counts_of(0.6), names=[f"img_{i}" for i in range(10, 70)])
+    with pytest.raises(
+        UserError, match=r"other images: 10 only in .*worse, 10 only in .*other \(such as 'img_0'\), 50"
+    ):
+        compare_runs.main([worse, other])
+    fewer = write_run(tmp_path / "fewer", counts_of(0.6)[:20])
+    with pytest.raises(UserError, match=r"40 only in .*worse, 0 only in .*fewer"):
+        compare_runs.main([worse, fewer])
+
+
+def test_other_annotations_are_refused(tmp_path, worse):
+    counts = counts_of([0.6, 0.6, 0.6, 0])
+    counts[7, 1, 2] += 1
+    with pytest.raises(UserError, match="1 of 60 images have another annotation .*'img_7'"):
+        compare_runs.main([worse, write_run(tmp_path / "other", counts)])
+
+
+def test_other_classes_are_refused(tmp_path, worse):
+    renamed = write_run(tmp_path / "renamed", counts_of(0.6), class_names=["wall", "gate", "sky", "never seen"])
+    with pytest.raises(UserError, match="4 classes and .* 4, 2 of them in one only, such as 'door'"):
+        compare_runs.main([worse, renamed])
+    reordered = write_run(tmp_path / "reordered", counts_of(0.6), class_names=CLASSES[::-1])
+    with pytest.raises(UserError, match="in another order"):
+        compare_runs.main([worse, reordered])
+
+
+def test_names_that_are_not_unique_are_refused(tmp_path, worse):
+    twice = write_run(tmp_path / "twice", counts_of(0.6), names=["same"] * 60)
+    with pytest.raises(UserError, match="several images of one name"):
+        compare_runs.main([worse, twice])
+
+
+def test_bad_flags_and_files(tmp_path, worse):
+    with pytest.raises(UserError, match="--resamples is 1; "):
+        compare_runs.main([worse, worse, "--resamples", "1"])
+    broken = write_run(tmp_path / "broken", counts_of([0.6, 0.6, 0.6, 0]))
+    Path(broken, "eval_results.json").write_text('{"eval_mean')
+    with pytest.raises(UserError, match=r"eval_results\.json is not JSON"):
+        compare_runs.main([worse, broken])
+
+
+def test_script_ends_with_0_and_a_mistake_with_one_line_and_2(worse, better):
+    script = [sys.executable, str(Path(compare_runs.__file__)), worse]
+    finished = subprocess.run([*script, better, "--json"], capture_output=True, text=True)
+    assert finished.returncode == 0 and json.loads(finished.stdout)["verdict"] == "B is better"
+    failed = subprocess.run([*script, "nowhere"], capture_output=True, text=True)
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert failed.stderr.strip().splitlines()[-1].startswith("error: nowhere/per_image.npz is missing")
