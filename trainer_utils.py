@@ -153,16 +153,22 @@ class SegmentationTrainer(Trainer):
     def pixel_cross_entropy(self, outputs, labels, num_items_in_batch=None):
         """Cross-entropy at the labels' resolution: summed over pixels, divided by `num_items_in_batch`.
 
-        labels: int64 (B, H, W). The Trainer multiplies by the number of processes, over which DDP averages.
+        labels: int64 (B, H, W). `--label_smoothing_factor` applies. The Trainer multiplies by the number of processes,
+        over which DDP averages.
         """
+        smoothing = self.args.label_smoothing_factor
         if num_items_in_batch is None:
             num_items_in_batch = (labels != IGNORE_INDEX).sum()
         if self.fused_ops:
             return upsampled_cross_entropy(
-                outputs.logits, labels, ignore_index=IGNORE_INDEX, num_items_in_batch=num_items_in_batch
+                outputs.logits,
+                labels,
+                ignore_index=IGNORE_INDEX,
+                num_items_in_batch=num_items_in_batch,
+                label_smoothing=smoothing,
             )
         logits = F.interpolate(outputs.logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
-        loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+        loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum", label_smoothing=smoothing)
         return loss / torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1)
 
     # ---- evaluation -----------------------------------------------------------------------------------------------
