@@ -151,7 +151,7 @@ def fixed_input_size(model: PreTrainedModel, image_size: int | None = None) -> i
 
 
 def describe_model(model: PreTrainedModel) -> str:
-    """One line: architecture, its head's class where it is not stock, millions of parameters, encoder and head."""
+    """One line: architecture, millions of parameters in encoder and head, and how many of them are not trained."""
     total = sum(parameter.numel() for parameter in model.parameters())
     encoder = sum(parameter.numel() for parameter in model.get_submodule(_encoder_name(model)).parameters())
     frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
@@ -185,8 +185,12 @@ def load_image_processor(
         _read_config(name_or_path)  # so that an unreachable Hub is not taken for a missing preprocessor_config.json
         try:
             image_processor = AutoImageProcessor.from_pretrained(name_or_path)
-        except (OSError, ValueError):
-            logger.info(f"{name_or_path} has no image processor; SegFormer's is used")
+        except (OSError, ValueError) as error:
+            if Path(name_or_path, "preprocessor_config.json").exists():
+                raise UserError(
+                    f"{name_or_path}/preprocessor_config.json cannot be read: {_one_line(error)}"
+                ) from error
+            logger.warning(f"{name_or_path} has no image processor; SegFormer's is used")
             image_processor = SegformerImageProcessor()
     settings = image_processor.to_dict()
     # A mask has to cover the image, whole and at the size that was asked for.
@@ -336,7 +340,7 @@ def _judge_loading(
 def _freeze_unused_parameters(model: PreTrainedModel) -> None:
     """`requires_grad=False` for the parameters that do not reach the logits; they would never get a gradient."""
     channels = next(module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
-    side = fixed_input_size(model) or 64
+    side = fixed_input_size(model, 64) or 64
     names, parameters = zip(*model.named_parameters(), strict=True)
     training = model.training
     model.eval()  # BatchNorm can do without a batch, and no random number is drawn
