@@ -1,0 +1,188 @@
+"""The rendered toy dataset: its layout, its masks, that it repeats, and that it overwrites nothing."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import toy_dataset
+from cli_utils import UserError
+from toy_dataset import RAW_ID, render_scene, render_toy_dataset
+
+IMAGE_NAMES = {
+    "training": [f"ADE_train_000000{number}" for number in "01 02 03 04 05 06 07 08 09 10".split()],
+    "validation": [f"ADE_val_000000{number}" for number in "01 02 03 04 05 06 07 08 09 10".split()],
+}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return render_toy_dataset(tmp_path_factory.mktemp("toy") / "ADE20k_toy_dataset")
+
+
+@pytest.fixture(scope="module")
+def pictures(dataset):
+    """{split: [(image (H, W, 3), mask (H, W)), ...]}"""
+    return {
+        split: [
+            (
+                np.array(Image.open(dataset / "images" / split / f"{name}.jpg")),
+                np.array(Image.open(dataset / "annotations" / split / f"{name}.png")),
+            )
+            for name in names
+        ]
+        for split, names in IMAGE_NAMES.items()
+    }
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Scenes of a few pixels, for the tests of files and folders; returns the list of calls."""
+    calls = []
+
+    def scene(seed, split, index):
+        calls.append((seed, split, index))
+        return Image.new("RGB", (8, 8)), Image.new("L", (8, 8))
+
+    monkeypatch.setattr(toy_dataset, "render_scene", scene)
+    return calls
+
+
+def classes(pairs):
+    return set(np.concatenate([np.unique(mask) for _, mask in pairs]).tolist()) - {0}
+
+
+def test_annotation_ids_are_those_of_ade20k():
+    expected = {"wall": 1, "sky": 3, "tree": 5, "road": 7, "person": 13, "car": 21, "flag": 150, None: 0}
+    assert {name: RAW_ID[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("split", ["training", "validation"])
+def test_layout_and_modes(dataset, split):
+    for kind, suffix, file_format, mode in (("images", ".jpg", "JPEG", "RGB"), ("annotations", ".png", "PNG", "L")):
+        files = sorted((dataset / kind / split).iterdir())
+        assert [path.name for path in files] == [name + suffix for name in IMAGE_NAMES[split]]
+        for path in files:
+            with Image.open(path) as picture:
+                assert (picture.format, picture.mode) == (file_format, mode)
+    assert {path.name for path in dataset.iterdir()} == {"images", "annotations"}
+    assert [path.name for path in dataset.parent.iterdir()] == [dataset.name]  # no temporary folder is left
+
+
+@pytest.mark.parametrize("split", ["training", "validation"])
+def test_sizes_vary_around_ade20k(pictures, split):
+    sizes = [mask.shape for _, mask in pictures[split]]
+    assert [image.shape[:2] for image, _ in pictures[split]] == sizes
+    assert all(480 <= min(size) <= 560 and 640 <= max(size) <= 720 for size in sizes)
+    assert len(set(sizes)) >= 8
+    portraits = sum(height > width for height, width in sizes)
+    assert 2 <= portraits <= 5
+
+
+def test_classes(pictures):
+    training, validation = classes(pictures["training"]), classes(pictures["validation"])
+    assert max(training | validation) <= 150
+    assert len(training) >= 35
+    assert len(training & validation) >= 0.9 * len(training | validation)
+    wanted = (
+        "sky building road sidewalk tree car person grass mountain sea sand wall floor ceiling windowpane bed sofa"
+    )
+    assert {RAW_ID[name] for name in wanted.split()} <= training & validation
+
+
+@pytest.mark.parametrize("split", ["training", "validation"])
+def test_no_picture_is_trivial(pictures, split):
+    for _, mask in pictures[split]:
+        ids, counts = np.unique(mask, return_counts=True)
+        assert len(ids) >= 10
+        assert counts.max() < 0.6 * mask.size
+
+
+def test_few_pixels_are_unlabelled(pictures):
+    for split in pictures:
+        share = np.mean(np.concatenate([mask.ravel() == 0 for _, mask in pictures[split]]))
+        assert 0.001 < share < 0.03
+
+
+def test_no_class_is_a_flat_colour(pictures):
+    # The mean over 4x4 blocks removes most of the sensor noise, so that what is left is texture and light.
+    for image, mask in pictures["training"]:
+        height, width = (side // 4 * 4 for side in mask.shape)
+        blocks = image[:height, :width].reshape(height // 4, 4, width // 4, 4, 3).mean(axis=(1, 3, 4))
+        centres = mask[2:height:4, 2:width:4]
+        for raw_id in np.unique(centres):
+            values = blocks[centres == raw_id]
+            if len(values) >= 100:
+                assert values.std() > 3, raw_id
+
+
+def test_masks_follow_the_pictures(pictures):
+    """Edges of a mask lie on edges of its picture: shifting the mask by 12 pixels loses contrast across them."""
+    for image, mask in pictures["training"]:
+        steps = np.abs(np.diff(image.astype(int).sum(axis=2), axis=1))
+        edges = np.diff(mask.astype(int), axis=1) != 0
+        assert steps[edges].mean() > 1.3 * steps[np.roll(edges, 12, axis=1)].mean()
+
+
+def test_a_scene_depends_on_seed_split_and_index_alone(dataset):
+    # Rendered out of order and into memory, the files come out again byte for byte.
+    for split, index in (("validation", 3), ("training", 5)):
+        image, mask = render_scene(0, split, index)
+        for picture, kind, suffix, options in (
+            (image, "images", ".jpg", {"format": "JPEG", "quality": 92}),
+            (mask, "annotations", ".png", {"format": "PNG"}),
+        ):
+            buffer = io.BytesIO()
+            picture.save(buffer, **options)
+            path = dataset / kind / split / (IMAGE_NAMES[split][index] + suffix)
+            assert path.read_bytes() == buffer.getvalue()
+
+
+def test_another_seed_and_another_split_differ(pictures):
+    shown = pictures["training"][5][1]
+    assert not np.array_equal(shown, np.array(render_scene(1, "training", 5)[1]))
+    assert not np.array_equal(shown, pictures["validation"][5][1])
+
+
+def test_a_complete_dataset_is_left_alone(tmp_path, quick, capsys):
+    for split in ("training", "validation"):
+        for kind, name in (("images", "ADE_x_00000001.jpg"), ("annotations", "ADE_x_00000001.png")):
+            (tmp_path / kind / split).mkdir(parents=True)
+            (tmp_path / kind / split / name).write_bytes(b"real")
+    assert render_toy_dataset(tmp_path) == tmp_path
+    assert quick == []
+    assert (tmp_path / "images/training/ADE_x_00000001.jpg").read_bytes() == b"real"
+    assert "already there" in capsys.readouterr().out
+
+    (tmp_path / "annotations/validation/ADE_x_00000001.png").unlink()
+    with pytest.raises(UserError, match="no complete dataset"):
+        render_toy_dataset(tmp_path)
+
+
+def test_a_foreign_folder_or_file_is_refused(tmp_path, quick):
+    (tmp_path / "notes.txt").write_text("mine")
+    for path in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(UserError, match="exists, but is no complete dataset"):
+            render_toy_dataset(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert quick == []
+
+
+def test_an_empty_folder_is_filled(tmp_path, quick):
+    (tmp_path / "data").mkdir()
+    assert render_toy_dataset(tmp_path / "data", seed=7) == tmp_path / "data"
+    assert quick[0] == (7, "training", 0) and quick[-1] == (7, "validation", 9) and len(quick) == 20
+    assert len(list((tmp_path / "data").rglob("*.png"))) == 20
+
+
+def test_an_interrupted_rendering_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(seed, split, index):
+        if index == 2:
+            raise KeyboardInterrupt
+        return Image.new("RGB", (8, 8)), Image.new("L", (8, 8))
+
+    monkeypatch.setattr(toy_dataset, "render_scene", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        render_toy_dataset(tmp_path / "data")
+    assert list(tmp_path.iterdir()) == []
