@@ -22,7 +22,7 @@ from cli_utils import UserError
 from metrics_utils import IGNORE_INDEX, ComputeMetrics
 
 PER_IMAGE_FILE = "per_image.npz"
-# Cheng et al. 2021 (arXiv 2103.16562), section 4: 2 % of the image diagonal.
+# Share of the image diagonal. Source: Cheng et al. 2021, arXiv 2103.16562.
 BOUNDARY_DILATION = 0.02
 CONFIDENCE = 0.95
 # Numbers held at a time while resampling; 8 MB of float64 each for the drawn images and their sums.
@@ -58,29 +58,29 @@ def _sliding_max(values: torch.Tensor, window: int, dim: int) -> torch.Tensor:
     return values
 
 
-def class_boundaries(label_maps: torch.Tensor, ignored: torch.Tensor, width: int) -> torch.Tensor:
+def class_boundaries(label_map: torch.Tensor, ignored: torch.Tensor, width: int) -> torch.Tensor:
     """Marks the pixels within `width` (Chebyshev distance) of another class or of the outside of the image.
 
     For each class that is its mask minus the mask's erosion by a (2 width + 1)² square, all classes at once: a pixel
     survives erosion where the largest and the smallest id around it are equal.
 
     Args:
-        label_maps: int16 ids (n, H, W).
+        label_map: int16 ids (H, W).
         ignored: bool (H, W). These pixels are neutral: in no boundary, and the cause of none.
 
     Returns:
-        bool (n, H, W). Takes about 20 bytes a pixel and map at its peak, however many classes there are.
+        bool (H, W).
     """
-    window = 2 * width + 1
-    boundaries = (~ignored).expand(label_maps.shape).clone()
-    if min(ignored.shape) < window:  # the outside is near everywhere
-        return boundaries
-    # The largest of the negated ids is the smallest id, negated; ignored pixels are below both.
-    extremes = torch.where(ignored, torch.iinfo(torch.int16).min, torch.stack([label_maps, -label_maps]))
-    extremes = _sliding_max(_sliding_max(extremes, window, dim=-1), window, dim=-2)
-    inside = (slice(None), slice(width, -width), slice(width, -width))
-    boundaries[inside] &= extremes[0] != -extremes[1]
-    return boundaries
+
+    def highest_around(ids):
+        ids = torch.where(ignored, torch.iinfo(torch.int16).min, ids)
+        return _sliding_max(_sliding_max(ids, 2 * width + 1, dim=1), 2 * width + 1, dim=0)
+
+    boundary = ~ignored
+    if min(boundary.shape) > 2 * width:  # else the outside is near everywhere
+        # The highest of the negated ids is the lowest id, negated.
+        boundary[width:-width, width:-width] &= highest_around(label_map) != -highest_around(-label_map)
+    return boundary
 
 
 def boundary_counts(
@@ -92,6 +92,10 @@ def boundary_counts(
     image counts as background. The paper has no ignored pixels. Here they are neutral: they count nowhere, whatever
     was predicted there, and do not make a contour. (Were they background as well, truth and prediction would share
     the contours of every ignored region, and each prediction would be given these for free.)
+
+    Cheap enough for every evaluation, not only the last: on one CPU core about 10 ms for 512×683 and 100 ms for
+    1024×2048, where MiT-B0 itself takes over a second for the former (not measured on a GPU). At most 20 bytes a
+    pixel, however many classes there are.
 
     Args:
         prediction: integer ids (H, W).
@@ -108,13 +112,13 @@ def boundary_counts(
         raise ValueError(f"prediction {tuple(prediction.shape)} and truth {tuple(truth.shape)} must be one (H, W)")
     ignored = truth == ignore_index
     # Smaller numbers, faster passes; the commonest input is int64.
-    prediction, truth = label_maps = torch.stack([prediction.to(torch.int16), truth.to(torch.int16)])
-    in_prediction, in_truth = class_boundaries(label_maps, ignored, boundary_width(*truth.shape))
+    prediction, truth = prediction.to(torch.int16), truth.to(torch.int16)
+    width = boundary_width(*truth.shape)
+    in_prediction, in_truth = (class_boundaries(ids, ignored, width) for ids in (prediction, truth))
     in_both = in_truth & in_prediction & (truth == prediction)
     # Bin 0 takes the pixels that are not counted: several times as fast as picking out the others.
     counted = [(truth, in_both), (truth, in_truth), (prediction, in_prediction)]
-    bins = [((ids + 1) * mask).flatten() for ids, mask in counted]
-    counts = [torch.bincount(ids, minlength=num_labels + 1)[1:] for ids in bins]
+    counts = [torch.bincount(((ids + 1) * mask).flatten(), minlength=num_labels + 1)[1:] for ids, mask in counted]
     if max(len(count) for count in counts) > num_labels:
         raise ValueError(
             f"an id is beyond the {num_labels} classes (ids 0 to {num_labels - 1}, {ignore_index} ignored)"
@@ -152,6 +156,7 @@ def _frequency_weighted_iou(counts: np.ndarray) -> np.ndarray:
 
 
 def _overall_accuracy(counts: np.ndarray) -> np.ndarray:
+    """Sum of intersections over sum of label pixels: the share of labelled pixels that are right."""
     with np.errstate(invalid="ignore"):
         return counts[..., 0, :].sum(axis=-1) / counts[..., 1, :].sum(axis=-1)
 
@@ -247,8 +252,9 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """95 % percentile bootstrap interval over images (Efron and Tibshirani 1993, chapter 13).
 
-    It says how the score would vary with other images of the same kind; it knows nothing of other training seeds. With
-    a few dozen images, or classes that occur in a few images only, it is too narrow and may lie to one side.
+    It says how the score would vary with other images of the same kind; it knows nothing of other training seeds.
+    Where most classes occur in a handful of the images it is too narrow: on synthetic data of 100 images with each
+    class in 5 of them it held the true score 92 times in 100, with each class in 1 of 20 images 87 times.
 
     Args:
         counts: int64 (n, 3, C); those of `boundary_counts` give the interval of the boundary IoU.
@@ -275,8 +281,9 @@ def paired_bootstrap(
     """Paired bootstrap of statistic(B) - statistic(A): both are computed on the same draws of images.
 
     What makes an image hard for both models cancels, so far smaller differences show than by comparing two intervals.
-    The p-value is twice the smaller share of draws at or beyond zero on either side, each count plus one (Davison and
-    Hinkley 1997, section 4.2), so it is never below 2 / (resamples + 1).
+    The p-value is the percentile interval turned round: twice the share of draws on the rarer side of zero, zero
+    included, so below 0.05 about where the 95 % interval excludes zero. One is added to the draws counted and to all
+    draws (Davison and Hinkley 1997, section 4.2), so it is at least 2 / (resamples + 1).
 
     Args:
         counts_a, counts_b: int64 (n, 3, C), row i of both about the same image (see `match_images`).
@@ -337,10 +344,12 @@ def save_per_image(
 def load_per_image(folder: str | Path) -> PerImage:
     """Reads the `per_image.npz` of a run's output folder; UserError where it is missing or not to be read."""
     path = Path(folder, PER_IMAGE_FILE)
+    if not path.parent.is_dir():
+        raise UserError(f"{folder} is no folder; give the --output_dir of a run")
     try:
         with np.load(path, allow_pickle=False) as file:
             return PerImage(file["names"].tolist(), file["class_names"].tolist(), file["counts"], file["boundary"])
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         raise UserError(
             f"{path} is missing; an evaluation writes it: python run_segmentation.py --model_name_or_path {folder} "
             f"--dataset_dir DATASET --output_dir {folder} --do_eval"

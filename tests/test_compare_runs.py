@@ -106,8 +106,10 @@ def test_other_protocol_is_a_warning(tmp_path, worse, capsys):
 
 
 def test_folder_without_counts_is_told_how_to_get_them(tmp_path, worse):
-    for folder in (tmp_path, tmp_path / "missing", Path(worse, "per_image.npz")):
-        with pytest.raises(UserError, match=r"per_image\.npz is missing; .*run_segmentation\.py .*--do_eval"):
+    with pytest.raises(UserError, match=r"per_image\.npz is missing; .*run_segmentation\.py .*--do_eval"):
+        compare_runs.main([worse, str(tmp_path)])
+    for folder in (tmp_path / "missing", Path(worse, "per_image.npz")):
+        with pytest.raises(UserError, match="is no folder; give the --output_dir of a run"):
             compare_runs.main([worse, str(folder)])
 
 
@@ -159,4 +161,4 @@ def test_script_ends_with_0_and_a_mistake_with_one_line_and_2(worse, better):
     assert finished.returncode == 0 and json.loads(finished.stdout)["verdict"] == "B is better"
     failed = subprocess.run([*script, "nowhere"], capture_output=True, text=True)
     assert (failed.returncode, failed.stdout) == (2, "")
-    assert failed.stderr.strip().splitlines()[-1].startswith("error: nowhere/per_image.npz is missing")
+    assert failed.stderr.strip().splitlines()[-1].startswith("error: nowhere is no folder")
