@@ -2,12 +2,19 @@
 
 The protocol of the SegFormer paper and of mmsegmentation: aspect kept, short side `short_side`, long side at most four
 times that, both sides rounded up to a multiple of 32, the whole image in one pass, logits resized bilinearly to the
-original size, then argmax. Training evaluation, `--do_predict` and `predict.py` all go through here, one image at a
-time, so that they agree to the last pixel.
+original size, then argmax. Where asked for, also as published: a sliding window instead of the whole image, and
+test-time augmentation, the average over several scales and mirror images. Training evaluation, `--do_predict` and
+`predict.py` all go through here, one image at a time, so that they agree to the last pixel:
+
+    pixel_values = protocol.preprocess(image)
+    logits = protocol_logits(model, pixel_values, protocol)
+    prediction, loss_sum, valid_pixels = score_logits(logits, labels)
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +22,15 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvF
 
-from fused_utils import upsampled_argmax, upsampled_scores
+from cli_utils import UserError
+from fused_utils import (
+    ACCELERATOR_TILE_BYTES,
+    CPU_TILE_BYTES,
+    TILE_COLUMNS,
+    _full_precision,
+    upsampled_argmax,
+    upsampled_scores,
+)
 from metrics_utils import IGNORE_INDEX
 
 # Source: SegFormer's test pipeline, img_scale=(2048, 512): the long side may be four times the short one.
@@ -32,6 +47,15 @@ class EvaluationProtocol:
         square: resize to short_side × short_side instead, for architectures with a fixed input size.
         image_mean, image_std: per channel, after scaling to 0…1.
         flip_channels: the network expects BGR (MobileViT).
+        slide_crop, slide_stride: side and step in pixels of a square window that slides over the resized image, logits
+            averaged where windows overlap; None shows the whole image. Published for Cityscapes: short side 1024,
+            window 1024, stride 768. With `square` the window is the input that the architecture takes.
+        scales: test-time augmentation, factors on the short side; published: 0.75, 0.875, 1, 1.125, 1.25 (NVlabs) or
+            0.5, 0.75, 1, 1.25, 1.5, 1.75 (mmsegmentation).
+        flip: test-time augmentation, every scale also mirrored.
+
+    Raises:
+        UserError: on values that do not fit together.
     """
 
     short_side: int = 512
@@ -40,12 +64,65 @@ class EvaluationProtocol:
     image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
     flip_channels: bool = False
+    slide_crop: int | None = None
+    slide_stride: int | None = None
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+    def __post_init__(self):
+        crop, stride, divisor = self.slide_crop, self.slide_stride, self.size_divisor
+        if not self.scales or min(self.scales) <= 0:
+            raise UserError(
+                f"--eval_scales is {_numbers(self.scales) or 'empty'}; it takes one or more positive factors, "
+                "as in 0.75 1 1.25"
+            )
+        if crop is None:
+            if stride is not None:
+                raise UserError(f"--slide_stride {stride} is for a sliding window: add --slide_crop")
+            if self.square and set(self.scales) != {1.0}:
+                raise UserError(
+                    f"--eval_scales {_numbers(self.scales)}: this architecture takes images of "
+                    f"{self.short_side}x{self.short_side} pixels only; leave the flag out, or add --slide_crop "
+                    f"{self.short_side} and scales of at least 1"
+                )
+            return
+        if crop < 1 or crop % divisor:
+            raise UserError(
+                f"--slide_crop is {crop}; it must be a positive multiple of {divisor}, "
+                f"as in {max(1, round(crop / divisor)) * divisor}"
+            )
+        if stride is None or not 1 <= stride <= crop:
+            raise UserError(
+                f"--slide_stride is {stride}; it must be from 1 to --slide_crop ({crop}), or pixels between two "
+                "windows would be seen by neither"
+            )
+        if self.square and crop != self.short_side:
+            raise UserError(
+                f"--slide_crop is {crop}, but this architecture takes images of {self.short_side}x{self.short_side} "
+                f"pixels only: give --slide_crop {self.short_side}"
+            )
+        if self.square and min(self.scales) < 1:
+            raise UserError(
+                f"--eval_scales {_numbers(self.scales)}: at scale {min(self.scales):g} the image is smaller than the "
+                f"{crop}x{crop} pixels that this architecture takes; give scales of at least 1"
+            )
 
     @classmethod
-    def from_image_processor(cls, image_processor, fixed_size: int | None = None) -> "EvaluationProtocol":
+    def from_image_processor(
+        cls,
+        image_processor,
+        fixed_size: int | None = None,
+        slide_crop: int | None = None,
+        slide_stride: int | None = None,
+        scales: tuple[float, ...] = (1.0,),
+        flip: bool = False,
+    ) -> "EvaluationProtocol":
         """The protocol for a model's image processor.
 
-        fixed_size: side in pixels for architectures that take one input size only (`model_utils.fixed_input_size`).
+        Args:
+            fixed_size: side in pixels for architectures that take one input size only
+                (`model_utils.fixed_input_size`).
+            slide_stride: None means three quarters of `slide_crop`, as published for Cityscapes.
         """
         settings = image_processor.to_dict()
         size = settings.get("size") or {}
@@ -59,17 +136,39 @@ class EvaluationProtocol:
             image_mean=tuple(settings["image_mean"]) if normalizes else (0.0, 0.0, 0.0),
             image_std=tuple(settings["image_std"]) if normalizes else (1.0, 1.0, 1.0),
             flip_channels=bool(settings.get("do_flip_channel_order")),
+            slide_crop=slide_crop,
+            slide_stride=slide_crop * 3 // 4 if slide_crop and slide_stride is None else slide_stride,
+            scales=tuple(scales),
+            flip=flip,
         )
 
-    def input_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width in pixels at which an image of this height and width is shown to the network."""
-        if self.square:
+    def input_size(self, height: int, width: int, scale: float = 1.0) -> tuple[int, int]:
+        """Height and width in pixels to which an image of this height and width is resized.
+
+        scale: one of `scales`. As published, it multiplies the limits on both sides, which are then whole pixels.
+        """
+        if self.square and not self.slide_crop:
             return self.short_side, self.short_side
-        scale = min(self.short_side / min(height, width), MAX_ASPECT_RATIO * self.short_side / max(height, width))
+        short_side, long_side = (int(side * scale) for side in (self.short_side, MAX_ASPECT_RATIO * self.short_side))
+        factor = min(short_side / min(height, width), long_side / max(height, width))
+        # A window that is all an architecture takes has to fit in, whatever the image's aspect.
+        least = self.slide_crop if self.square else self.size_divisor
         return tuple(
-            max(1, math.ceil(int(side * scale + 0.5) / self.size_divisor)) * self.size_divisor
+            max(least, math.ceil(int(side * factor + 0.5) / self.size_divisor) * self.size_divisor)
             for side in (height, width)
         )
+
+    def windows(self, side: int) -> list[slice]:
+        """The pixels, along one side of the resized image, that each window covers.
+
+        Source: `slide_inference` of mmsegmentation: the last window is pulled back to the border, and a side shorter
+        than the window is covered whole.
+        """
+        if self.slide_crop is None:
+            return [slice(0, side)]
+        count = max(0, math.ceil((side - self.slide_crop) / self.slide_stride)) + 1
+        stops = [min(side, i * self.slide_stride + self.slide_crop) for i in range(count)]
+        return [slice(max(0, stop - self.slide_crop), stop) for stop in stops]
 
     def normalize(self, image: torch.Tensor) -> torch.Tensor:
         """uint8 RGB (…, 3, H, W) → float32, scaled to 0…1, then mean and standard deviation taken out per channel."""
@@ -77,25 +176,66 @@ class EvaluationProtocol:
             image = image.flip(-3)
         return tvF.normalize(tvF.to_dtype(image, torch.float32, scale=True), self.image_mean, self.image_std)
 
-    def preprocess(self, image: Image.Image) -> torch.Tensor:
-        """RGB image of any size → float32 (3, h, w) with (h, w) = `input_size` of the image."""
+    def preprocess(self, image: Image.Image) -> torch.Tensor | list[torch.Tensor]:
+        """RGB image of any size → float32 (3, h, w) with (h, w) = `input_size` of the image; a list if `scales` are
+        several, one for each. Windows and mirror images are made by `protocol_logits`."""
         tensor = tvF.pil_to_tensor(image)
-        size = self.input_size(*tensor.shape[-2:])
-        return self.normalize(tvF.resize(tensor, size, interpolation=InterpolationMode.BILINEAR, antialias=True))
+        sizes = [self.input_size(*tensor.shape[-2:], scale) for scale in self.scales]
+        resized = [
+            self.normalize(tvF.resize(tensor, size, interpolation=InterpolationMode.BILINEAR, antialias=True))
+            for size in sizes
+        ]
+        return resized[0] if len(resized) == 1 else resized
 
     def describe(self) -> str:
         """One line for `eval_protocol`."""
-        if self.square:
+        if self.square and not self.slide_crop:
             resize = f"image resized to {self.short_side}x{self.short_side}"
         else:
             resize = (
                 f"short side {self.short_side} (long side at most {MAX_ASPECT_RATIO * self.short_side}), aspect kept, "
                 f"sides rounded up to a multiple of {self.size_divisor}"
             )
+        if self.slide_crop and self.square:
+            resize += f" and to at least {self.slide_crop}"
+        view = "whole image in one pass"
+        if self.slide_crop:
+            view = (
+                f"sliding window {self.slide_crop}x{self.slide_crop} with stride {self.slide_stride}, logits averaged "
+                "where windows overlap"
+            )
+        augmentation = "no test-time augmentation"
+        if self.flip or self.scales != (1.0,):
+            passes = len(self.scales) * (1 + self.flip)
+            augmentation = (
+                f"test-time augmentation: probabilities averaged over scales {_numbers(self.scales)}"
+                f"{', each also mirrored' if self.flip else ''} ({passes} pass{'es' if passes > 1 else ''})"
+            )
         return (
-            f"{resize}; whole image in one pass; logits resized bilinearly to the original size; one confusion matrix "
-            f"over all images, label {IGNORE_INDEX} ignored; no test-time augmentation"
+            f"{resize}; {view}; logits resized bilinearly to the original size; one confusion matrix "
+            f"over all images, label {IGNORE_INDEX} ignored; {augmentation}"
         )
+
+
+def _numbers(scales: Iterable[float]) -> str:
+    return " ".join(f"{scale:g}" for scale in scales)
+
+
+class PassLogits(NamedTuple):
+    """What the network says in one pass over an image, not mirrored, at the network's own resolution.
+
+    A window's logits, upsampled to the pixels that it covers, are averaged with those of the windows that overlap it.
+    Because windows stand in a grid, that is linear in the logits and separates into rows and columns, so the average
+    never has to be made as a whole.
+    """
+
+    logits: torch.Tensor  # (1, C, rows of windows · h, columns of windows · w): the windows' logits side by side
+    rows: list[slice]  # pixels of the resized image that each row of windows covers
+    columns: list[slice]
+
+    @property
+    def is_whole(self) -> bool:
+        return len(self.rows) == len(self.columns) == 1
 
 
 def predict_logits(model, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -107,26 +247,75 @@ def predict_logits(model, pixel_values: torch.Tensor) -> torch.Tensor:
     return model(pixel_values=pixel_values[None]).logits
 
 
-def score_logits(logits: torch.Tensor, labels: torch.Tensor, fused_ops: bool = True):
+def protocol_logits(
+    model, pixel_values: torch.Tensor | list[torch.Tensor], protocol: EvaluationProtocol
+) -> torch.Tensor | list[PassLogits]:
+    """What the network says of one image, for `score_logits` and `label_map_of`.
+
+    Args:
+        model: in evaluation mode; the caller turns gradients off.
+        pixel_values: what `protocol.preprocess` made, on any device.
+
+    Returns:
+        Logits (1, C, h', w') if there is but one pass over the whole image; else the logits of every pass.
+    """
+    device = next(model.parameters()).device
+    passes = []
+    for image in [pixel_values] if isinstance(pixel_values, torch.Tensor) else pixel_values:
+        image = image.to(device)
+        rows, columns = (protocol.windows(side) for side in image.shape[-2:])
+        for mirrored in (False, True) if protocol.flip else (False,):
+            logits = _window_logits(model, image.flip(-1) if mirrored else image, rows, columns)
+            if mirrored:
+                width = image.shape[-1]
+                logits = logits.flip(-1)
+                columns = [slice(width - window.stop, width - window.start) for window in reversed(columns)]
+            passes.append(PassLogits(logits, rows, columns))
+    return passes[0].logits if len(passes) == 1 and passes[0].is_whole else passes
+
+
+def _window_logits(model, image: torch.Tensor, rows: list[slice], columns: list[slice]) -> torch.Tensor:
+    """The logits of every window of an image (C_in, h, w), side by side."""
+    if len(rows) == len(columns) == 1:
+        return predict_logits(model, image)
+    return torch.cat(
+        [torch.cat([predict_logits(model, image[:, row, column]) for column in columns], dim=-1) for row in rows],
+        dim=-2,
+    )
+
+
+def score_logits(logits: torch.Tensor | list[PassLogits], labels: torch.Tensor, fused_ops: bool = True):
     """Prediction and cross-entropy at the annotation's resolution.
 
     Args:
-        logits: (1, C, h, w) float.
+        logits: of `protocol_logits`, or (1, C, h, w) float.
         labels: (1, H, W) integer training ids, `IGNORE_INDEX` ignored.
-        fused_ops: strip by strip; else the full (1, C, H, W) tensor is made, as stock transformers does.
+        fused_ops: a tile after the other; else full (1, C, H, W) tensors are made, as stock transformers does.
 
     Returns:
-        prediction (1, H, W) integer; summed cross-entropy (1,) float; number of valid pixels (1,) int64.
+        prediction (1, H, W) integer; summed cross-entropy (1,) float; number of valid pixels (1,) int64. Of several
+        passes the prediction is the class of the highest probability averaged over them, and the cross-entropy is
+        -log of the label's averaged probability (one that rounds to zero counts as the smallest float32, 1e-38).
     """
+    size = labels.shape[-2:]
+    valid = labels != IGNORE_INDEX
+    if not isinstance(logits, torch.Tensor):
+        prediction, likelihood = _score_passes(logits, size, labels.long() * valid, fused_ops)
+        return prediction, -(likelihood.log() * valid).sum(dim=(1, 2)), valid.sum(dim=(1, 2))
     if fused_ops:
         return upsampled_scores(logits, labels, ignore_index=IGNORE_INDEX)
-    upsampled = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    upsampled = F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
     losses = F.cross_entropy(upsampled, labels.long(), ignore_index=IGNORE_INDEX, reduction="none")
-    return upsampled.argmax(dim=1), losses.sum(dim=(1, 2)), (labels != IGNORE_INDEX).sum(dim=(1, 2))
+    return upsampled.argmax(dim=1), losses.sum(dim=(1, 2)), valid.sum(dim=(1, 2))
 
 
-def label_map_of(logits: torch.Tensor, size: tuple[int, int], fused_ops: bool = True) -> torch.Tensor:
-    """Logits (1, C, h, w) → training ids (H, W) at `size`, the same ids that `score_logits` finds."""
+def label_map_of(
+    logits: torch.Tensor | list[PassLogits], size: tuple[int, int], fused_ops: bool = True
+) -> torch.Tensor:
+    """Logits of `protocol_logits`, or (1, C, h, w) → training ids (H, W) at `size`, the same that `score_logits`
+    finds."""
+    if not isinstance(logits, torch.Tensor):
+        return _score_passes(logits, size, None, fused_ops)[0][0]
     if fused_ops:
         return upsampled_argmax(logits, size)[0]
     return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False).argmax(dim=1)[0]
@@ -138,5 +327,112 @@ def predict_label_map(model, image: Image.Image, protocol: EvaluationProtocol, f
 
     The model must be in evaluation mode; it runs on the device where its parameters are.
     """
-    pixel_values = protocol.preprocess(image).to(model.device)
-    return label_map_of(predict_logits(model, pixel_values), (image.height, image.width), fused_ops).cpu()
+    logits = protocol_logits(model, protocol.preprocess(image), protocol)
+    return label_map_of(logits, (image.height, image.width), fused_ops).cpu()
+
+
+# ---- several passes or windows --------------------------------------------------------------------------------------
+
+
+def _score_passes(
+    passes: list[PassLogits], size: tuple[int, int], target: torch.Tensor | None, fused_ops: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The class of the highest averaged probability, (1, H, W), and the averaged probability of `target` (1, H, W)."""
+    num_classes, device = passes[0].logits.shape[1], passes[0].logits.device
+    smallest = torch.finfo(torch.float32).tiny
+    if not fused_ops:
+        probabilities = _mean_probabilities((_full_logits(one, size) for one in passes), dim=1)
+        likelihood = None if target is None else probabilities.gather(1, target[:, None])[:, 0].clamp(min=smallest)
+        return probabilities.argmax(dim=1), likelihood
+    # 255 is left to mean "ignored", as in `upsampled_argmax`.
+    dtype = torch.uint8 if num_classes <= IGNORE_INDEX else torch.int64
+    prediction = torch.empty(1, *size, dtype=dtype, device=device)
+    likelihood = None if target is None else torch.empty(1, *size, device=device)
+    with _full_precision(device.type):
+        for rows, columns, tiles in _tiles(passes, size):
+            probabilities = _mean_probabilities(tiles, dim=-1)
+            prediction[0, rows, columns] = probabilities.argmax(dim=-1)
+            if target is not None:
+                of_target = probabilities.gather(-1, target[0, rows, columns, None])[..., 0]
+                likelihood[0, rows, columns] = of_target.clamp(min=smallest)
+    return prediction, likelihood
+
+
+def _mean_probabilities(logits: Iterable[torch.Tensor], dim: int) -> torch.Tensor:
+    """Softmax along `dim`, averaged over the passes."""
+    total, count = None, 0
+    for one in logits:
+        probabilities = one.softmax(dim)
+        total = probabilities if total is None else total.add_(probabilities)
+        count += 1
+    return total.div_(count)
+
+
+def _full_logits(one: PassLogits, size: tuple[int, int]) -> torch.Tensor:
+    """The published formula on full tensors: a pass's logits (1, C, H, W), averaged where windows overlap."""
+    logits = one.logits.float()
+    if one.is_whole:
+        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    total = logits.new_zeros(1, logits.shape[1], one.rows[-1].stop, one.columns[-1].stop)
+    count = torch.zeros_like(total[:, :1])
+    for row, window_row in zip(one.rows, logits.chunk(len(one.rows), dim=-2), strict=True):
+        for column, window in zip(one.columns, window_row.chunk(len(one.columns), dim=-1), strict=True):
+            covered = (row.stop - row.start, column.stop - column.start)
+            total[:, :, row, column] += F.interpolate(window, size=covered, mode="bilinear", align_corners=False)
+            count[:, :, row, column] += 1
+    return F.interpolate(total / count, size=size, mode="bilinear", align_corners=False)
+
+
+class _Span(NamedTuple):
+    """A run of output rows (or columns), the input rows they are made of, and the weights between them."""
+
+    output: slice
+    input: torch.Tensor  # indices
+    weights: torch.Tensor  # (output rows, input rows)
+
+
+def _tiles(passes: list[PassLogits], size: tuple[int, int]) -> Iterator[tuple[slice, slice, Iterator[torch.Tensor]]]:
+    """Rows and columns of one tile of the image after the other, with the logits (rows, columns, C) of every pass."""
+    maps = [one.logits[0].float().permute(1, 2, 0) for one in passes]
+    device, num_classes = maps[0].device, maps[0].shape[-1]
+    budget = CPU_TILE_BYTES if device.type == "cpu" else ACCELERATOR_TILE_BYTES
+    tile_columns = min(size[1], TILE_COLUMNS)
+    tile_rows = max(1, budget // (tile_columns * num_classes * maps[0].itemsize))
+    rows, columns = [], []
+    for one, low in zip(passes, maps, strict=True):
+        rows.append(_spans(None if one.is_whole else one.rows, low.shape[0], size[0], tile_rows, device))
+        columns.append(_spans(None if one.is_whole else one.columns, low.shape[1], size[1], tile_columns, device))
+
+    def tile(low: torch.Tensor, row: _Span, column: _Span) -> torch.Tensor:
+        wide = torch.matmul(column.weights, low[row.input[:, None], column.input])
+        return torch.mm(row.weights, wide.flatten(1)).unflatten(1, wide.shape[1:])
+
+    for row in zip(*rows, strict=True):
+        for column in zip(*columns, strict=True):
+            yield row[0].output, column[0].output, map(tile, maps, row, column)
+
+
+def _spans(windows: list[slice] | None, low: int, size: int, length: int, device: torch.device) -> list[_Span]:
+    """One axis of a pass: from the `low` rows of all windows to `size` rows, in runs of at most `length`.
+
+    windows: pixels of the resized image that each covers; None for the whole image, which goes to `size` in one step.
+    """
+
+    def bilinear(weights: torch.Tensor, size: int) -> torch.Tensor:
+        return F.interpolate(weights[None], size=size, mode="linear", align_corners=False)[0]
+
+    if windows is None:
+        weights = bilinear(torch.eye(low), size)
+    else:
+        side = windows[-1].stop
+        weights, count = torch.zeros(len(windows), low // len(windows), side), torch.zeros(side)
+        for window_weights, window in zip(weights, windows, strict=True):
+            window_weights[:, window] = bilinear(torch.eye(len(window_weights)), window.stop - window.start)
+            count[window] += 1
+        weights = bilinear((weights / count).flatten(0, 1), size)
+    spans = []
+    for start in range(0, size, length):
+        output = slice(start, min(start + length, size))
+        inputs = weights[:, output].any(dim=1).nonzero()[:, 0]
+        spans.append(_Span(output, inputs.to(device), weights[inputs, output].T.contiguous().to(device)))
+    return spans
