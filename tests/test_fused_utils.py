@@ -16,7 +16,7 @@ from transformers import (
 )
 
 import fused_utils
-from fused_utils import fuse_decode_head, upsampled_argmax, upsampled_cross_entropy, upsampled_scores
+from fused_utils import fuse_decode_head, fuse_model, upsampled_argmax, upsampled_cross_entropy, upsampled_scores
 
 # input (h, w), output (H, W): scale 4, fractional, down, odd, one pixel in, one pixel out, equal, mixed
 SIZES = [
@@ -53,7 +53,7 @@ def segformer_pair(config, dtype=torch.float32):
         torch.nn.init.normal_(parameter, std=0.3)
     torch.nn.init.uniform_(norm.running_var, 0.5, 2.0)
     torch.nn.init.normal_(norm.running_mean)
-    return stock, fuse_decode_head(copy.deepcopy(stock))
+    return stock, fuse_model(copy.deepcopy(stock))
 
 
 def relative_error(actual, expected):
@@ -119,7 +119,7 @@ def test_head_with_the_last_stage_as_a_sequence():
     pixel_values = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
         expected = stock.eval()(pixel_values).logits
-        actual = fuse_decode_head(sequence).eval()(pixel_values).logits
+        actual = fuse_model(sequence).eval()(pixel_values).logits
     assert relative_error(actual, expected) < 1e-5
 
 
@@ -167,6 +167,31 @@ def test_evaluation_never_uses_stale_weights():
     assert_changed_alike()
     with torch.no_grad():
         assert fused.double()(pixel_values.double()).logits.dtype == torch.float64
+
+
+def test_fusing_the_head_alone_leaves_the_encoder():
+    stock, _ = segformer_pair(tiny_config())
+    fused = fuse_decode_head(copy.deepcopy(stock))
+    changed = [
+        name
+        for (name, before), after in zip(stock.named_modules(), fused.modules(), strict=True)
+        if type(before) is not type(after)
+    ]
+    assert changed == ["decode_head"]
+    features = [torch.randn(1, c, s, s) for c, s in zip((8, 16, 24, 32), (16, 8, 4, 2), strict=True)]
+    assert relative_error(fused.decode_head(features), stock.decode_head(features)) < 1e-5
+
+
+def test_encoder_with_dropout_draws_what_stock_draws():
+    stock, fused = segformer_pair(tiny_config(hidden_dropout_prob=0.2, drop_path_rate=0.2))
+    pixel_values = torch.randn(2, 3, 64, 64)
+    gradients = []
+    for model in (stock, fused):
+        torch.manual_seed(3)
+        model.train().segformer(pixel_values).last_hidden_state.square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.segformer.parameters()])
+    for expected, actual in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
 def test_frozen_batch_norm_in_a_training_head():
@@ -236,7 +261,7 @@ def test_saved_files_and_copies_stay_stock(tmp_path):
     for name, tensor in fused.state_dict().items():
         assert torch.equal(tensor, stock.state_dict()[name]), name
     assert [name for name, _ in fused.named_modules()] == [name for name, _ in stock.named_modules()]
-    assert fuse_decode_head(fused) is fused
+    assert fuse_model(fused) is fused
     fused.save_pretrained(tmp_path)
     pixel_values = torch.randn(1, 3, 64, 64)
     buffer = io.BytesIO()
@@ -258,7 +283,7 @@ def test_other_architectures_pass_through():
     config = UperNetConfig(backbone_config=backbone, hidden_size=8, use_auxiliary_head=False, num_labels=3)
     model = UperNetForSemanticSegmentation(config)
     classes = [type(module) for module in model.modules()]
-    assert fuse_decode_head(model) is model
+    assert fuse_model(model) is model
     assert [type(module) for module in model.modules()] == classes
 
 
