@@ -334,15 +334,6 @@ def landscape(cv, s, t, ground, above, spot):
     return out
 
 
-def books(cv, s, t):
-    """Spines of many colours and heights."""
-    column = np.floor(s / 0.055)
-    out = CLOTHES[(cv.cell(column, np.floor(t)) * len(CLOTHES)).astype(int)]
-    out = out * (0.75 + 0.3 * np.sin((s % 0.055) / 0.055 * np.pi))[:, None]
-    out[t > 0.23 + 0.1 * cv.cell(column + 7, np.floor(t))] = (34, 28, 26)
-    return out
-
-
 @surface
 def water(cv, s, t, colour, scale):
     """Ripples along s, with foam where the waves are highest."""
@@ -779,13 +770,10 @@ def room(rng, size, width, depth, floor=None):
     points out of the room; the near wall is the left one where flip is 1, the right one where it is -1."""
     tall, flip = 2.65, int(rng.choice((-1, 1)))
     eye = rng.uniform(-0.4, 0.4), rng.uniform(1.35, 1.6), 0
-    cv = Canvas(
-        rng, size, eye, rng.uniform(-0.22, 0.22), rng.uniform(0.38, 0.48), rng.uniform(0.8, 0.9), (flip, 0.2, -0.6)
-    )
-    cv.ambient, cv.lamps = (
-        0.66,
-        [(np.array([0, 2.1, depth * 0.6]), 0.4), (np.array([-flip * width * 0.4, 1.6, depth * 0.6]), 0.6)],
-    )
+    yaw, horizon, zoom = rng.uniform(-0.22, 0.22), rng.uniform(0.38, 0.48), rng.uniform(0.8, 0.9)
+    cv = Canvas(rng, size, eye, yaw, horizon, zoom, sun=(flip, 0.2, -0.6))
+    cv.ambient = 0.66
+    cv.lamps += [(np.array([0, 2.1, depth * 0.6]), 0.4), (np.array([-flip * width * 0.4, 1.6, depth * 0.6]), 0.6)]
     boards, paint = cv.pick(TIMBER) + 25, cv.pick([(206, 198, 182), (184, 196, 200), (204, 186, 160), (180, 190, 170)])
     stripe = rng.uniform(0.12, 0.4)
     paper = grid(paint, paint * rng.uniform(0.9, 1.0), stripe, 9.0, stripe / 2, 0.0, 0.0)
@@ -804,7 +792,7 @@ def room(rng, size, width, depth, floor=None):
 
 def living_room(rng, size):
     width, depth = rng.uniform(4.6, 5.4), rng.uniform(4.4, 5.2)
-    cv, back, near, far, flip = room(rng, size, width, depth)
+    cv, back, near, _, flip = room(rng, size, width, depth)
     timber, rug, middle = cv.pick(TIMBER), cv.pick(CLOTHES) * 0.7 + 40, place(flip * 0.2, depth - 2.1)
     window(cv, shifted(back, -flip * 1.7), 0.55, cv.pick(CLOTHES))
     oils = landscape(cv.pick(CLOTHES), cv.pick(SKIES), cv.pick(PAINT))
@@ -818,10 +806,6 @@ def living_room(rng, size):
     chest(cv, cupboard, (-0.8, 0.8), (0.05, 0.55), 0.45, "cabinet", timber, 3, 1)
     screen = shifted(cupboard, z=-0.2)
     hang(cv, screen, (-0.6, 0.6), (0.58, 1.32), "television receiver", gloss((44, 50, 60)), (24, 24, 26), 0.04)
-    shelves = shifted(far, -flip * 1.25)
-    chest(cv, shelves, (-0.55, 0.55), (0, 2.0), 0.34, "bookcase", timber * 0.8, 1, 1)
-    for y in np.arange(0.08, 1.7, 0.38):
-        cv.front(shifted(shelves, y=y), rect(-0.5, 0, 0.5, 0.3), "book", books, -0.35)
     pot_plant(cv, shifted(back, -flip * 0.8, z=-0.4), rng.uniform(0.9, 1.2))
     ceiling_light(cv, rng.uniform(-0.5, 0.5), depth * 0.6, 0.35)
     return cv
@@ -856,7 +840,7 @@ def bedroom(rng, size):
 def kitchen(rng, size):
     width, depth = rng.uniform(3.9, 4.5), rng.uniform(4.0, 4.6)
     tile = np.array([(196, 188, 176), (150, 146, 142), (176, 120, 92)][rng.integers(3)])
-    cv, back, near, far, flip = room(rng, size, width, depth, grid(tile, tile * 0.65, 0.4, 0.4, 0.012, 0.1, 0.0))
+    cv, back, _, far, flip = room(rng, size, width, depth, grid(tile, tile * 0.65, 0.4, 0.4, 0.012, 0.1, 0.0))
     front = cv.pick([(222, 214, 198), (120, 140, 132), (150, 100, 64), (84, 98, 118)])
     steel, timber, half = cv.pick([(206, 208, 210), (226, 224, 218)], 5), cv.pick(TIMBER) + 20, width / 2
     glaze = cv.pick([(226, 222, 210), (164, 192, 190)])
