@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import compare_runs
-from cli_utils import UserError
+from cli_utils import UserError, run_cli
 from statistics_utils import paired_bootstrap, save_per_image
 
 CLASSES = ["wall", "door", "sky", "never seen"]
@@ -155,10 +155,16 @@ def test_bad_flags_and_files(tmp_path, worse):
         compare_runs.main([worse, broken])
 
 
-def test_script_ends_with_0_and_a_mistake_with_one_line_and_2(worse, better):
-    script = [sys.executable, str(Path(compare_runs.__file__)), worse]
-    finished = subprocess.run([*script, better, "--json"], capture_output=True, text=True)
-    assert finished.returncode == 0 and json.loads(finished.stdout)["verdict"] == "B is better"
-    failed = subprocess.run([*script, "nowhere"], capture_output=True, text=True)
-    assert (failed.returncode, failed.stdout) == (2, "")
-    assert failed.stderr.strip().splitlines()[-1].startswith("error: nowhere is no folder")
+def test_script_ends_with_0_whatever_the_verdict(worse, better):
+    script = [sys.executable, compare_runs.__file__, better, worse, "--json"]
+    finished = subprocess.run(script, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert json.loads(finished.stdout)["verdict"] == "A is better"
+
+
+def test_a_mistake_ends_with_one_line_and_2(worse, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["compare_runs.py", worse, "nowhere"])
+    with pytest.raises(SystemExit) as stopped:
+        run_cli(compare_runs.main)
+    assert stopped.value.code == 2
+    assert capsys.readouterr() == ("", "error: nowhere is no folder; give the --output_dir of a run\n")
