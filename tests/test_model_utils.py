@@ -200,6 +200,7 @@ def test_encoder_comes_from_the_checkpoint(mit_b0_copy, names, file_format, log)
     assert model.config.id2label == ID2LABEL and model.config.label2id["tree"] == 3
     assert model.config.num_labels == 4 and model.decode_head.classifier.out_channels == 4
     assert model.config.semantic_loss_ignore_index == IGNORE_INDEX
+    assert not model.training  # as `from_pretrained` leaves it; the Trainer changes it
     assert f"{mit_b0_copy}: 192 tensors loaded, fresh: decode_head" in log()
     torch.manual_seed(2)
     assert not torch.equal(
@@ -374,7 +375,7 @@ def test_from_scratch_takes_a_folder_or_a_config_file(trained, offline):
         torch.manual_seed(3)
         model = load_model(id2label=ID2LABEL, from_scratch=str(source), drop_path_rate=0.3)
         assert model.config.hidden_sizes == [8, 16, 24, 32] and model.config.id2label == ID2LABEL
-        assert model.config.drop_path_rate == 0.3
+        assert model.config.drop_path_rate == 0.3 and model.training
         drawn = torch.rand(1)
         torch.manual_seed(3)
         expected = T.SegformerForSemanticSegmentation(model.config)
