@@ -264,7 +264,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     else:
         model = load_trained_model(source, model_args.fused_ops, id2label=label_map.id2label)
     logger.info(describe_model(model))
-    protocol = EvaluationProtocol.from_image_processor(image_processor, fixed_input_size(model, data_args.image_size))
+    asked_for = EvaluationProtocol.from_image_processor(image_processor)
+    protocol = EvaluationProtocol.from_image_processor(image_processor, fixed_input_size(model, asked_for.short_side))
     logger.info(f"evaluation: {protocol.describe()}")
 
     # Trainer. Random transforms happen as training images are drawn; evaluation images keep their annotations' size.
