@@ -49,7 +49,8 @@ class EvaluationProtocol:
         flip_channels: the network expects BGR (MobileViT).
         slide_crop, slide_stride: side and step in pixels of a square window that slides over the resized image, logits
             averaged where windows overlap; None shows the whole image. Published for Cityscapes: short side 1024,
-            window 1024, stride 768. With `square` the window is the input that the architecture takes.
+            window 1024, stride 768, and three quarters of the window is the default. With `square` the window is the
+            input that the architecture takes.
         scales: test-time augmentation, factors on the short side; published: 0.75, 0.875, 1, 1.125, 1.25 (NVlabs) or
             0.5, 0.75, 1, 1.25, 1.5, 1.75 (mmsegmentation).
         flip: test-time augmentation, every scale also mirrored.
@@ -70,7 +71,10 @@ class EvaluationProtocol:
     flip: bool = False
 
     def __post_init__(self):
-        crop, stride, divisor = self.slide_crop, self.slide_stride, self.size_divisor
+        crop, divisor = self.slide_crop, self.size_divisor
+        if crop is not None and self.slide_stride is None:
+            object.__setattr__(self, "slide_stride", crop * 3 // 4)
+        stride = self.slide_stride
         if not self.scales or min(self.scales) <= 0:
             raise UserError(
                 f"--eval_scales is {_numbers(self.scales) or 'empty'}; it takes one or more positive factors, "
@@ -91,7 +95,7 @@ class EvaluationProtocol:
                 f"--slide_crop is {crop}; it must be a positive multiple of {divisor}, "
                 f"as in {max(1, round(crop / divisor)) * divisor}"
             )
-        if stride is None or not 1 <= stride <= crop:
+        if not 1 <= stride <= crop:
             raise UserError(
                 f"--slide_stride is {stride}; it must be from 1 to --slide_crop ({crop}), or pixels between two "
                 "windows would be seen by neither"
@@ -108,21 +112,13 @@ class EvaluationProtocol:
             )
 
     @classmethod
-    def from_image_processor(
-        cls,
-        image_processor,
-        fixed_size: int | None = None,
-        slide_crop: int | None = None,
-        slide_stride: int | None = None,
-        scales: tuple[float, ...] = (1.0,),
-        flip: bool = False,
-    ) -> "EvaluationProtocol":
+    def from_image_processor(cls, image_processor, fixed_size: int | None = None, **options) -> "EvaluationProtocol":
         """The protocol for a model's image processor.
 
         Args:
             fixed_size: side in pixels for architectures that take one input size only
                 (`model_utils.fixed_input_size`).
-            slide_stride: None means three quarters of `slide_crop`, as published for Cityscapes.
+            options: `slide_crop`, `slide_stride`, `scales`, `flip`, which no image processor knows.
         """
         settings = image_processor.to_dict()
         size = settings.get("size") or {}
@@ -136,10 +132,7 @@ class EvaluationProtocol:
             image_mean=tuple(settings["image_mean"]) if normalizes else (0.0, 0.0, 0.0),
             image_std=tuple(settings["image_std"]) if normalizes else (1.0, 1.0, 1.0),
             flip_channels=bool(settings.get("do_flip_channel_order")),
-            slide_crop=slide_crop,
-            slide_stride=slide_crop * 3 // 4 if slide_crop and slide_stride is None else slide_stride,
-            scales=tuple(scales),
-            flip=flip,
+            **options,
         )
 
     def input_size(self, height: int, width: int, scale: float = 1.0) -> tuple[int, int]:
