@@ -207,7 +207,7 @@ def _mask_values(image: dict, label: dict, name: str) -> dict:
         mask, _ = _ids_of(_open(label, name), name)
     except _FileProblem:
         return {"raw_values": []}
-    return {"raw_values": np.unique(mask).astype(np.int64)}
+    return {"raw_values": np.unique(mask).tolist()}
 
 
 def _prepare_example(image: dict, label: dict, name: str, label_map: LabelMap) -> dict:
@@ -228,7 +228,7 @@ def _prepare_example(image: dict, label: dict, name: str, label_map: LabelMap) -
         result |= {
             "height": mask.shape[0],
             "width": mask.shape[1],
-            "raw_values": values.astype(np.int64),
+            "raw_values": values.tolist(),
             "note": note,
         }
         unknown = label_map.unknown_values(values)
@@ -244,7 +244,7 @@ def _prepare_example(image: dict, label: dict, name: str, label_map: LabelMap) -
     Image.fromarray(label_map.reduce(mask)).save(png, "PNG", compress_level=3)
     return result | {
         "label": {"bytes": png.getvalue(), "path": None},
-        "class_pixels": pixels[: label_map.num_labels],
+        "class_pixels": pixels[: label_map.num_labels].tolist(),
     }
 
 
@@ -283,11 +283,11 @@ def _read_pair(image: dict, label: dict, name: str) -> tuple[np.ndarray, str]:
         raise _FileProblem("image depth", f"{_file_name(image, name)} (mode {picture.mode})")
     upright = ImageOps.exif_transpose(picture).size
     turned, note = ImageOps.exif_transpose(mask), ""
-    if turned.size != upright and mask.size == picture.size:
+    if turned.size != upright and mask.size == upright:
+        turned, note = mask, "not turned, against their EXIF orientation, to fit their images"
+    elif turned.size != upright and mask.size == picture.size:
         mask.getexif()[EXIF_ORIENTATION] = picture.getexif()[EXIF_ORIENTATION]
         turned, note = ImageOps.exif_transpose(mask), "turned like their images, as the EXIF orientation of these says"
-    elif turned.size != upright and mask.size == upright:
-        turned, note = mask, "not turned, against their EXIF orientation, to fit their images"
     ids, mode_note = _ids_of(turned, _file_name(label, name))
     if turned.size != upright:
         found, needed = ("x".join(map(str, size)) for size in (turned.size, upright))

@@ -1,0 +1,322 @@
+"""Loading from folders and through `datasets`, splitting, and what the model gets to see."""
+
+import io
+import json
+import logging
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from conftest import LAYOUT_FILES
+from datasets import Dataset, DatasetDict, Features, Value
+from PIL import Image
+from torch.utils.data import DataLoader
+
+import data_utils
+from cli_utils import UserError
+from data_utils import (
+    LabelMap,
+    SegmentationDataset,
+    TrainTransform,
+    collate_eval,
+    collate_train,
+    load_segmentation_dataset,
+    prepare_dataset,
+)
+from protocol_utils import EvaluationProtocol
+
+THREE = LabelMap({0: "sky", 1: "tree", 2: "road"})
+
+
+@pytest.mark.parametrize("layout", LAYOUT_FILES)
+def test_folders_in_every_layout(make_dataset, layout):
+    root = make_dataset(layout)
+    dataset = load_segmentation_dataset(dataset_dir=root)
+    assert list(dataset) == (["train"] if layout == "images and masks" else ["train", "validation"])
+    row = dataset["train"][1]
+    assert row["image"].size == row["label"].size == (12, 8) and row["image"].mode == "RGB"
+    assert row["name"].endswith("train_1")
+    prepared = prepare_dataset(dataset, THREE)
+    assert [row["class_pixels"] for row in prepared["train"]] == [[32, 32, 32]] * 2
+
+
+# ---- through `datasets` ----
+
+
+def encoded(array, path=None):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": path}
+
+
+def table(image="image", label="label", count=3, paths=None, **others):
+    """A dataset as the Hub has them; `others`: feature by name."""
+    rng = np.random.default_rng(0)
+    paths = paths or [None] * count
+    rows = {
+        image: [encoded(rng.integers(0, 256, (8, 12, 3), dtype=np.uint8), path) for path in paths],
+        label: [encoded(np.full((8, 12), i % 3, np.uint8)) for i in range(count)],
+    }
+    features = {image: datasets.Image(), label: datasets.Image()}
+    for name, feature in others.items():
+        features[name] = feature
+        empty = {"Image": encoded(np.zeros((8, 12), np.uint8)), "Value": 0, "Array2D": np.zeros((8, 12), np.uint8)}
+        rows[name] = [empty[type(feature).__name__]] * count
+    return Dataset.from_dict(rows, features=Features(features))
+
+
+def test_parquet_file_and_folder_and_save_to_disk(tmp_path):
+    table().to_parquet(tmp_path / "one.parquet")
+    (tmp_path / "many").mkdir()
+    table().to_parquet(tmp_path / "many" / "train.parquet")
+    table(count=2).to_parquet(tmp_path / "many" / "test.parquet")
+    DatasetDict({"training": table(), "val": table(count=2)}).save_to_disk(tmp_path / "saved")
+    table().save_to_disk(tmp_path / "single")
+    expected = {
+        "one.parquet": {"train": 3},
+        "many": {"train": 3, "test": 2},
+        "saved": {"train": 3, "validation": 2},
+        "single": {"train": 3},
+    }
+    for name, counts in expected.items():
+        dataset = load_segmentation_dataset(dataset_name=str(tmp_path / name))
+        assert {split: len(rows) for split, rows in dataset.items()} == counts
+        row = dataset["train"][2]
+        assert row["name"] == "train_000002" and row["image"].mode == "RGB"
+        assert np.asarray(row["label"]).tolist() == np.full((8, 12), 2).tolist()
+
+
+def load_table(tmp_path, rows, **options):
+    rows.save_to_disk(tmp_path / "table")
+    return load_segmentation_dataset(dataset_name=str(tmp_path / "table"), **options)
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "others"),
+    [
+        ("pixel_values", "annotation", {}),
+        ("Image", "Mask", {"scene": Value("int64")}),
+        ("scan", "segmentation_mask", {}),
+        ("image", "painted", {}),
+        ("img", "seg_map", {"preview": datasets.Image()}),
+    ],
+)
+def test_columns_are_found(tmp_path, image, label, others):
+    dataset = load_table(tmp_path, table(image, label, **others))
+    assert dataset["train"].column_names == ["image", "label", "name"]
+    assert np.asarray(dataset["train"][1]["label"]).max() == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        (lambda: table("image", "img"), {}, "image and img of the columns could be the images.*--image_column"),
+        (
+            lambda: table("image", "mask", x=datasets.Image()).rename_column("x", "label"),
+            {},
+            "mask and label .* the labels.*--label_column",
+        ),
+        (lambda: table("a", "b"), {}, "a and b of the columns could be the images: a .Image., b .Image.;"),
+        (lambda: table("image", "b", c=datasets.Image()), {}, "b and c of the columns could be the labels"),
+        (
+            lambda: table("image", "x", mask=datasets.Array2D((8, 12), "uint8")).remove_columns("x"),
+            {},
+            r"none of the columns could be the labels: image \(Image\), mask \(Array2D\).*datasets.Image",
+        ),
+        (table, {"image_column": "imgae"}, r"--image_column imgae: no such column \(did you mean image\?\)"),
+        (
+            lambda: table(n=Value("int64")),
+            {"label_column": "n"},
+            r"--label_column n holds Value\('int64'\), not images",
+        ),
+    ],
+)
+def test_columns_that_cannot_be_told(tmp_path, rows, options, message):
+    with pytest.raises(UserError, match=message):
+        load_table(tmp_path, rows(), **options)
+
+
+def test_columns_that_are_named(tmp_path):
+    dataset = load_table(tmp_path, table("label", "image"), image_column="label", label_column="image")
+    assert np.asarray(dataset["train"][2]["label"]).max() == 2 and dataset["train"][0]["image"].mode == "RGB"
+
+
+def test_parquet_written_without_features(tmp_path):
+    plain = (
+        table().cast_column("image", datasets.Image(decode=False)).cast_column("label", datasets.Image(decode=False))
+    )
+    struct = {"bytes": Value("binary"), "path": Value("string")}
+    plain = Dataset.from_dict(plain.to_dict(), features=Features({"image": struct, "label": struct}))
+    dataset = load_table(tmp_path, plain)
+    assert np.asarray(dataset["train"][2]["label"]).max() == 2
+
+
+def test_names_of_files_are_kept(tmp_path):
+    assert load_table(tmp_path, table(paths=["a/x.jpg", "b/y.jpg", "z.png"]))["train"]["name"][:] == ["x", "y", "z"]
+    twice = load_table(tmp_path / "twice", table(paths=["a/x.jpg", "b/x.jpg", "z.png"]))
+    assert twice["train"]["name"][:] == ["train_000000", "train_000001", "train_000002"]
+
+
+def test_split_names_of_the_hub(tmp_path, caplog):
+    DatasetDict({"dev": table(), "unsupervised": table()}).save_to_disk(tmp_path / "a")
+    assert list(load_segmentation_dataset(dataset_name=str(tmp_path / "a"))) == ["validation"]
+    assert "split 'unsupervised' (3 rows) is neither train, validation nor test" in caplog.text
+    DatasetDict({"dev": table(), "val": table()}).save_to_disk(tmp_path / "b")
+    with pytest.raises(UserError, match="two validation splits: dev, val"):
+        load_segmentation_dataset(dataset_name=str(tmp_path / "b"))
+    DatasetDict({"unsupervised": table()}).save_to_disk(tmp_path / "c")
+    with pytest.raises(UserError, match="no rows in a train, validation or test split; its splits: unsupervised"):
+        load_segmentation_dataset(dataset_name=str(tmp_path / "c"))
+
+
+def test_the_hub_without_network():
+    with pytest.raises(
+        UserError, match=r"scene_parse_150: the Hub cannot be reached .*--dataset_dir FOLDER works without"
+    ):
+        load_segmentation_dataset(dataset_name="scene_parse_150")
+
+
+def test_what_cannot_be_loaded(tmp_path, monkeypatch):
+    (tmp_path / "bad.parquet").write_text("x")
+    (tmp_path / "empty").mkdir()
+    for name in ("bad.parquet", "none.parquet", "empty", "nowhere"):
+        with pytest.raises(UserError, match=f"--dataset_name {tmp_path / name} cannot be loaded: .*--dataset_dir"):
+            load_segmentation_dataset(dataset_name=str(tmp_path / name))
+
+    def scripts(*args, **kwargs):
+        raise RuntimeError("Dataset scripts are no longer supported, but found scene_parse_150.py")
+
+    monkeypatch.setattr(data_utils.datasets, "load_dataset", scripts)
+    with pytest.raises(UserError, match="scene_parse_150 cannot be loaded: Dataset scripts are no longer supported"):
+        load_segmentation_dataset(dataset_name="scene_parse_150")
+
+
+def test_one_source_is_needed(tmp_path):
+    for options in ({}, {"dataset_dir": tmp_path, "dataset_name": "x"}):
+        with pytest.raises(ValueError, match="either dataset_dir or dataset_name"):
+            load_segmentation_dataset(**options)
+
+
+# ---- splitting ----
+
+
+def split(root, fraction=0.3, **options):
+    dataset = load_segmentation_dataset(dataset_dir=root, train_val_split=fraction, **options)
+    return dataset["train"]["name"][:], dataset["validation"]["name"][:]
+
+
+def test_train_val_split(make_dataset, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    root, file = make_dataset("images and masks", count=10), tmp_path / "out" / "split.json"
+    train, validation = split(root, split_file=file)
+    assert len(train) == 7 and len(validation) == 3 and not set(train) & set(validation)
+    assert sorted(train + validation) == [f"train_{i}" for i in range(10)]
+    assert validation == [f"train_{i}" for i in sorted(np.random.default_rng(42).permutation(10)[:3])]
+    assert "train 7, validation 3" in caplog.text
+    assert json.loads(file.read_text()) == {
+        "train_val_split": 0.3,
+        "seed": 42,
+        "train": train,
+        "validation": validation,
+    }
+    assert split(root) == (train, validation)  # seeded
+    assert split(root, seed=1) != (train, validation)
+    assert split(root, seed=1, split_file=file) == (train, validation)  # the file decides
+    assert str(file) in caplog.text
+    assert [len(side) for side in split(root, 0.001)] == [9, 1] and [len(side) for side in split(root, 0.999)] == [
+        1,
+        9,
+    ]
+
+
+def test_a_split_file_that_does_not_fit(make_dataset, tmp_path):
+    root, file = make_dataset("images and masks", count=4), tmp_path / "split.json"
+    split(root, split_file=file)
+    with pytest.raises(UserError, match="is 0.5, but .*split.json was made with 0.3"):
+        split(root, 0.5, split_file=file)
+    (root / "images" / "train_2.jpeg").rename(root / "images" / "new.jpeg")
+    (root / "masks" / "train_2.bmp").rename(root / "masks" / "new.bmp")
+    with pytest.raises(UserError, match=r"split.json does not fit the dataset: 2 names .*\(new, train_2\); delete it"):
+        split(root, split_file=file)
+    file.write_text("{")
+    with pytest.raises(UserError, match="split.json is damaged"):
+        split(root, split_file=file)
+
+
+def test_splits_that_are_refused(make_dataset):
+    with pytest.raises(UserError, match="has a validation split of 2 images; leave the flag out"):
+        split(make_dataset())
+    with pytest.raises(UserError, match="a training split of 1 image cannot be parted"):
+        split(make_dataset("images and masks", count=1, folder="one"))
+    root = make_dataset(folder="only_test")
+    (root / "train").rename(root / "test")
+    (root / "val").rename(root.parent / "elsewhere")
+    with pytest.raises(UserError, match="has no training split, only test"):
+        split(root)
+
+
+# ---- reading ----
+
+
+@pytest.fixture
+def prepared(make_dataset):
+    rows = prepare_dataset(load_segmentation_dataset(dataset_dir=make_dataset(count=5, values=(0, 1, 2, 255))), THREE)
+    return rows["train"]
+
+
+def same(first, second):
+    return all(
+        torch.equal(a[key], b[key]) for a, b in zip(first, second, strict=True) for key in ("pixel_values", "labels")
+    )
+
+
+def test_training_examples_depend_on_seed_epoch_and_index_alone(prepared):
+    transform = TrainTransform(EvaluationProtocol(16))
+    one, two = SegmentationDataset(prepared, transform, seed=3), SegmentationDataset(prepared, transform, seed=3)
+    epoch_0 = [one[i] for i in range(5)]
+    torch.manual_seed(5)
+    np.random.seed(5)
+    state = torch.get_rng_state()
+    assert same(epoch_0, [two[i] for i in reversed(range(5))][::-1])
+    assert torch.equal(state, torch.get_rng_state())  # nothing drawn from the global generator
+    one.set_epoch(1)
+    epoch_1 = [one[i] for i in range(5)]
+    assert not same(epoch_0, epoch_1)
+    one.set_epoch(0)
+    assert same(epoch_0, [one[i] for i in range(5)])
+    other_seed = SegmentationDataset(prepared, transform, seed=4)
+    assert not same(epoch_0, [other_seed[i] for i in range(5)])
+
+
+def test_workers_see_the_epoch(prepared):
+    dataset = SegmentationDataset(prepared, TrainTransform(EvaluationProtocol(16)), seed=3)
+    loader = DataLoader(dataset, batch_size=2, num_workers=2, persistent_workers=True, collate_fn=collate_train)
+    for epoch in (0, 1, 0):
+        dataset.set_epoch(epoch)
+        batches = list(loader)
+        expected = [collate_train([dataset[i] for i in indices]) for indices in ([0, 1], [2, 3], [4])]
+        assert same(batches, expected)
+
+
+def test_evaluation_examples_are_whole(prepared):
+    protocol = EvaluationProtocol(32)
+    dataset = SegmentationDataset(prepared, protocol)
+    assert len(dataset) == 5
+    example = dataset[3]
+    assert example["pixel_values"].shape == (3, 32, 64)  # 8x12 pixels: 32x48, rounded up to multiples of 32
+    assert torch.equal(example["pixel_values"], protocol.preprocess(prepared[3]["image"]))
+    assert example["labels"].dtype == torch.uint8
+    np.testing.assert_array_equal(example["labels"], np.asarray(prepared[3]["label"]))
+
+
+def test_collators(prepared):
+    train = SegmentationDataset(prepared, TrainTransform(EvaluationProtocol(16)))
+    batch = collate_train([train[0], train[1]])
+    assert batch["pixel_values"].shape == (2, 3, 16, 16) and batch["pixel_values"].dtype == torch.float32
+    assert batch["labels"].shape == (2, 16, 16) and batch["labels"].dtype == torch.int64
+    assert int(batch["labels"].max()) == 255
+    evaluation = SegmentationDataset(prepared, EvaluationProtocol(16))
+    batch = collate_eval([evaluation[0], evaluation[1]])
+    assert [len(batch[key]) for key in ("pixel_values", "labels")] == [2, 2]
+    assert torch.equal(batch["labels"][1], evaluation[1]["labels"])

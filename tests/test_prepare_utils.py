@@ -1,0 +1,451 @@
+"""Every mask mode is read, every unusable file is named with its cause, and nothing is computed twice."""
+
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from conftest import save_pair
+from PIL import Image
+
+import label_utils
+import prepare_utils
+from cli_utils import UserError
+from data_utils import load_segmentation_dataset, resolve_label_map
+from label_utils import LabelMap
+from prepare_utils import prepare_dataset
+
+THREE = LabelMap({0: "sky", 1: "tree", 2: "road"})
+REDUCED = LabelMap({0: "sky", 1: "tree"}, do_reduce_labels=True)
+IDS = np.array([[0, 1, 2, 2], [1, 1, 0, 255]], np.uint8)
+
+
+def prepare(root, label_map=THREE, **options):
+    return prepare_dataset(load_segmentation_dataset(dataset_dir=root), label_map, **options)
+
+
+def train_mask(root, index=1, suffix=".png"):
+    return root / "train" / "masks" / f"train_{index}{suffix}"
+
+
+def test_result(make_dataset):
+    root = make_dataset(values=(0, 1, 2, 255))
+    train = prepare(root)["train"]
+    assert train.column_names == ["image", "name", "label", "height", "width", "class_pixels"]
+    row = train[1]
+    assert row["name"] == "train_1" and (row["height"], row["width"]) == (8, 12)
+    assert row["class_pixels"] == [24, 24, 24]
+    assert row["label"].mode == "L" and row["image"].mode == "RGB"
+    raw = np.asarray(Image.open(train_mask(root)))
+    np.testing.assert_array_equal(np.asarray(row["label"]), raw)
+    stored = train.cast_column("image", datasets.Image(decode=False))[1]["image"]
+    assert stored == {"bytes": None, "path": str(root / "train" / "images" / "train_1.jpg")}
+
+
+def test_labels_are_reduced_once(make_dataset):
+    root = make_dataset(values=(0, 1, 2, 255))
+    row = prepare(root, REDUCED)["train"][0]
+    raw = np.asarray(Image.open(train_mask(root, 0)))
+    np.testing.assert_array_equal(np.asarray(row["label"]), np.choose(np.minimum(raw, 3), [255, 0, 1, 255]))
+    assert row["class_pixels"] == [24, 24]
+
+
+def palette_image(ids):
+    image = Image.fromarray(ids).convert("P")
+    image = Image.frombytes("P", ids.shape[::-1], ids.tobytes())
+    image.putpalette([200, 10, 10, 10, 200, 10, 10, 10, 200] + [7] * (256 * 3 - 9))
+    return image
+
+
+@pytest.mark.parametrize(
+    ("mask", "suffix", "expected"),
+    [
+        (Image.fromarray(IDS), ".png", IDS),
+        (palette_image(IDS), ".png", IDS),
+        (Image.fromarray(IDS.astype(np.uint16)), ".png", IDS),
+        (Image.fromarray(IDS.astype(np.uint16)), ".tif", IDS),
+        (Image.fromarray(IDS.astype(np.int32)), ".tiff", IDS),
+        (Image.fromarray(IDS == 1), ".png", IDS == 1),
+        (Image.fromarray(IDS == 1), ".bmp", IDS == 1),
+        (Image.fromarray(np.stack([IDS] * 3, axis=-1)), ".png", IDS),
+        (Image.fromarray(np.stack([*[IDS] * 3, np.full_like(IDS, 255)], axis=-1)), ".png", IDS),
+        (Image.fromarray(np.stack([IDS, np.full_like(IDS, 255)], axis=-1)), ".png", IDS),
+    ],
+    ids=["L", "P", "16-bit", "16-bit tif", "32-bit", "1-bit", "1-bit bmp", "RGB", "RGBA", "LA"],
+)
+def test_mask_modes(tmp_path, mask, suffix, expected, caplog):
+    save_pair(tmp_path / "images" / "x.jpg", tmp_path / "masks" / f"x{suffix}", IDS)
+    mask.save(tmp_path / "masks" / f"x{suffix}")
+    row = prepare(tmp_path)["train"][0]
+    np.testing.assert_array_equal(np.asarray(row["label"]), expected)
+    assert ("1 masks were read from one of several equal channels" in caplog.text) == (
+        mask.mode in ("RGB", "RGBA", "LA")
+    )
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+def test_exif_orientation(tmp_path, orientation, suffix, caplog):
+    """A mask drawn on the upright picture, and one drawn on the picture as stored."""
+    stored = np.zeros((8, 24), np.uint8)
+    stored[:3, :9] = 1
+    upright = {
+        1: stored,
+        2: stored[:, ::-1],
+        3: stored[::-1, ::-1],
+        4: stored[::-1],
+        5: stored.T,
+        6: np.rot90(stored, -1),
+        7: np.rot90(stored, 2).T,
+        8: np.rot90(stored),
+    }[orientation]
+    exif = Image.Exif()
+    exif[prepare_utils.EXIF_ORIENTATION] = orientation
+    picture = Image.fromarray(np.stack([stored * 200] * 3, axis=-1))
+    masks = {"drawn_upright": upright, "drawn_as_stored": stored}
+    if suffix == ".tif":
+        del masks["drawn_as_stored"]  # Pillow turns TIFF files itself, so nobody sees them as they are stored
+    for name, mask in masks.items():
+        save_pair(
+            tmp_path / "images" / f"{name}{suffix}", tmp_path / "masks" / f"{name}.png", np.ascontiguousarray(mask)
+        )
+        picture.save(tmp_path / "images" / f"{name}{suffix}", exif=exif)
+    train = prepare(tmp_path)["train"]
+    # Where the size does not change, nothing tells the two kinds apart; masks are taken as drawn upright.
+    sizes_tell = orientation >= 5
+    for row in train:
+        assert (row["height"], row["width"]) == upright.shape
+        if sizes_tell or row["name"] == "drawn_upright":
+            np.testing.assert_array_equal(np.asarray(row["label"]), upright)
+            assert ((np.asarray(row["image"])[..., 0] > 100) == upright).mean() > 0.95
+    assert ("1 masks were turned like their images" in caplog.text) == (sizes_tell and suffix != ".tif")
+
+
+def test_a_mask_with_a_stale_orientation(tmp_path, caplog):
+    ids = np.zeros((8, 24), np.uint8)
+    ids[:3, :9] = 1
+    save_pair(tmp_path / "images" / "x.png", tmp_path / "masks" / "x.png", ids)
+    exif = Image.Exif()
+    exif[prepare_utils.EXIF_ORIENTATION] = 6
+    Image.fromarray(ids).save(tmp_path / "masks" / "x.png", exif=exif)
+    np.testing.assert_array_equal(np.asarray(prepare(tmp_path)["train"][0]["label"]), ids)
+    assert "1 masks were not turned, against their EXIF orientation" in caplog.text
+
+
+def overwrite_mask(array, suffix=".png"):
+    def fault(root):
+        train_mask(root).unlink()
+        Image.fromarray(np.asarray(array)).save(train_mask(root, suffix=suffix))
+
+    return fault
+
+
+def cut_off(kind):
+    def fault(root):
+        [path] = (root / "train" / kind).glob("train_1.*")
+        path.write_bytes(path.read_bytes()[:-40])
+
+    return fault
+
+
+def empty_image(root):
+    (root / "train" / "images" / "train_1.jpg").write_bytes(b"")
+
+
+def text_mask(root):
+    train_mask(root).write_text("no image")
+
+
+def deep_image(root):
+    (root / "train" / "images" / "train_1.jpg").unlink()
+    Image.fromarray(np.full((8, 12), 3000, np.uint16)).save(root / "train" / "images" / "train_1.png")
+
+
+def every_mask(values, suffix=".png"):
+    def fault(root):
+        for path in list(root.glob("*/masks/*")):
+            path.unlink()
+            Image.fromarray(np.resize(np.array(values), (8, 12)).astype(np.uint8)).save(path.with_suffix(suffix))
+
+    return fault
+
+
+COLORS = np.random.default_rng(0).integers(0, 255, (8, 12, 3), dtype=np.uint8)
+TRANSPARENT = np.dstack([np.zeros((8, 12, 3), np.uint8), COLORS[..., 0]])
+
+
+@pytest.mark.parametrize(
+    ("fault", "label_map", "parts"),
+    [
+        (empty_image, THREE, ["1 files cannot be read - train: train_1.jpg (no image, or of an unknown format)"]),
+        (text_mask, THREE, ["1 files cannot be read - train: train_1.png (no image, or of an unknown format)"]),
+        (cut_off("images"), THREE, ["cannot be read - train: train_1.jpg", "truncated"]),
+        (cut_off("masks"), THREE, ["cannot be read - train: train_1.png"]),
+        (deep_image, THREE, ["more than 8 bits a channel - train: train_1.png (mode I;16)"]),
+        (overwrite_mask(np.zeros((8, 11), np.uint8)), THREE, ["train_1.png is 11x8, train_1.jpg 12x8"]),
+        (overwrite_mask(np.zeros((12, 8), np.uint8)), THREE, ["train_1.png is 8x12, train_1.jpg 12x8"]),
+        (overwrite_mask(COLORS), THREE, ["colours or fractions", "train_1.png (mode RGB)", "one channel"]),
+        (overwrite_mask(TRANSPARENT), THREE, ["colours or fractions", "train_1.png (mode RGBA)"]),
+        (overwrite_mask(np.zeros((8, 12), np.float32), ".tif"), THREE, ["train_1.tif (mode F)"]),
+        # Values beyond the class list, and why.
+        (every_mask([1, 2, 3]), THREE, ["4 masks hold values that are no class", "train_0.png has 3",
+                                        "0 to 2 are classes", "count from 1: --do_reduce_labels"]),
+        (every_mask([0, 1, 2, 3]), THREE, ["train_0.png has 3", "--do_reduce_labels", "--ignore_values 3"]),
+        (every_mask([0, 1, 2, 3]), REDUCED, ["train_0.png has 3", "1 to 2 are classes", "--id2label"]),
+        (overwrite_mask(np.full((8, 12), 7, np.uint8)), THREE, ["1 masks", "train_1.png has 7", "--ignore_values 7"]),
+        (overwrite_mask(np.full((8, 12), 65535, np.uint16)), THREE, ["train_1.png has 65535", "_values 65535"]),
+        (overwrite_mask(np.full((8, 12), 256, np.uint16)), REDUCED, ["train_1.png has 256"]),
+        (overwrite_mask(np.resize(np.arange(90, dtype=np.uint8), (8, 12))), THREE,
+         ["train_1.png has 3, 4, 5, 6, 7 and 82 more", "another list of classes", "--id2label"]),
+        (overwrite_mask(COLORS[..., 0], ".jpg"), THREE, ["1 masks are JPEG files", "train_1.jpg has", "PNG"]),
+        (every_mask([0, 255]), THREE, ["train_0.png", "0 and 255 alone", "values 0 and 1"]),
+        (every_mask([0, 255]), REDUCED, ["train_0.png", "0 and 255 alone", "values 0 and 1"]),
+        (every_mask([255]), THREE, ["train: every pixel of all 2 masks is ignored", "train_0", "--ignore_values"]),
+        (every_mask([0]), REDUCED, ["train: every pixel of all 2 masks is ignored", "--do_reduce_labels"]),
+    ],
+)  # fmt: skip
+def test_bad_files_are_named_with_their_cause(make_dataset, fault, label_map, parts):
+    root = make_dataset(values=(0, 1, 2))
+    fault(root)
+    with pytest.raises(UserError) as caught:
+        prepare(root, label_map)
+    message = str(caught.value)
+    assert [part for part in parts if part not in message] == [], message
+    assert "\n" not in message
+
+
+def test_all_problems_of_all_splits_are_told_together(make_dataset):
+    root = make_dataset(count=6)
+    for i in range(5):
+        overwrite_mask(np.full((8, 12), 9, np.uint8))(root) if i == 1 else None
+        (root / "val" / "images" / f"val_{i}.jpg").write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        prepare(root)
+    first, second = str(caught.value).splitlines()
+    assert first.startswith("5 files cannot be read - validation: val_0.jpg") and "and 2 more" in first
+    assert second.startswith("  1 masks hold values that are no class - train: train_1.png has 9")
+
+
+def test_odd_but_valid_is_logged(make_dataset, caplog):
+    root = make_dataset(values=(1,))
+    overwrite_mask(np.full((8, 12), 255, np.uint8))(root)
+    prepare(root)
+    assert "train: 1 masks are ignored entirely: train_1" in caplog.text
+    assert "2 of 3 classes never occur in training: sky, road" in caplog.text
+    caplog.clear()
+    prepare(make_dataset(values=(0, 1), folder="shifted"), REDUCED)
+    assert "the masks hold 0 to 1, one value for each of the 2 classes: --no_do_reduce_labels" in caplog.text
+
+
+def calls(monkeypatch):
+    """Counts the examples that are computed rather than read."""
+    counted = []
+    original = prepare_utils._prepare_example
+    monkeypatch.setattr(
+        prepare_utils, "_prepare_example", lambda *args, **kwargs: (counted.append(1), original(*args, **kwargs))[1]
+    )
+    prepare_utils._prepare_example.__name__ = original.__name__
+    return counted
+
+
+def test_a_second_run_computes_nothing(make_dataset, tmp_path, monkeypatch):
+    root, cache = make_dataset(), tmp_path / "cache"
+    counted = calls(monkeypatch)
+    first = prepare(root, cache_dir=cache)
+    assert len(counted) == 4
+    second = prepare(root, cache_dir=cache)
+    assert len(counted) == 4
+    assert [row["class_pixels"] for row in first["train"]] == [row["class_pixels"] for row in second["train"]]
+    # And so does another process.
+    script = (
+        "import sys; sys.path[:0] = ['.', 'tests']; from test_prepare_utils import *; from pathlib import Path\n"
+        "patch = pytest.MonkeyPatch(); counted = calls(patch)\n"
+        f"prepare(Path({str(root)!r}), cache_dir={str(cache)!r}); print('computed', len(counted))"
+    )
+    repository = Path(prepare_utils.__file__).parent
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=repository)
+    assert "computed 0" in done.stdout, done.stderr
+
+
+def touch(root):
+    status = train_mask(root).stat()
+    os.utime(train_mask(root), ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+
+
+def edit_code(root, monkeypatch, module, tmp_path):
+    copy = tmp_path / "edited.py"
+    copy.write_text(Path(module.__file__).read_text() + "\n# edited\n")
+    monkeypatch.setattr(module, "__file__", str(copy))
+
+
+@pytest.mark.parametrize("change", ["mask", "image", "options", "code", "label code", "library", "fewer"])
+def test_what_changed_is_computed_anew(make_dataset, tmp_path, monkeypatch, change):
+    root, cache = make_dataset(), tmp_path / "cache"
+    counted = calls(monkeypatch)
+    prepare(root, cache_dir=cache)
+    label_map, expected = THREE, 4
+    if change == "mask":
+        touch(root)
+        expected += 2  # the other split is as it was
+    elif change == "image":
+        (root / "train" / "images" / "train_0.jpg").write_bytes((root / "train/images/train_1.jpg").read_bytes())
+        expected += 2
+    elif change == "options":
+        label_map, expected = LabelMap(THREE.id2label, ignore_values=(1,)), 8
+    elif change in ("code", "label code"):
+        edit_code(root, monkeypatch, prepare_utils if change == "code" else label_utils, tmp_path)
+        expected = 8
+    elif change == "library":
+        monkeypatch.setattr(prepare_utils.transformers, "__version__", "99.0")
+        expected = 8
+    elif change == "fewer":
+        train_mask(root).unlink()
+        expected += 1
+    prepare(root, label_map, cache_dir=cache)
+    assert len(counted) == expected
+
+
+@pytest.mark.parametrize("damage", ["cut", "noise", "rows"])
+def test_a_damaged_cache_is_made_anew(make_dataset, tmp_path, monkeypatch, damage, caplog):
+    root, cache = make_dataset(), tmp_path / "cache"
+    before = prepare(root, cache_dir=cache)["train"][0]["class_pixels"]
+    counted = calls(monkeypatch)
+    for file in cache.glob("*.arrow"):
+        if damage == "cut":
+            file.write_bytes(file.read_bytes()[:-700])
+        elif damage == "noise":
+            file.write_bytes(b"noise")
+        else:
+            datasets.Dataset.from_file(str(file)).take(1).map(cache_file_name=str(tmp_path / "one.arrow"))
+            (tmp_path / "one.arrow").rename(file)
+    assert prepare(root, cache_dir=cache)["train"][0]["class_pixels"] == before
+    assert len(counted) == 4
+    assert "is damaged" in caplog.text
+    assert prepare(root, cache_dir=cache)["train"].num_rows == 2 and len(counted) == 4
+
+
+def test_an_interrupted_run_leaves_no_cache(make_dataset, tmp_path, monkeypatch):
+    root, cache = make_dataset(), tmp_path / "cache"
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_utils, "_prepare_example", interrupted)
+        interrupted.__name__ = "_prepare_example"
+        with pytest.raises(KeyboardInterrupt):
+            prepare(root, cache_dir=cache)
+    counted = calls(monkeypatch)
+    prepare(root, cache_dir=cache)
+    assert len(counted) == 4
+
+
+def test_several_processes_give_the_same(make_dataset, tmp_path):
+    root = make_dataset(count=5)
+    alone, together = (prepare(root, cache_dir=tmp_path / str(n), num_proc=n)["train"] for n in (1, 2))
+    assert alone["name"][:] == together["name"][:] and alone["class_pixels"][:] == together["class_pixels"][:]
+    assert [np.asarray(a).tolist() for a in alone["label"]] == [np.asarray(b).tolist() for b in together["label"]]
+
+
+def test_problems_come_from_the_cache_too(make_dataset, tmp_path, monkeypatch):
+    """With several processes the main one computes and all others must fail alike."""
+    root = make_dataset()
+    text_mask(root)
+    counted = calls(monkeypatch)
+    for _ in range(2):
+        with pytest.raises(UserError, match="cannot be read - train: train_1.png"):
+            prepare(root, cache_dir=tmp_path / "cache")
+    assert len(counted) == 4
+
+
+def encoded(array):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def test_embedded_images(tmp_path, monkeypatch):
+    """Hub data: bytes in Arrow files. Selecting rows must not mix up what belongs to whom."""
+    rng = np.random.default_rng(0)
+    images = [encoded(rng.integers(0, 256, (8, 12, 3), dtype=np.uint8)) for _ in range(10)]
+    masks = [np.full((8, 12), i % 3, np.uint8) for i in range(10)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
+    rows = datasets.Dataset.from_dict({"image": images, "label": list(map(encoded, masks))}, features=features)
+    rows.to_parquet(tmp_path / "data.parquet")
+    options = {"dataset_name": str(tmp_path / "data.parquet"), "train_val_split": 0.3}
+    counted = calls(monkeypatch)
+    for expected in (10, 10):
+        dataset = prepare_dataset(load_segmentation_dataset(**options), THREE, cache_dir=tmp_path / "cache")
+        assert len(counted) == expected
+        for row in [*dataset["train"], *dataset["validation"]]:
+            index = int(row["name"].removeprefix("train_"))
+            assert np.asarray(row["label"]).tolist() == masks[index].tolist()
+            assert row["image"].tobytes() == Image.open(io.BytesIO(images[index]["bytes"])).tobytes()
+    prepare_dataset(load_segmentation_dataset(**options, seed=1), THREE, cache_dir=tmp_path / "cache")
+    assert len(counted) == 20
+
+
+def test_missing_rows_are_named(tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
+    rows = {
+        "image": [encoded(np.zeros((4, 4, 3), np.uint8))] * 2,
+        "label": [encoded(np.zeros((4, 4), np.uint8)), None],
+    }
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data.parquet")
+    dataset = load_segmentation_dataset(dataset_name=str(tmp_path / "data.parquet"))
+    with pytest.raises(UserError, match=r"1 files cannot be read - train: train_000001 \(the image or the mask"):
+        prepare_dataset(dataset, THREE)
+
+
+# ---- class lists from the data ----
+
+
+def resolve(root, **options):
+    return resolve_label_map(load_segmentation_dataset(dataset_dir=root), dataset_dir=root, **options)
+
+
+def test_classes_from_the_masks(make_dataset, caplog, tmp_path):
+    caplog.set_level(logging.INFO)
+    label_map = resolve(make_dataset(values=(0, 2, 5, 255)), ignore_values=(5,))
+    assert label_map.id2label == {0: "class_0", 1: "class_1", 2: "class_2"} and label_map.ignore_values == (5,)
+    assert "named after the values in the masks (0, 2)" in caplog.text
+    label_map = resolve(make_dataset(values=(0, 1, 3), folder="reduced"), do_reduce_labels=True)
+    assert label_map.id2label == {0: "class_1", 1: "class_2", 2: "class_3"}
+    with pytest.raises(UserError, match=r"train_0.png … hold the values 0 and 255 alone|train_0.png …\) hold"):
+        resolve(make_dataset(values=(0, 255), folder="binary"))
+    with pytest.raises(UserError, match="no mask holds a value that stands for a class"):
+        resolve(make_dataset(values=(255,), folder="void"))
+    root = make_dataset(folder="deep")
+    overwrite_mask(np.full((8, 12), 1000, np.uint16))(root)
+    with pytest.raises(UserError, match="hold the values 0, 1, 2, 1000; class ids are 0 to 254.*--ignore_values"):
+        resolve(root)
+
+
+def test_order_of_class_lists_and_default_of_reduction(make_dataset, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    ade = make_dataset("ADE20K")
+    label_map = resolve(ade)
+    assert (label_map.num_labels, label_map.do_reduce_labels) == (150, True)
+    assert label_map.id2label[0] == "wall" and label_map.palette[0] == [120, 120, 120]
+    assert "label reduction (raw 0 ignored, others down by one): on, default for ADE20K" in caplog.text
+    assert resolve(ade, do_reduce_labels=False).do_reduce_labels is False
+    cityscapes = resolve(make_dataset("Cityscapes", folder="city"))
+    assert (cityscapes.id2label[18], cityscapes.do_reduce_labels) == ("bicycle", False)
+    (ade / "classes.json").write_text(json.dumps(["x"]))
+    with pytest.raises(UserError, match="classes.json is neither"):
+        resolve(ade)
+    (ade / "classes.json").write_text(json.dumps({"0": "own", "1": "classes"}))
+    assert resolve(ade).id2label == {0: "own", 1: "classes"}
+    given = tmp_path / "given.json"
+    given.write_text(json.dumps({"0": "given"}))
+    assert resolve(ade, id2label_file=given).id2label == {0: "given"}
+    dataset = load_segmentation_dataset(dataset_dir=ade)
+    hub = resolve_label_map(dataset, dataset_name="zhoubolei/scene_parse_150")
+    assert (hub.num_labels, hub.do_reduce_labels) == (150, True)
+    assert resolve_label_map(dataset, dataset_name="somebody/else").do_reduce_labels is False
