@@ -19,8 +19,9 @@ from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
 
 from metrics_utils import IGNORE_INDEX
 
-# Bytes of one upsampled tile. On a CPU the tile and its softmax are to stay in a core's second-level cache (1 to 2 MB;
-# twice or half as much costs about 10 %); elsewhere a small share of the memory, for few kernel launches.
+# Bytes of one upsampled tile. On a CPU the tile and its softmax are to stay in a core's second-level cache (half to
+# twice as much measured alike, four times as much a third slower); elsewhere a small share of the memory, for few
+# launches.
 CPU_TILE_BYTES = 2**20
 ACCELERATOR_TILE_BYTES = 2**26
 # Widest tile, in pixels: the horizontal step is a dense product over the low-resolution columns of the tile.
@@ -140,7 +141,7 @@ class ChannelsLastSegformerStage(SegformerStage):
 class RecomputingSegformerMixMLP(SegformerMixMLP):
     """A Mix-FFN that keeps its input alone for the backward pass instead of three maps of four times the channels.
 
-    The maps are cheap to make again (about 5 % of a step) and are most of what the encoder would keep.
+    The maps are cheap to make again (a few per cent of a step) and are most of what the encoder would keep.
     """
 
     def forward(self, hidden_states: Tensor, height: int, width: int) -> Tensor:
