@@ -1,10 +1,13 @@
-"""From a user's files to the model's inputs; the steps in between have modules of their own.
+"""From a user's files to the model's inputs.
 
-dataset = load_segmentation_dataset(dataset_dir="my_photos")        # image, label as in the files, name
-label_map = resolve_label_map(dataset, dataset_dir="my_photos")     # raw annotation value <-> training id
-dataset = prepare_dataset(dataset, label_map)                       # labels checked and reduced, cached
-train_dataset = SegmentationDataset(dataset["train"], TrainTransform(protocol), seed=42)
-eval_dataset = SegmentationDataset(dataset["validation"], protocol)
+    dataset = load_segmentation_dataset(dataset_dir="my_photos")        # image, label as in the files, name
+    label_map = resolve_label_map(dataset, dataset_dir="my_photos")     # raw annotation value <-> training id
+    dataset = prepare_dataset(dataset, label_map)                       # labels checked and reduced, cached
+    train_dataset = SegmentationDataset(dataset["train"], TrainTransform(protocol), seed=42)
+    eval_dataset = SegmentationDataset(dataset["validation"], protocol)
+
+The steps have modules of their own: `layout_utils` finds pairs in a folder, `label_utils` knows the classes,
+`prepare_utils` checks and caches, `transform_utils` augments.
 """
 
 import json
@@ -23,7 +26,7 @@ from cli_utils import UserError, nearest
 from label_utils import MAX_LABELS, LabelMap, read_class_list
 from layout_utils import detect_layout, find_dataset, shorten, standard_split_name
 from metrics_utils import IGNORE_INDEX
-from prepare_utils import annotation_values, prepare_dataset, undecoded
+from prepare_utils import annotation_values, first_line, prepare_dataset, undecoded
 from protocol_utils import EvaluationProtocol
 from transform_utils import TrainTransform
 
@@ -190,19 +193,17 @@ def _load_through_datasets(name: str, config: str | None, cache_dir, token) -> D
             loaded = datasets.load_dataset(name, config, cache_dir=cache_dir, token=token)
     except ConnectionError as error:  # includes `OfflineModeIsEnabled`
         raise UserError(
-            f"--dataset_name {name}: the Hub cannot be reached ({_first_line(error)}); "
+            f"--dataset_name {name}: the Hub cannot be reached ({first_line(error)}); "
             "--dataset_dir FOLDER works without network"
         ) from None
     except (FileNotFoundError, ValueError, RuntimeError, datasets.exceptions.DatasetGenerationError) as error:
         raise UserError(
-            f"--dataset_name {name} cannot be loaded: {_first_line(error)} "
+            f"--dataset_name {name} cannot be loaded: {first_line(error)} "
             "(images and masks in a folder are read with --dataset_dir FOLDER, without network)"
         ) from None
-    return loaded if isinstance(loaded, DatasetDict) else DatasetDict({str(loaded.split or "train"): loaded})
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(loaded, Dataset):
+        loaded = DatasetDict({standard_split_name(str(loaded.split)) or "train": loaded})
+    return loaded
 
 
 def _standard_splits(dataset: DatasetDict, name) -> DatasetDict:
@@ -275,45 +276,47 @@ def _split_train(dataset: DatasetDict, fraction: float, seed: int, split_file) -
     names = list(train["name"])
     split_file = Path(split_file) if split_file is not None else None
     if split_file is not None and split_file.is_file():
-        sides = _read_split_file(split_file)
-        if sides["train_val_split"] != fraction:
-            raise UserError(
-                f"--train_val_split is {fraction}, but {split_file} was made with {sides['train_val_split']}; "
-                "give that value, or delete the file, or give another --output_dir"
-            )
-        changed = sorted(set(names) ^ {*sides["train"], *sides["validation"]})
-        if changed:
-            raise UserError(
-                f"{split_file} does not fit the dataset: {len(changed)} names are in one of the two only "
-                f"({shorten(changed)}); delete it to split anew, or give another --output_dir"
-            )
+        sides = _read_split_file(split_file, names, fraction)
         logger.info(f"training and validation images as listed in {split_file}")
     else:
         count = min(max(round(fraction * len(names)), 1), len(names) - 1)
         if count < 1:
             raise UserError(f"--train_val_split {fraction}: a training split of {len(names)} image cannot be parted")
         order = np.random.default_rng(seed).permutation(len(names))
-        chosen = set(order[:count].tolist())
-        sides = {"train_val_split": fraction, "seed": seed, "train": [], "validation": []}
-        for index, name in enumerate(names):
-            sides["validation" if index in chosen else "train"].append(name)
+        sides = {"train": sorted(order[count:].tolist()), "validation": sorted(order[:count].tolist())}
         if split_file is not None:
+            listed = {side: [names[index] for index in indices] for side, indices in sides.items()}
+            content = {"train_val_split": fraction, "seed": seed, **listed}
             split_file.parent.mkdir(parents=True, exist_ok=True)
-            split_file.write_text(json.dumps(sides, indent=1, ensure_ascii=False), encoding="utf-8")
-    position = {name: index for index, name in enumerate(names)}
-    parts = {side: train.select([position[name] for name in sides[side]]) for side in ("train", "validation")}
+            split_file.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
     logger.info(
         f"split by --train_val_split {fraction}: train {len(sides['train'])}, validation {len(sides['validation'])}"
     )
+    parts = {side: train.select(indices) for side, indices in sides.items()}
     return DatasetDict(parts | {name: rows for name, rows in dataset.items() if name != "train"})
 
 
-def _read_split_file(path: Path) -> dict:
+def _read_split_file(path: Path, names: list[str], fraction: float) -> dict[str, list[int]]:
+    """Rows of both sides, in the file's order."""
     try:
-        sides = json.loads(path.read_text(encoding="utf-8"))
-        return {key: sides[key] for key in ("train_val_split", "train", "validation")}
+        content = json.loads(path.read_text(encoding="utf-8"))
+        made_with = content["train_val_split"]
+        sides = {side: list(content[side]) for side in ("train", "validation")}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); delete it to split anew") from None
+    if made_with != fraction:
+        raise UserError(
+            f"--train_val_split is {fraction}, but {path} was made with {made_with}; "
+            "give that value, or delete the file, or give another --output_dir"
+        )
+    changed = sorted(set(names) ^ {*sides["train"], *sides["validation"]})
+    if changed:
+        raise UserError(
+            f"{path} does not fit the dataset: {len(changed)} names are in one of the two only "
+            f"({shorten(changed)}); delete it to split anew, or give another --output_dir"
+        )
+    position = {name: index for index, name in enumerate(names)}
+    return {side: [position[name] for name in listed] for side, listed in sides.items()}
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------

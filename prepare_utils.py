@@ -167,7 +167,7 @@ def _cached_map(
     except (pa.ArrowException, OSError) as error:
         if not cached:
             raise
-        logger.warning(f"{cached[0]} is damaged ({_first_line(error)}) and is made anew")
+        logger.warning(f"{cached[0]} is damaged ({first_line(error)}) and is made anew")
         for path in cached:
             path.unlink()
         return read_or_make()
@@ -252,7 +252,8 @@ def _file_name(value: dict, name: str) -> str:
     return Path(value["path"]).name if value["path"] else name
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an exception says, without the details that follow."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -267,7 +268,7 @@ def _open(value: dict | None, name: str) -> Image.Image:
     except PIL.UnidentifiedImageError:
         reason = "no image, or of an unknown format"
     except Exception as error:  # a decoder may raise anything on a damaged file
-        reason = _first_line(error)
+        reason = first_line(error)
     raise _FileProblem("unreadable", f"{_file_name(value, name)} ({reason})")
 
 

@@ -46,6 +46,14 @@ def test_padding_is_right_and_below_after_normalising():
     assert (result["pixel_values"][:, 16:] == 0).all() and (result["pixel_values"][:, :16] != 0).all()
 
 
+def test_masks_take_the_nearest_pixel_to_the_centre():
+    """Half the size: pixels 1, 3, 5, 7 (nearest-exact), as the image processors do, not 0, 2, 4, 6."""
+    mask = Image.fromarray(np.tile(np.arange(8, dtype=np.uint8), (8, 1)))
+    transform = TrainTransform(EvaluationProtocol(4), scale_range=(1.0, 1.0), flip_probability=0.0)
+    labels = transform(mask.convert("RGB"), mask, np.random.default_rng(0))["labels"]
+    assert labels.tolist() == [[1, 3, 5, 7]] * 4
+
+
 def test_flip():
     image, mask = blocks(64, 64)
     fixed = {"scale_range": (1.0, 1.0), "photometric_distortion": False}
