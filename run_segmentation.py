@@ -44,6 +44,7 @@ from hub_utils import training_hyperparameters, write_model_card
 from metrics_utils import per_category_table, save_confusion, without_per_category
 from model_utils import describe_model, fixed_input_size, load_image_processor, load_model, load_trained_model
 from protocol_utils import EvaluationProtocol
+from statistics_utils import bootstrap_interval, save_per_image
 from trainer_utils import SegmentationTrainer, SegmentationTrainingArguments, newest_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -190,7 +191,8 @@ def check_output_dir(output_dir: Path, label_map: LabelMap, training_args) -> No
         )
     if finished.is_file() and training_args.process_index == 0:
         logger.warning(f"{output_dir} holds a finished run with the same classes, which this one replaces")
-        for path in [*output_dir.glob("checkpoint-*"), *output_dir.glob("*_results.json")]:
+        results = ("*_results.json", "confusion_matrix.npy", "per_category.csv", "per_image.npz")
+        for path in [path for pattern in ("checkpoint-*", *results) for path in output_dir.glob(pattern)]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -298,11 +300,16 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # Evaluate.
     if training_args.do_eval:
         eval_metrics = without_per_category(trainer.evaluate()) | {"eval_protocol": protocol.describe()}
+        statistics = trainer.compute_metrics
+        interval = bootstrap_interval(statistics.counts)
+        eval_metrics |= dict(zip(("eval_mean_iou_low", "eval_mean_iou_high"), interval, strict=True))
         trainer.log_metrics("eval", eval_metrics)
         trainer.save_metrics("eval", eval_metrics)
         if trainer.is_world_process_zero():
-            save_confusion(output_dir, trainer.compute_metrics.confusion_matrix, label_map.id2label)
-            logger.info(f"\n{per_category_table(trainer.compute_metrics.confusion_matrix, label_map.id2label)}")
+            save_confusion(output_dir, statistics.confusion_matrix, label_map.id2label)
+            class_names = [name for _, name in sorted(label_map.id2label.items())]
+            save_per_image(output_dir, eval_split["name"], statistics.counts, statistics.boundary, class_names)
+            logger.info(f"\n{per_category_table(statistics.confusion_matrix, label_map.id2label)}")
     if data_args.eval_on_train:
         metrics = trainer.evaluate(SegmentationDataset(train_split, protocol), metric_key_prefix="train")
         # The running loss and the speed of training keep their names; the scores are new.

@@ -25,8 +25,9 @@ from transformers.trainer_utils import IntervalStrategy
 import hub_utils
 from data_utils import collate_eval, collate_train
 from fused_utils import upsampled_cross_entropy
-from metrics_utils import IGNORE_INDEX, ComputeMetrics, confusion_matrix, without_per_category
+from metrics_utils import IGNORE_INDEX, confusion_matrix, without_per_category
 from protocol_utils import EvaluationProtocol, label_map_of, predict_logits, score_logits
+from statistics_utils import ComputeStatistics, boundary_counts
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ class SegmentationTrainer(Trainer):
             compute_metrics=None,
             **kwargs,
         )
-        self.compute_metrics = ComputeMetrics(self.model.config.id2label)
+        self.compute_metrics = ComputeStatistics(self.model.config.id2label)
         # The loss is computed outside the model; handed on, `num_items_in_batch` would reach modules that ignore it.
         # (Upstream: huggingface/transformers#47688.)
         self.model_accepts_loss_kwargs = False
@@ -196,12 +197,13 @@ class SegmentationTrainer(Trainer):
         """Scores each image at its annotation's size and returns counts instead of logits.
 
         Returns:
-            (None, (confusion int64 (n, C, C), mean cross-entropy float32 (n,), valid pixels int64 (n,)), zeros (n,)).
-            The last stands for labels, without which the Trainer would not call `compute_metrics`.
+            (None, (confusion int64 (n, C, C), mean cross-entropy float32 (n,), valid pixels int64 (n,), boundary
+            counts int64 (n, 3, C)), zeros (n,)). The last stands for labels, without which the Trainer would not call
+            `compute_metrics`.
         """
         inputs = self._prepare_inputs(inputs)
         num_labels = self.model.config.num_labels
-        matrices, mean_losses, valid_pixels = [], [], []
+        matrices, mean_losses, valid_pixels, boundary = [], [], [], []
         for pixel_values, labels in zip(inputs["pixel_values"], inputs["labels"], strict=True):
             with torch.inference_mode(), self.compute_loss_context_manager():
                 logits = predict_logits(model, pixel_values)
@@ -210,7 +212,8 @@ class SegmentationTrainer(Trainer):
                 matrices.append(confusion_matrix(prediction, labels[None], num_labels))
                 mean_losses.append((loss_sum / valid.clamp(min=1)).float())
                 valid_pixels.append(valid)
-        counts = (torch.stack(matrices), torch.cat(mean_losses), torch.cat(valid_pixels))
+                boundary.append(boundary_counts(prediction[0], labels, num_labels))
+        counts = (torch.stack(matrices), torch.cat(mean_losses), torch.cat(valid_pixels), torch.stack(boundary))
         return None, counts, torch.zeros(len(matrices), device=matrices[0].device)
 
     def predict_label_map(self, image: Image.Image) -> np.ndarray:

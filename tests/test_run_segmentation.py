@@ -18,6 +18,7 @@ from transformers import AutoImageProcessor, SegformerConfig, SegformerForSemant
 import run_segmentation
 from cli_utils import UserError
 from metrics_utils import confusion_matrix
+from statistics_utils import load_per_image, per_image_counts
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CLASSES = {"0": "background", "1": "disc", "2": "bar"}
@@ -96,11 +97,13 @@ def test_a_run_leaves_what_the_readme_says(run):
     output_dir, metrics = run
     expected = """model.safetensors config.json preprocessor_config.json labels.json trainer_state.json README.md
         train_results.json eval_results.json all_results.json per_category.csv confusion_matrix.npy
-        contact_sheet.png""".split()
+        per_image.npz contact_sheet.png""".split()
     assert [name for name in expected if not (output_dir / name).is_file()] == []
     assert metrics == read(output_dir / "all_results.json")
     results = read(output_dir / "eval_results.json")
     assert {f"eval_{key}" for key in "mean_iou mean_accuracy overall_accuracy loss protocol".split()} <= set(results)
+    assert results["eval_mean_iou_low"] <= results["eval_mean_iou"] <= results["eval_mean_iou_high"]
+    assert 0 < results["eval_boundary_mean_iou"] < 1 and 0 < results["eval_per_image_mean_iou"] < 1
     assert "short side 64" in results["eval_protocol"] and "original size" in results["eval_protocol"]
     assert all(isinstance(value, int | float | str) for value in results.values())
     assert not any("disc" in key for key in results)  # categories stand in per_category.csv
@@ -125,12 +128,15 @@ def test_every_parameter_moved(run, flags, tiny_config):
 
 def test_predictions_rescored_give_the_reported_confusion_matrix(run, data):
     output_dir, _ = run
-    total = np.zeros((3, 3), np.int64)
+    total, per_image = np.zeros((3, 3), np.int64), load_per_image(output_dir)
+    counts = dict(zip(per_image.names, per_image.counts, strict=True))
     for mask_file in sorted((data / "val" / "masks").iterdir()):
         written = Image.open(output_dir / "predictions" / mask_file.name)
         truth = np.asarray(Image.open(mask_file))
         assert written.mode == "P" and written.size == (truth.shape[1], truth.shape[0])
-        total += confusion_matrix(np.array(written), truth, 3).numpy()
+        matrix = confusion_matrix(np.array(written), truth, 3).numpy()
+        total += matrix
+        np.testing.assert_array_equal(counts[mask_file.stem], per_image_counts(matrix[None])[0])
         assert (output_dir / "predictions" / "overlays" / f"{mask_file.stem}.jpg").is_file()
     np.testing.assert_array_equal(total, np.load(output_dir / "confusion_matrix.npy"))
 
@@ -265,6 +271,10 @@ def test_two_processes_equal_one(flags, run, data, tiny_config, tmp_path):
     results = read(tmp_path / "evaluated" / "eval_results.json")
     assert results["eval_mean_iou"] == metrics["eval_mean_iou"] and results["eval_loss"] == metrics["eval_loss"]
     assert len(list((tmp_path / "evaluated" / "predictions").glob("*.png"))) == 5
+    before, after = load_per_image(trained), load_per_image(tmp_path / "evaluated")
+    assert before.names == after.names == [f"val_{i}" for i in range(5)]
+    np.testing.assert_array_equal(before.counts, after.counts)
+    np.testing.assert_array_equal(before.boundary, after.boundary)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,250 @@
+"""Pictures of label maps: palettes, indexed PNGs, overlays, image beside truth beside prediction, contact sheets.
+
+A palette is a uint8 array (num_labels, 3) of RGB colours by training id. Label maps are integer arrays (H, W) of
+training ids with `ignore_index` where nothing is known.
+"""
+
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+# Panels of `side_by_side`, in pixels. Smaller images are enlarged by a whole factor, without smoothing.
+MAX_PANEL_SIDE, MIN_PANEL_SIDE = 640, 256
+FONT_SIZE, LINE_HEIGHT, MARGIN = 16, 24, 8
+MAX_LEGEND_LINES, MAX_NAME_LENGTH = 4, 28
+BACKGROUND, TEXT_COLOR = (255, 255, 255), (30, 30, 30)
+# How much of its brightness a pixel without a label keeps.
+IGNORED_BRIGHTNESS = 0.6
+
+
+def _lab(rgb: np.ndarray) -> np.ndarray:
+    """sRGB in 0…255, (..., 3), to CIELAB (D65), where Euclidean distance is about what an eye sees."""
+    srgb = rgb / 255
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = linear @ to_xyz.T / np.array([0.9505, 1.0, 1.089])
+    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
+    return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], axis=-1)
+
+
+def default_palette(num_labels: int) -> np.ndarray:
+    """`num_labels` distinct colours, uint8 (num_labels, 3), none near black, white or mid grey.
+
+    Each colour is the one farthest (CIELAB) from all before it, so a longer palette starts with the shorter one.
+    """
+    levels = np.arange(0, 256, 17)
+    candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
+    lab = _lab(candidates)
+    readable = (lab[:, 0] > 25) & (lab[:, 0] < 92)
+    candidates, lab = candidates[readable], lab[readable]
+    if num_labels > len(candidates):
+        raise ValueError(f"no {num_labels} distinct colours; at most {len(candidates)}")
+    taken = _lab(np.array([[0, 0, 0], [255, 255, 255], [128, 128, 128]]))
+    distance = np.linalg.norm(lab[:, None] - taken, axis=-1).min(axis=1)
+    chosen = []
+    for _ in range(num_labels):
+        chosen.append(int(distance.argmax()))
+        distance = np.minimum(distance, np.linalg.norm(lab - lab[chosen[-1]], axis=-1))
+    return candidates[chosen].astype(np.uint8)
+
+
+def raw_palette(palette: np.ndarray, raw_values: Sequence[int]) -> np.ndarray:
+    """Palette by training id → palette by value in the annotation files, uint8 (256, 3).
+
+    Args:
+        palette: (num_labels, 3).
+        raw_values: for each training id its value in the annotation files (ADE20K: id + 1). Values that belong to no
+            class (ADE20K's 0, 255) become black.
+    """
+    by_raw_value = np.zeros((256, 3), np.uint8)
+    by_raw_value[np.asarray(raw_values)] = palette
+    return by_raw_value
+
+
+def save_indexed_png(path: str | Path, mask: np.ndarray, palette: np.ndarray) -> None:
+    """Writes a single-channel PNG in which a program reads ids and a viewer shows colours.
+
+    `np.asarray(Image.open(path))` returns the mask. Parent folders are made; an interrupted run leaves no half a file.
+
+    Args:
+        mask: (H, W), integers in 0…255 as in the annotation files.
+        palette: (256, 3) by value in the annotation files, see `raw_palette`.
+    """
+    mask = np.asarray(mask)
+    if mask.min() < 0 or mask.max() > 255:
+        raise ValueError(f"{path}: values {mask.min()} to {mask.max()}; an indexed PNG holds 0 to 255")
+    image = Image.fromarray(mask.astype(np.uint8))
+    # All 256 entries: with fewer Pillow packs the pixels into fewer bits, which some readers do not undo.
+    image.putpalette(np.asarray(palette, np.uint8).reshape(256 * 3).tolist())
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    image.save(partial, format="PNG")
+    os.replace(partial, path)
+
+
+def _colors(label_map: np.ndarray, palette: np.ndarray, ignore_index: int) -> tuple[np.ndarray, np.ndarray]:
+    """RGB uint8 (H, W, 3) and the bool mask (H, W) of labelled pixels; the colour of the others is meaningless."""
+    labelled = label_map != ignore_index
+    ids = np.where(labelled, label_map, 0)
+    if ids.min() < 0 or ids.max() >= len(palette):
+        raise ValueError(f"label map holds ids {ids.min()} to {ids.max()}; the palette has {len(palette)} colours")
+    return np.asarray(palette, np.uint8)[ids], labelled
+
+
+def colorize(
+    label_map: np.ndarray, palette: np.ndarray, ignore_index: int = 255, ignore_color: Sequence[int] = (0, 0, 0)
+) -> Image.Image:
+    """RGB image of a label map (H, W)."""
+    colors, labelled = _colors(np.asarray(label_map), palette, ignore_index)
+    colors[~labelled] = ignore_color
+    return Image.fromarray(colors)
+
+
+def overlay(
+    image: Image.Image, label_map: np.ndarray, palette: np.ndarray, alpha: float = 0.55, ignore_index: int = 255
+) -> Image.Image:
+    """RGB image with the classes blended in and a thin line where they meet; pixels without a label are only dimmed.
+
+    Args:
+        image: of the label map's size.
+        label_map: (H, W) training ids.
+        alpha: share of the class colour, 0…1.
+    """
+    label_map = np.asarray(label_map)
+    if image.size != label_map.shape[::-1]:
+        raise ValueError(f"image of {image.size} (width, height) and label map of {label_map.shape[::-1]}")
+    colors, labelled = _colors(label_map, palette, ignore_index)
+    photo = np.asarray(image.convert("RGB"), np.float32)
+    blended = np.where(labelled[..., None], (1 - alpha) * photo + alpha * colors, IGNORED_BRIGHTNESS * photo)
+    border = np.zeros(label_map.shape, bool)
+    border[:, 1:] |= label_map[:, 1:] != label_map[:, :-1]
+    border[1:] |= label_map[1:] != label_map[:-1]
+    blended[border] = 0.25 * blended[border] + 0.75 * 255
+    return Image.fromarray(blended.round().astype(np.uint8))
+
+
+@cache
+def _font():
+    return ImageFont.load_default(size=FONT_SIZE)
+
+
+def _legend(width: int, label_maps: Sequence[np.ndarray], palette, id2label, ignore_index) -> Image.Image:
+    """Colour and name of the classes in the label maps, largest first, in at most MAX_LEGEND_LINES lines."""
+    ids, counts = np.unique(np.concatenate([m.ravel() for m in label_maps]), return_counts=True)
+    ids = [int(i) for i in ids[np.argsort(-counts, kind="stable")] if i != ignore_index]
+    names = [str(id2label[i]) for i in ids]
+    names = [n if len(n) <= MAX_NAME_LENGTH else n[: MAX_NAME_LENGTH - 1] + "…" for n in names]
+
+    swatch, gap = 16, 6
+    more_width = _font().getlength(f"+{len(ids)} more")
+    placed, x, line = [], 0, 0
+    for name in names:
+        needed = swatch + gap + _font().getlength(name)
+        # The last line keeps room for the words that say how many classes are left out.
+        room = width - (more_width if line == MAX_LEGEND_LINES - 1 and len(placed) < len(names) - 1 else 0)
+        if x and x + needed > room:
+            if line == MAX_LEGEND_LINES - 1:
+                break
+            x, line = 0, line + 1
+        placed.append((x, line))
+        x += needed + 2 * MARGIN
+
+    legend = Image.new("RGB", (width, (line + 1) * LINE_HEIGHT), BACKGROUND)
+    draw = ImageDraw.Draw(legend)
+    for (left, line_of_name), i, name in zip(placed, ids, names, strict=False):
+        middle = line_of_name * LINE_HEIGHT + LINE_HEIGHT // 2
+        box = (left, middle - swatch // 2, left + swatch, middle + swatch // 2)
+        draw.rectangle(box, fill=tuple(int(c) for c in palette[i]), outline=TEXT_COLOR)
+        draw.text((left + swatch + gap, middle), name, fill=TEXT_COLOR, font=_font(), anchor="lm")
+    if len(placed) < len(ids):
+        text = f"+{len(ids) - len(placed)} more"
+        draw.text((x, line * LINE_HEIGHT + LINE_HEIGHT // 2), text, fill=TEXT_COLOR, font=_font(), anchor="lm")
+    return legend
+
+
+def side_by_side(
+    image: Image.Image,
+    truth: np.ndarray | None,
+    prediction: np.ndarray,
+    palette: np.ndarray,
+    id2label: dict[int, str],
+    ignore_index: int = 255,
+) -> Image.Image:
+    """Image | truth | prediction (image | prediction without truth), captions above, the classes present below.
+
+    Panels are brought to a readable size (MIN_PANEL_SIDE to MAX_PANEL_SIDE pixels on the long side). The prediction is
+    shown everywhere, also where the truth is ignored.
+
+    Args:
+        image: any mode.
+        truth, prediction: (H, W) training ids at the image's size.
+    """
+    image, long_side = image.convert("RGB"), max(image.size)
+    if long_side < MIN_PANEL_SIDE:
+        scale = -(-MIN_PANEL_SIDE // long_side)
+    else:
+        scale = min(1.0, MAX_PANEL_SIDE / long_side)
+    size = tuple(max(1, round(side * scale)) for side in image.size)
+    photo = image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+    rows, columns = (((np.arange(n) + 0.5) * side / n).astype(int) for n, side in zip(size[::-1], image.size[::-1]))
+
+    panels, label_maps = {"image": photo}, []
+    for caption, label_map in (("truth", truth), ("prediction", prediction)):
+        if label_map is not None:
+            label_map = np.asarray(label_map)
+            if label_map.shape != image.size[::-1]:
+                raise ValueError(f"{caption} of {label_map.shape} (height, width) and image of {image.size[::-1]}")
+            label_maps.append(label_map)
+            panels[caption] = overlay(photo, label_map[rows[:, None], columns], palette, ignore_index=ignore_index)
+
+    # A very narrow image still gets a column in which its caption fits.
+    column = max(size[0], 100)
+    width = len(panels) * (column + MARGIN) + MARGIN
+    legend = _legend(width - 2 * MARGIN, label_maps, palette, id2label, ignore_index)
+    canvas = Image.new("RGB", (width, LINE_HEIGHT + size[1] + MARGIN + legend.height + MARGIN // 2), BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    for i, (caption, panel) in enumerate(panels.items()):
+        left = MARGIN + i * (column + MARGIN)
+        draw.text((left, LINE_HEIGHT // 2), caption, fill=TEXT_COLOR, font=_font(), anchor="lm")
+        canvas.paste(panel, (left, LINE_HEIGHT))
+    canvas.paste(legend, (MARGIN, LINE_HEIGHT + size[1] + MARGIN))
+    return canvas
+
+
+def contact_sheet(
+    panels: Sequence[Image.Image | str | Path], columns: int = 2, max_width: int = 2000, max_panels: int = 24
+) -> Image.Image:
+    """A grid of images or image files, each scaled down (never up) to the column's width.
+
+    Args:
+        max_panels: of a longer list that many are shown, evenly spread from the first to the last.
+    """
+    if not panels:
+        raise ValueError("a contact sheet needs at least one picture")
+    if len(panels) > max_panels:
+        panels = [panels[i] for i in np.linspace(0, len(panels) - 1, max_panels).round().astype(int)]
+    columns = min(columns, len(panels))
+    cell = (max_width - MARGIN) // columns - MARGIN
+    images = []
+    for panel in panels:
+        image = (panel if isinstance(panel, Image.Image) else Image.open(panel)).convert("RGB")
+        if image.width > cell:
+            image = image.resize((cell, max(1, round(image.height * cell / image.width))), Image.Resampling.LANCZOS)
+        images.append(image)
+    cell = max(image.width for image in images)
+    rows = [images[i : i + columns] for i in range(0, len(images), columns)]
+    heights = [max(image.height for image in row) for row in rows]
+    sheet = Image.new(
+        "RGB", (columns * (cell + MARGIN) + MARGIN, sum(heights) + MARGIN * (len(rows) + 1)), (225, 225, 225)
+    )
+    top = MARGIN
+    for row, height in zip(rows, heights, strict=True):
+        for i, image in enumerate(row):
+            sheet.paste(image, (MARGIN + i * (cell + MARGIN), top))
+        top += height + MARGIN
+    return sheet
