@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from cli_utils import UserError, nearest
-from fused_utils import fuse_decode_head, upsampled_argmax, upsampled_cross_entropy
+from fused_utils import fuse_decode_head, fuse_model, upsampled_argmax, upsampled_cross_entropy
 from metrics_utils import IGNORE_INDEX
 
 __all__ = [
@@ -77,7 +77,7 @@ def load_model(
     Args:
         name_or_path: Hub id or folder.
         id2label: training id → name. None keeps the names in the checkpoint's or the file's configuration.
-        fused_ops: the faster decode head, see `fused_utils.fuse_decode_head`.
+        fused_ops: the faster decode head and encoder, see `fused_utils.fuse_model`.
         from_scratch: instead of a checkpoint, random weights: `mit-b0` … `mit-b5`, or a `config.json` (or the folder
             that holds it) of any segmentation model. Needs no network.
         kwargs: fields of the model's configuration, for instance `drop_path_rate=0.2`.
@@ -95,7 +95,7 @@ def load_model(
     else:
         model = _load_pretrained(name_or_path, config, old_id2label)
     _freeze_unused_parameters(model)
-    return fuse_decode_head(model) if fused_ops else model
+    return fuse_model(model) if fused_ops else model
 
 
 def load_trained_model(
@@ -126,7 +126,7 @@ def load_trained_model(
         )
     _configure(config, name_or_path, id2label, {})
     model = _load_pretrained(name_or_path, config, old_id2label).eval()
-    return fuse_decode_head(model) if fused_ops else model
+    return fuse_model(model) if fused_ops else model
 
 
 def fixed_input_size(model: PreTrainedModel, image_size: int | None = None) -> int | None:
