@@ -19,6 +19,7 @@ import run_segmentation
 from cli_utils import UserError
 from metrics_utils import confusion_matrix
 from statistics_utils import load_per_image, per_image_counts
+from trainer_utils import newest_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CLASSES = {"0": "background", "1": "disc", "2": "bar"}
@@ -204,15 +205,22 @@ def test_killed_and_resumed_equals_uninterrupted(flags, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run([*script, "--output_dir", str(whole)], check=True, env=script_environment(), capture_output=True)
 
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    process = subprocess.Popen([*script, "--output_dir", str(killed)], env=script_environment(), **quiet)
-    deadline = time.monotonic() + 120
-    while not (killed / "checkpoint-2" / "trainer_state.json").is_file():  # in the middle of the first epoch
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read().decode()[-2000:]
+    # A process group of its own, so that the kill takes the data loader's workers along, as a lost machine would.
+    with open(tmp_path / "log", "wb") as log:
+        process = subprocess.Popen(
+            [*script, "--output_dir", str(killed)],
+            env=script_environment(),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + 300
+    while newest_checkpoint(killed) is None:  # step 2 is in the middle of the first epoch
+        assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-2000:]
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (killed / "model.safetensors").exists()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (killed / "train_results.json").exists()
 
     refused = subprocess.run(
         [*script, "--output_dir", str(killed)], env=script_environment(), capture_output=True, text=True
