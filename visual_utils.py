@@ -39,7 +39,8 @@ def default_palette(num_labels: int) -> np.ndarray:
     levels = np.arange(0, 256, 17)
     candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
     lab = _lab(candidates)
-    readable = (lab[:, 0] > 25) & (lab[:, 0] < 92)
+    # Neither dark nor light nor neon: lines are white, text and ignored pixels dark.
+    readable = (lab[:, 0] > 28) & (lab[:, 0] < 90) & (np.hypot(lab[:, 1], lab[:, 2]) < 95)
     candidates, lab = candidates[readable], lab[readable]
     if num_labels > len(candidates):
         raise ValueError(f"no {num_labels} distinct colours; at most {len(candidates)}")
@@ -121,9 +122,11 @@ def overlay(
     colors, labelled = _colors(label_map, palette, ignore_index)
     photo = np.asarray(image.convert("RGB"), np.float32)
     blended = np.where(labelled[..., None], (1 - alpha) * photo + alpha * colors, IGNORED_BRIGHTNESS * photo)
+    # No line along pixels without a label: scattered ones would turn white.
     border = np.zeros(label_map.shape, bool)
-    border[:, 1:] |= label_map[:, 1:] != label_map[:, :-1]
-    border[1:] |= label_map[1:] != label_map[:-1]
+    border[:, 1:] |= (label_map[:, 1:] != label_map[:, :-1]) & labelled[:, :-1]
+    border[1:] |= (label_map[1:] != label_map[:-1]) & labelled[:-1]
+    border &= labelled
     blended[border] = 0.25 * blended[border] + 0.75 * 255
     return Image.fromarray(blended.round().astype(np.uint8))
 
@@ -135,8 +138,8 @@ def _font():
 
 def _legend(width: int, label_maps: Sequence[np.ndarray], palette, id2label, ignore_index) -> Image.Image:
     """Colour and name of the classes in the label maps, largest first, in at most MAX_LEGEND_LINES lines."""
-    ids, counts = np.unique(np.concatenate([m.ravel() for m in label_maps]), return_counts=True)
-    ids = [int(i) for i in ids[np.argsort(-counts, kind="stable")] if i != ignore_index]
+    counts = sum(np.bincount(label_map.ravel(), minlength=256) for label_map in label_maps)
+    ids = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i] and i != ignore_index]
     names = [str(id2label[i]) for i in ids]
     names = [n if len(n) <= MAX_NAME_LENGTH else n[: MAX_NAME_LENGTH - 1] + "…" for n in names]
 
@@ -146,7 +149,8 @@ def _legend(width: int, label_maps: Sequence[np.ndarray], palette, id2label, ign
     for name in names:
         needed = swatch + gap + _font().getlength(name)
         # The last line keeps room for the words that say how many classes are left out.
-        room = width - (more_width if line == MAX_LEGEND_LINES - 1 and len(placed) < len(names) - 1 else 0)
+        more_follows = line == MAX_LEGEND_LINES - 1 and len(placed) < len(names) - 1
+        room = width - (2 * MARGIN + more_width if more_follows else 0)
         if x and x + needed > room:
             if line == MAX_LEGEND_LINES - 1:
                 break
@@ -191,7 +195,8 @@ def side_by_side(
         scale = min(1.0, MAX_PANEL_SIDE / long_side)
     size = tuple(max(1, round(side * scale)) for side in image.size)
     photo = image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
-    rows, columns = (((np.arange(n) + 0.5) * side / n).astype(int) for n, side in zip(size[::-1], image.size[::-1]))
+    rows = ((np.arange(size[1]) + 0.5) * image.height / size[1]).astype(int)
+    columns = ((np.arange(size[0]) + 0.5) * image.width / size[0]).astype(int)
 
     panels, label_maps = {"image": photo}, []
     for caption, label_map in (("truth", truth), ("prediction", prediction)):
@@ -200,10 +205,12 @@ def side_by_side(
             if label_map.shape != image.size[::-1]:
                 raise ValueError(f"{caption} of {label_map.shape} (height, width) and image of {image.size[::-1]}")
             label_maps.append(label_map)
-            panels[caption] = overlay(photo, label_map[rows[:, None], columns], palette, ignore_index=ignore_index)
+            shown = label_map[rows[:, None], columns]
+            # Stronger than `overlay`'s default, since the photo stands beside it and colours should match the legend.
+            panels[caption] = overlay(photo, shown, palette, alpha=0.65, ignore_index=ignore_index)
 
-    # A very narrow image still gets a column in which its caption fits.
-    column = max(size[0], 100)
+    # A very narrow image still gets columns wide enough for its caption and the longest name.
+    column = max(size[0], 160)
     width = len(panels) * (column + MARGIN) + MARGIN
     legend = _legend(width - 2 * MARGIN, label_maps, palette, id2label, ignore_index)
     canvas = Image.new("RGB", (width, LINE_HEIGHT + size[1] + MARGIN + legend.height + MARGIN // 2), BACKGROUND)
