@@ -376,11 +376,9 @@ def test_from_scratch_takes_a_folder_or_a_config_file(trained, offline):
         model = load_model(id2label=ID2LABEL, from_scratch=str(source), drop_path_rate=0.3)
         assert model.config.hidden_sizes == [8, 16, 24, 32] and model.config.id2label == ID2LABEL
         assert model.config.drop_path_rate == 0.3 and model.training
-        drawn = torch.rand(1)
         torch.manual_seed(3)
-        expected = T.SegformerForSemanticSegmentation(model.config)
-        assert_equal_tensors(model.state_dict(), expected.state_dict())
-        assert drawn == torch.rand(1)  # nothing but the weights was drawn
+        again = load_model(id2label=ID2LABEL, from_scratch=str(source), drop_path_rate=0.3)
+        assert_equal_tensors(model.state_dict(), again.state_dict())
 
 
 def test_from_scratch_mistakes(tmp_path):
@@ -581,3 +579,13 @@ def test_damaged_image_processors_are_not_replaced(trained_copy):
     (trained_copy / "preprocessor_config.json").write_text("{ not")
     with pytest.raises(UserError, match="preprocessor_config.json cannot be read"):
         load_image_processor(str(trained_copy))
+
+
+def test_convolutions_start_as_in_the_papers_code():
+    model = load_model(id2label={0: "a", 1: "b"}, from_scratch="mit-b0")
+    depthwise = model.segformer.stages[3].blocks[0].mlp.dwconv.dwconv  # fan-out 3 · 3 · 1024 / 1024
+    assert depthwise.weight.std().item() == pytest.approx((2 / 9) ** 0.5, rel=0.05)
+    patches = model.segformer.stages[0].patch_embeddings.proj  # fan-out 7 · 7 · 32
+    assert patches.weight.std().item() == pytest.approx((2 / 1568) ** 0.5, rel=0.1)
+    assert model.decode_head.linear_fuse.weight.std().item() == pytest.approx((2 / 256) ** 0.5, rel=0.05)
+    assert model.decode_head.classifier.weight.std().item() < 0.03
