@@ -275,7 +275,7 @@ def _first(buffer: Tensor, *shape: int) -> Tensor:
 
 
 @contextmanager
-def _full_precision(device_type: str) -> Iterator[None]:
+def full_precision(device_type: str) -> Iterator[None]:
     """Keeps autocast and TF32 (the Trainer turns it on where there is any) from rounding interpolated logits."""
     matmul = torch.backends.cuda.matmul
     precision = matmul.fp32_precision
@@ -385,7 +385,7 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits, labels, weight, ignore_index, label_smoothing, with_gradient):
-        with _full_precision(logits.device.type):
+        with full_precision(logits.device.type):
             loss, label_weight, gradient = _cross_entropy_sums(
                 logits, labels, weight, ignore_index, label_smoothing, with_gradient
             )
@@ -464,7 +464,7 @@ def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
     (B, C, H, W) tensor.
     """
     prediction = _new_prediction(logits, size)
-    with _full_precision(logits.device.type):
+    with full_precision(logits.device.type):
         upsampling = _TiledUpsampling(logits, size)
         for image in range(logits.shape[0]):
             for tile in upsampling.tiles(image):
@@ -489,7 +489,7 @@ def upsampled_scores(
     _check_shapes(logits, labels)
     prediction = _new_prediction(logits, labels.shape[-2:])
     losses, valid_pixels = [], []
-    with _full_precision(logits.device.type):
+    with full_precision(logits.device.type):
         upsampling = _TiledUpsampling(logits, labels.shape[-2:])
         for image in range(logits.shape[0]):
             target, valid = _targets(labels[image], logits.shape[1], ignore_index)

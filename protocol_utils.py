@@ -27,7 +27,7 @@ from fused_utils import (
     ACCELERATOR_TILE_BYTES,
     CPU_TILE_BYTES,
     TILE_COLUMNS,
-    _full_precision,
+    full_precision,
     upsampled_argmax,
     upsampled_scores,
 )
@@ -341,7 +341,7 @@ def _score_passes(
     dtype = torch.uint8 if num_classes <= IGNORE_INDEX else torch.int64
     prediction = torch.empty(1, *size, dtype=dtype, device=device)
     likelihood = None if target is None else torch.empty(1, *size, device=device)
-    with _full_precision(device.type):
+    with full_precision(device.type):
         for rows, columns, tiles in _tiles(passes, size):
             probabilities = _mean_probabilities(tiles, dim=-1)
             prediction[0, rows, columns] = probabilities.argmax(dim=-1)

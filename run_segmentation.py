@@ -116,6 +116,15 @@ class DataArguments:
     max_train_samples: int | None = field(default=None, metadata={"help": "train on the first N images only"})
     max_eval_samples: int | None = field(default=None, metadata={"help": "evaluate the first N images only"})
     max_predict_samples: int | None = field(default=None, metadata={"help": "predict the first N images only"})
+    slide_crop: int | None = field(
+        default=None,
+        metadata={"help": "evaluation: side of a window that slides over the image; default: whole image"},
+    )
+    slide_stride: int | None = field(default=None, metadata={"help": "evaluation: its step; default: 3/4 of its side"})
+    eval_scales: list[float] = field(
+        default_factory=lambda: [1.0], metadata={"help": "evaluation: averaged over these scales, as in 0.75 1 1.25"}
+    )
+    eval_flip: bool = field(default=False, metadata={"help": "evaluation: averaged with the mirrored image"})
     eval_on_train: bool = field(
         default=False,
         metadata={"help": "at the end also evaluate the training images, unaugmented, as train_mean_iou"},
@@ -267,7 +276,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         model = load_trained_model(source, model_args.fused_ops, id2label=label_map.id2label)
     logger.info(describe_model(model))
     asked_for = EvaluationProtocol.from_image_processor(image_processor)
-    protocol = EvaluationProtocol.from_image_processor(image_processor, fixed_input_size(model, asked_for.short_side))
+    protocol = EvaluationProtocol.from_image_processor(
+        image_processor,
+        fixed_input_size(model, asked_for.short_side),
+        slide_crop=data_args.slide_crop,
+        slide_stride=data_args.slide_stride,
+        scales=tuple(data_args.eval_scales),
+        flip=data_args.eval_flip,
+    )
     logger.info(f"evaluation: {protocol.describe()}")
 
     # Trainer. Random transforms happen as training images are drawn; evaluation images keep their annotations' size.

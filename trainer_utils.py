@@ -26,7 +26,7 @@ import hub_utils
 from data_utils import collate_eval, collate_train
 from fused_utils import upsampled_cross_entropy
 from metrics_utils import IGNORE_INDEX, confusion_matrix, without_per_category
-from protocol_utils import EvaluationProtocol, label_map_of, predict_logits, score_logits
+from protocol_utils import EvaluationProtocol, label_map_of, protocol_logits, score_logits
 from statistics_utils import ComputeStatistics, boundary_counts
 
 logger = logging.getLogger(__name__)
@@ -206,7 +206,7 @@ class SegmentationTrainer(Trainer):
         matrices, mean_losses, valid_pixels, boundary = [], [], [], []
         for pixel_values, labels in zip(inputs["pixel_values"], inputs["labels"], strict=True):
             with torch.inference_mode(), self.compute_loss_context_manager():
-                logits = predict_logits(model, pixel_values)
+                logits = protocol_logits(model, pixel_values, self.protocol)
             with torch.inference_mode():
                 prediction, loss_sum, valid = score_logits(logits, labels[None], self.fused_ops)
                 matrices.append(confusion_matrix(prediction, labels[None], num_labels))
@@ -219,9 +219,8 @@ class SegmentationTrainer(Trainer):
     def predict_label_map(self, image: Image.Image) -> np.ndarray:
         """RGB image → uint8 training ids (H, W) at the image's size: the very prediction that `evaluate` scores."""
         model = self.accelerator.unwrap_model(self.model).eval()
-        pixel_values = self.protocol.preprocess(image).to(self.args.device)
         with torch.inference_mode(), self.compute_loss_context_manager():
-            logits = predict_logits(model, pixel_values)
+            logits = protocol_logits(model, self.protocol.preprocess(image), self.protocol)
         with torch.inference_mode():
             return label_map_of(logits, (image.height, image.width), self.fused_ops).cpu().numpy().astype(np.uint8)
 

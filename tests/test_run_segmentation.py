@@ -330,3 +330,17 @@ def test_a_finished_run_is_replaced(flags, tmp_path):
     (tmp_path / "checkpoint-99").mkdir()
     run_segmentation.main([*argv, "--max_steps", "2"])
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2"]
+
+
+def test_windows_scales_and_mirror_images_are_scored_and_predicted_alike(run, data, tmp_path):
+    trained, metrics = run
+    argv = ["--model_name_or_path", str(trained), "--dataset_dir", str(data), "--image_size", "64", "--use_cpu"]
+    argv += ["--slide_crop", "64", "--eval_scales", "1", "1.5", "--eval_flip", "--do_eval", "--do_predict"]
+    again = run_segmentation.main([*argv, "--output_dir", str(tmp_path)])
+    assert "sliding window 64x64 with stride 48" in again["eval_protocol"] and "mirrored" in again["eval_protocol"]
+    assert again["eval_loss"] != metrics["eval_loss"]
+    total = np.zeros((3, 3), np.int64)
+    for mask_file in sorted((data / "val" / "masks").iterdir()):
+        prediction, truth = (np.array(Image.open(f)) for f in (tmp_path / "predictions" / mask_file.name, mask_file))
+        total += confusion_matrix(prediction, truth, 3).numpy()
+    np.testing.assert_array_equal(total, np.load(tmp_path / "confusion_matrix.npy"))
