@@ -118,7 +118,7 @@ class DataArguments:
     max_predict_samples: int | None = field(default=None, metadata={"help": "predict the first N images only"})
     slide_crop: int | None = field(
         default=None,
-        metadata={"help": "evaluation: side of a window that slides over the image; default: whole image"},
+        metadata={"help": "evaluation: side of a window that slides over the image; default: none does"},
     )
     slide_stride: int | None = field(default=None, metadata={"help": "evaluation: its step; default: 3/4 of its side"})
     eval_scales: list[float] = field(
@@ -142,6 +142,16 @@ def set_up_logging(training_args: SegmentationTrainingArguments) -> None:
     if not main_process:
         transformers.logging.set_verbosity_error()
         datasets.disable_progress_bars()
+
+
+def protocol_options(data_args: DataArguments) -> dict:
+    """What the flags add to the evaluation protocol that the image processor gives."""
+    return {
+        "slide_crop": data_args.slide_crop,
+        "slide_stride": data_args.slide_stride,
+        "scales": tuple(data_args.eval_scales),
+        "flip": data_args.eval_flip,
+    }
 
 
 def check_arguments(model_args: ModelArguments, data_args: DataArguments, training_args) -> None:
@@ -168,6 +178,7 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
             f"--hub_strategy {training_args.hub_strategy.value} would upload pickled training arguments with every "
             "checkpoint; the model, its card and its results are pushed once, at the end (--hub_strategy end)"
         )
+    EvaluationProtocol(**protocol_options(data_args))  # raises on values that do not fit together
     resume = training_args.resume_from_checkpoint
     if resume and resume.lower() in ("last", "true"):
         training_args.resume_from_checkpoint = newest_checkpoint(training_args.output_dir)
@@ -277,12 +288,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     logger.info(describe_model(model))
     asked_for = EvaluationProtocol.from_image_processor(image_processor)
     protocol = EvaluationProtocol.from_image_processor(
-        image_processor,
-        fixed_input_size(model, asked_for.short_side),
-        slide_crop=data_args.slide_crop,
-        slide_stride=data_args.slide_stride,
-        scales=tuple(data_args.eval_scales),
-        flip=data_args.eval_flip,
+        image_processor, fixed_input_size(model, asked_for.short_side), **protocol_options(data_args)
     )
     logger.info(f"evaluation: {protocol.describe()}")
 

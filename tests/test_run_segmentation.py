@@ -296,6 +296,7 @@ def test_two_processes_equal_one(flags, run, data, tiny_config, tmp_path):
         (["--dataset_dir", "x", "--do_train", "--resume_from_checkpoint", "last"], "no complete checkpoint"),
         (["--dataset_dir", "x", "--do_train", "--resume_from_checkpoint", "y"], "no checkpoint folder"),
         (["--dataset_dir", "x", "--do_train", "--push_to_hub", "--hub_strategy", "every_save"], "pickled"),
+        (["--dataset_dir", "x", "--do_train", "--slide_crop", "100"], "--slide_crop is 100"),
         (["--dataset_dir", "no/such/place", "--do_train"], "no/such/place"),
         (["--dataset_dir", "x", "--do_trian"], r"did you mean --do_train\?"),
         (["--dataset_dir", "x", "--do_train", "--lr_scheduler_type", "cosin"], "cosin"),
