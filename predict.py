@@ -1,0 +1,203 @@
+"""Segments images without annotations, with a model trained here or any segmentation model of the Hub.
+
+    python predict.py --model outputs/mine --output_dir predicted photo.jpg folder_of_photos
+    python predict.py --model nvidia/segformer-b0-finetuned-ade-512-512 --output_dir predicted photo.jpg
+
+Folders are searched with their subfolders. Written to --output_dir, NAME being a file's name, or its path below the
+folder that was given, without the extension:
+
+    NAME.png            class of every pixel at the image's size: an indexed PNG in the annotation files' own values
+    overlays/NAME.jpg   image and prediction side by side, with the names of the classes
+    contact_sheet.png   a grid of these, at most 24
+
+Photos are turned upright first, as their EXIF orientation says, and predictions are upright too.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from tqdm import tqdm
+from transformers.utils import cached_file
+
+import visual_utils
+from cli_utils import UserError, run_cli
+from label_utils import LabelMap, read_class_list
+from layout_utils import IMAGE_EXTENSIONS, shorten
+from model_utils import describe_model, fixed_input_size, load_image_processor, load_trained_model
+from protocol_utils import EvaluationProtocol, predict_label_map
+
+logger = logging.getLogger(__name__)
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="FILE_OR_FOLDER")
+    parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="folder or Hub id of a trained model")
+    parser.add_argument("--output_dir", required=True, type=Path)
+    parser.add_argument("--image_size", type=int, help="short side shown to the model (default: as it was trained)")
+    parser.add_argument("--device", help="cuda, mps, cpu … (default: the accelerator, else cpu)")
+    parser.add_argument("--fused_ops", action="store_true", default=True, help="the exact speed-ups (default)")
+    parser.add_argument("--no_fused_ops", dest="fused_ops", action="store_false", help="compute as stock transformers")
+    return parser.parse_args(argv)
+
+
+def find_images(inputs: list[Path], output_dir: Path) -> dict[str, Path]:
+    """Name → file, in the order given, folders sorted.
+
+    Raises:
+        UserError: nothing there, two files of one name, or an output that would replace an input or become one.
+    """
+    images = {}
+    for source in inputs:
+        if source.is_dir():
+            if output_dir.resolve().is_relative_to(source.resolve()):
+                raise UserError(f"--output_dir {output_dir} lies in the input folder {source}; give one outside it")
+            below = [path.relative_to(source) for path in sorted(source.rglob("*")) if path.is_file()]
+            found = [
+                (path.with_suffix("").as_posix(), source / path)
+                for path in below
+                if path.suffix.lower() in IMAGE_EXTENSIONS and not any(part.startswith(".") for part in path.parts)
+            ]
+            if not found:
+                extensions = " ".join(sorted(IMAGE_EXTENSIONS))
+                raise UserError(f"no images in {source} and its subfolders (looked for {extensions})")
+        elif source.is_file():
+            found = [(source.stem, source)]
+        else:
+            raise UserError(f"{source}: no such file or folder")
+        for name, path in found:
+            if images.setdefault(name, path).resolve() != path.resolve():
+                raise UserError(
+                    f"{images[name]} and {path} would both become {output_dir / name}.png; "
+                    "rename one, or give them separate --output_dir"
+                )
+    files = {path.resolve() for path in images.values()}
+    for name in (*images, "contact_sheet"):
+        for output in output_files(output_dir, name):
+            if output.resolve() in files:
+                raise UserError(f"the input {output} would be overwritten; give another --output_dir")
+    if "contact_sheet" in images:
+        raise UserError(f"the prediction for {images['contact_sheet']} would replace the contact sheet; rename it")
+    return images
+
+
+def output_files(output_dir: Path, name: str) -> tuple[Path, Path]:
+    """Where the label map and the overlay of an image go."""
+    return output_dir / f"{name}.png", output_dir / "overlays" / f"{name}.jpg"
+
+
+def read_image(path: Path) -> Image.Image:
+    """An image file as upright RGB; transparency is dropped.
+
+    Raises:
+        UserError: not readable, or more than 8 bits a channel.
+    """
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image)
+    except Exception as error:  # a decoder may raise anything on a damaged file
+        raise UserError(f"{path} ({str(error) or type(error).__name__})") from None
+    if upright.mode.startswith(("I", "F")):
+        # Pillow would cut them off at 255. Training refuses them for the same reason.
+        raise UserError(f"{path} (more than 8 bits a channel, mode {upright.mode}: convert it to 8 bits)")
+    return upright.convert("RGB")
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device of that name; None: the accelerator if there is one, else the CPU."""
+    if name is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: torch without CUDA
+        raise UserError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
+
+
+def find_label_map(name_or_path: str, id2label: dict[int, str], image_processor) -> LabelMap:
+    """A trained model's classes with their colours and the values that stand for them in annotation files.
+
+    Colours are those of the model's `labels.json` or of a list in `labels/`, whichever has the model's class names.
+    """
+    files = sorted((Path(__file__).parent / "labels").glob("*.json"))
+    try:
+        files.insert(0, cached_file(name_or_path, "labels.json"))
+    except OSError:
+        pass  # only models trained here have it
+    palette = None
+    for file in files:
+        try:
+            names, colors = read_class_list(file)
+        except UserError:  # somebody else's labels.json, in another format
+            continue
+        if names == id2label:
+            palette = colors
+            break
+    try:
+        # As it stands in the file: older models, NVIDIA's own among them, say `reduce_labels`, which transformers 5
+        # reads without acting on it.
+        settings = type(image_processor).get_image_processor_dict(name_or_path)[0]
+    except OSError:
+        settings = {}  # a model without an image processor
+    reduced = settings.get("do_reduce_labels", settings.get("reduce_labels", False))
+    return LabelMap(id2label, palette, do_reduce_labels=bool(reduced))
+
+
+def main(argv: list[str] | None = None) -> list[Path]:
+    """Predicts all images and returns the files written: label maps, overlays and the contact sheet.
+
+    Files that cannot be read are left out and named at the end, with exit code 1. Raises `cli_utils.UserError` for
+    anything else wrong with inputs or model, before the first prediction.
+    """
+    args = parse_arguments(argv)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO, force=True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    if args.image_size is not None and args.image_size < 1:
+        raise UserError(f"--image_size is {args.image_size}; it must be at least 1")
+    images = find_images(args.inputs, args.output_dir)
+    device = find_device(args.device)
+
+    model = load_trained_model(args.model, args.fused_ops).to(device)
+    image_processor = load_image_processor(args.model, image_size=args.image_size)
+    label_map = find_label_map(args.model, model.config.id2label, image_processor)
+    asked_for = EvaluationProtocol.from_image_processor(image_processor)
+    protocol = EvaluationProtocol.from_image_processor(image_processor, fixed_input_size(model, asked_for.short_side))
+    logger.info(f"{describe_model(model)}, on {device}; short side {protocol.short_side}")
+    first, last = label_map.raw_values[0], label_map.raw_values[-1]
+    logger.info(f"values in the PNGs: {first} {label_map.id2label[0]} … {last} {label_map.id2label[last - first]}")
+
+    palette = label_map.colors()
+    raw_palette = visual_utils.raw_palette(palette, label_map.raw_values)
+    label_files, overlay_files, unreadable = [], [], []
+    for name, path in tqdm(images.items(), desc="predicting"):
+        try:
+            image = read_image(path)
+        except UserError as error:
+            unreadable.append(str(error))
+            continue
+        prediction = predict_label_map(model, image, protocol, args.fused_ops).numpy().astype(np.uint8)
+        label_file, overlay_file = output_files(args.output_dir, name)
+        visual_utils.save_indexed_png(label_file, label_map.to_raw(prediction), raw_palette)
+        overlay_file.parent.mkdir(parents=True, exist_ok=True)
+        panels = visual_utils.side_by_side(image, None, prediction, palette, label_map.id2label)
+        panels.save(overlay_file, quality=90)
+        label_files.append(label_file)
+        overlay_files.append(overlay_file)
+
+    contact_sheet = args.output_dir / "contact_sheet.png"
+    if overlay_files:
+        visual_utils.contact_sheet(overlay_files).save(contact_sheet)
+        logger.info(f"predictions of {len(label_files)} images in {args.output_dir}; at a glance: {contact_sheet}")
+    if unreadable:
+        sys.exit(f"error: {len(unreadable)} of {len(images)} files were skipped: {shorten(unreadable)}")
+    return [*label_files, *overlay_files, contact_sheet]
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,288 @@
+"""`predict.py` on a tiny random SegFormer: against stock transformers and `run_segmentation.py`, and bad input."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as tvF
+from transformers import (
+    AutoModelForSemanticSegmentation,
+    SegformerConfig,
+    SegformerForImageClassification,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+)
+
+import predict
+import run_segmentation
+from cli_utils import UserError, run_cli
+
+NAMES = {0: "wall", 1: "floor", 2: "sky"}
+COLORS = [[200, 0, 0], [0, 100, 0], [0, 0, 250]]
+
+
+def save_model(folder, reduce_labels=False, colors=None, names=NAMES, cls=SegformerForSemanticSegmentation):
+    config = SegformerConfig(
+        hidden_sizes=[8, 16, 24, 32],
+        depths=[1] * 4,
+        num_attention_heads=[1] * 4,
+        decoder_hidden_size=16,
+        id2label=names,
+        label2id={name: i for i, name in names.items()},
+    )
+    torch.manual_seed(0)
+    model = cls(config)
+    with torch.no_grad():  # logits that vary from pixel to pixel, so that every class is predicted somewhere
+        for name, parameter in model.named_parameters():
+            if name.startswith("decode_head") and parameter.dim() > 1:
+                parameter.normal_(0, 0.5)
+    model.save_pretrained(folder)
+    size = {"height": 64, "width": 64}
+    SegformerImageProcessor(size=size, do_reduce_labels=reduce_labels).save_pretrained(folder)
+    if colors:
+        entries = [{"id": i, "name": names[i], "color": color} for i, color in enumerate(colors)]
+        (folder / "labels.json").write_text(json.dumps(entries))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model"), colors=COLORS)
+
+
+def noise(height, width, seed=0):
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8)
+    return Image.fromarray(np.kron(blocks, np.ones((8, 8, 1), np.uint8))[:height, :width])
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A landscape, and a portrait in a subfolder."""
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    noise(40, 60).save(folder / "a.png")
+    noise(70, 50, seed=1).save(folder / "sub" / "b.v2.bmp")
+    return folder
+
+
+def run(model, out, *inputs, flags=()):
+    return predict.main(
+        ["--model", str(model), "--output_dir", str(out), "--device", "cpu", *flags, *map(str, inputs)]
+    )
+
+
+def ids_in(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def stock_prediction(model_dir, image, height, width):
+    """The protocol written out with stock transformers: resized to (height, width), whole, logits upsampled."""
+    model = AutoModelForSemanticSegmentation.from_pretrained(model_dir).eval()
+    pixels = tvF.resize(tvF.pil_to_tensor(image), [height, width], antialias=True).float() / 255
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    with torch.no_grad():
+        logits = model(pixel_values=((pixels - mean[:, None, None]) / std[:, None, None])[None]).logits
+        logits = torch.nn.functional.interpolate(logits, size=image.size[::-1], mode="bilinear", align_corners=False)
+    return logits.argmax(dim=1)[0].numpy()
+
+
+@pytest.mark.parametrize("flags", [(), ("--no_fused_ops",)])
+def test_predictions_are_those_of_stock_transformers(model_dir, photos, tmp_path, flags):
+    out = tmp_path / "out"
+    written = run(model_dir, out, photos, flags=flags)
+    assert [path.relative_to(out).as_posix() for path in written] == [
+        *("a.png", "sub/b.v2.png", "overlays/a.jpg", "overlays/sub/b.v2.jpg", "contact_sheet.png")
+    ]
+    # Short side 64: 40x60 becomes 64x96; 70x50 becomes 90x64, rounded up to 96x64.
+    for name, image, size in (("a", noise(40, 60), (64, 96)), ("sub/b.v2", noise(70, 50, seed=1), (96, 64))):
+        expected = stock_prediction(model_dir, image, *size)
+        found = ids_in(out / f"{name}.png")
+        assert found.dtype == np.uint8 and found.shape == expected.shape
+        assert len(np.unique(expected)) > 1
+        assert (found == expected).mean() > 0.995  # rounding decides between classes that are almost equal
+    for overlay in written[2:]:
+        with Image.open(overlay) as image:
+            image.load()
+
+
+def test_image_size_is_the_short_side(model_dir, photos, tmp_path):
+    run(model_dir, tmp_path / "out", photos / "a.png", flags=["--image_size", "128"])
+    expected = stock_prediction(model_dir, noise(40, 60), 128, 192)
+    assert (ids_in(tmp_path / "out" / "a.png") == expected).mean() > 0.995
+    assert (stock_prediction(model_dir, noise(40, 60), 64, 96) == expected).mean() < 0.995
+
+
+@pytest.mark.parametrize("ade20k", [False, True])
+def test_same_pixels_as_do_predict(tmp_path, ade20k):
+    model = save_model(tmp_path / "model", reduce_labels=ade20k)
+    data = tmp_path / "data"
+    image_dir, mask_dir = ("images/validation", "annotations/validation") if ade20k else ("val/images", "val/masks")
+    for folder in (image_dir, mask_dir):
+        (data / folder).mkdir(parents=True)
+    for seed, size in enumerate([(40, 60), (70, 50)]):
+        noise(*size, seed).save(data / image_dir / f"{seed}.png")
+        values = np.arange(size[0] * size[1]).reshape(size) % 3 + ade20k
+        Image.fromarray(values.astype(np.uint8)).save(data / mask_dir / f"{seed}.png")
+    (data / "id2label.json").write_text(json.dumps(NAMES))
+    by_script = tmp_path / "run"
+    run_segmentation.main(
+        [
+            *("--model_name_or_path", str(model), "--dataset_dir", str(data), "--output_dir", str(by_script)),
+            *("--do_eval", "--do_predict", "--use_cpu", "--report_to", "none", "--disable_tqdm", "true"),
+        ]
+    )
+    run(model, tmp_path / "out", data / image_dir)
+    for name in ("0.png", "1.png"):
+        values = ids_in(tmp_path / "out" / name)
+        assert np.array_equal(values, ids_in(by_script / "predictions" / name))
+        assert set(np.unique(values)) <= ({1, 2, 3} if ade20k else {0, 1, 2})
+
+
+@pytest.mark.parametrize("key", ["do_reduce_labels", "reduce_labels"])
+def test_reduced_labels_are_written_as_in_annotation_files(model_dir, photos, tmp_path, key):
+    reduced = save_model(tmp_path / "model", colors=COLORS)
+    # The second key is that of older models; transformers reads it and does nothing.
+    settings = json.loads((reduced / "preprocessor_config.json").read_text())
+    del settings["do_reduce_labels"]
+    (reduced / "preprocessor_config.json").write_text(json.dumps(settings | {key: True}))
+    run(model_dir, tmp_path / "plain", photos / "a.png")
+    run(reduced, tmp_path / "reduced", photos / "a.png")
+    plain, raw = (Image.open(tmp_path / name / "a.png") for name in ("plain", "reduced"))
+    assert np.array_equal(np.asarray(raw), np.asarray(plain) + 1)
+    assert np.array_equal(np.asarray(raw.convert("RGB")), np.asarray(plain.convert("RGB")))
+    assert np.array_equal(np.asarray(plain.convert("RGB")), np.array(COLORS)[np.asarray(plain)])
+
+
+def palette_of(folder):
+    with Image.open(folder / "a.png") as image:
+        return np.array(image.getpalette()).reshape(-1, 3)[:3].tolist()
+
+
+def test_colours_come_from_a_list_with_the_model_names(photos, tmp_path):
+    model = save_model(tmp_path / "model")
+    run(model, tmp_path / "out", photos / "a.png")
+    generated = palette_of(tmp_path / "out")
+    # Somebody else's labels.json: other names, or another format.
+    for content in ('[{"id": 0, "name": "dog", "color": [1, 2, 3]}]', '["wall", "floor", "sky"]'):
+        (model / "labels.json").write_text(content)
+        run(model, tmp_path / "out", photos / "a.png")
+        assert palette_of(tmp_path / "out") == generated
+    cityscapes = json.loads((Path(predict.__file__).parent / "labels" / "cityscapes.json").read_text())
+    model = save_model(tmp_path / "streets", names={entry["id"]: entry["name"] for entry in cityscapes})
+    run(model, tmp_path / "out", photos / "a.png")
+    assert palette_of(tmp_path / "out") == [entry["color"] for entry in cityscapes[:3]] != generated
+
+
+def test_photos_are_turned_upright(model_dir, tmp_path):
+    image = noise(40, 60)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held so that the picture has to be turned by 90 degrees clockwise
+    image.rotate(90, expand=True).save(tmp_path / "turned.png", exif=exif)
+    image.save(tmp_path / "upright.png")
+    run(model_dir, tmp_path / "out", tmp_path / "turned.png", tmp_path / "upright.png")
+    turned, upright = (ids_in(tmp_path / "out" / f"{name}.png") for name in ("turned", "upright"))
+    assert turned.shape == (40, 60) and np.array_equal(turned, upright)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
+def test_image_modes(model_dir, tmp_path, mode):
+    suffix = "tif" if mode == "CMYK" else "png"
+    image = noise(20, 33).convert(mode)
+    image.save(tmp_path / f"image.{suffix}")
+    image.convert("RGB").save(tmp_path / "rgb.png")
+    run(model_dir, tmp_path / "out", tmp_path / f"image.{suffix}", tmp_path / "rgb.png")
+    assert np.array_equal(ids_in(tmp_path / "out" / "image.png"), ids_in(tmp_path / "out" / "rgb.png"))
+
+
+def test_unreadable_files_are_named_and_the_others_predicted(model_dir, photos, tmp_path, monkeypatch, capsys):
+    (photos / "broken.jpg").write_bytes(b"no image")
+    whole = (photos / "sub" / "b.v2.bmp").read_bytes()
+    (photos / "cut.bmp").write_bytes(whole[: len(whole) // 2])
+    Image.fromarray(np.full((20, 20), 40000, np.uint16)).save(photos / "deep.png")
+    arguments = ["--model", str(model_dir), "--output_dir", str(tmp_path / "out"), "--device", "cpu", str(photos)]
+    monkeypatch.setattr(sys, "argv", ["predict.py", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        run_cli(predict.main)
+    message = exit_.value.code
+    assert message.startswith("error: 3 of 5 files were skipped") and "\n" not in message
+    assert all(word in message for word in ("broken.jpg", "cut.bmp", "deep.png (more than 8 bits"))
+    written = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*g")}
+    assert written == {"a.png", "sub/b.v2.png", "overlays/a.jpg", "overlays/sub/b.v2.jpg", "contact_sheet.png"}
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Mistakes in the inputs are found before a model is loaded."""
+    monkeypatch.setattr(predict, "load_trained_model", lambda *args: pytest.fail("the model was loaded"))
+
+
+def test_folder_without_images(no_model, tmp_path):
+    (tmp_path / "empty" / ".hidden").mkdir(parents=True)
+    noise(8, 8).save(tmp_path / "empty" / ".hidden" / "a.png")
+    (tmp_path / "empty" / "notes.txt").write_text("")
+    with pytest.raises(UserError, match=r"no images in .*empty .*\.jpg .*\.png"):
+        run("model", tmp_path / "out", tmp_path / "empty")
+
+
+def test_missing_input(no_model, tmp_path):
+    with pytest.raises(UserError, match="nowhere.jpg: no such file"):
+        run("model", tmp_path / "out", tmp_path / "nowhere.jpg")
+
+
+def test_two_inputs_of_one_name(no_model, photos, tmp_path):
+    (tmp_path / "more").mkdir()
+    noise(8, 8).save(tmp_path / "more" / "a.jpg")
+    with pytest.raises(UserError, match=r"photos/a\.png and .*more/a\.jpg would both become .*out/a\.png"):
+        run("model", tmp_path / "out", photos, tmp_path / "more")
+
+
+def test_a_file_given_twice_is_predicted_once(photos, tmp_path):
+    images = predict.find_images([photos, photos / "a.png"], tmp_path / "out")
+    assert images == {"a": photos / "a.png", "sub/b.v2": photos / "sub" / "b.v2.bmp"}
+
+
+@pytest.mark.parametrize("inside", ["", "results"])
+def test_output_in_an_input_folder(no_model, photos, inside):
+    with pytest.raises(UserError, match="lies in the input folder"):
+        run("model", photos / inside, photos)
+
+
+def test_output_over_an_input_file(no_model, photos):
+    with pytest.raises(UserError, match=r"photos/a\.png would be overwritten"):
+        run("model", photos, photos / "a.png")
+    noise(8, 8).save(photos / "contact_sheet.png")
+    with pytest.raises(UserError, match="replace the contact sheet"):
+        run("model", photos.parent / "out", photos)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["--image_size", "0"], "--image_size is 0"), (["--device", "abacus"], "--device abacus")],
+)
+def test_bad_flags(no_model, photos, tmp_path, flags, message):
+    with pytest.raises(UserError, match=message):
+        run("model", tmp_path / "out", photos, flags=flags)
+
+
+def test_a_model_that_cannot_be_had(photos, tmp_path):
+    with pytest.raises(UserError, match="no/such-model"):
+        run("no/such-model", tmp_path / "out", photos)
+    encoder = save_model(tmp_path / "encoder", cls=SegformerForImageClassification)
+    with pytest.raises(UserError, match="train it first"):
+        run(encoder, tmp_path / "out", photos)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_log_says_what_the_values_mean(model_dir, photos, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging, "basicConfig", lambda **kwargs: None)  # it would take caplog's handler away
+    with caplog.at_level(logging.INFO, logger="predict"):
+        run(model_dir, tmp_path / "out", photos / "a.png")
+    assert "values in the PNGs: 0 wall … 2 sky" in caplog.text
+    assert f"predictions of 1 images in {tmp_path / 'out'}" in caplog.text
