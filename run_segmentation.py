@@ -16,7 +16,6 @@ No network, no data, a few minutes on a CPU (`make demo`):
 Every flag can stand in the YAML file of `--config`; flags on the command line win.
 """
 
-import json
 import logging
 import shutil
 from dataclasses import dataclass, field
@@ -161,10 +160,11 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
     if not (training_args.do_train or training_args.do_eval or training_args.do_predict or data_args.eval_on_train):
         raise UserError("nothing to do: give --do_train, --do_eval, --do_predict or several of them")
     if not training_args.do_train:
+        for name in ("resume_from_checkpoint", "push_to_hub", "from_scratch"):
+            if getattr(training_args, name, None) or getattr(model_args, name, None):
+                raise UserError(f"--{name} belongs to a training run: add --do_train")
         if not model_args.model_name_or_path:
             raise UserError("without --do_train, --model_name_or_path must name the trained model to evaluate")
-        if training_args.resume_from_checkpoint:
-            raise UserError("--resume_from_checkpoint continues a training run: add --do_train")
     for name in ("max_train_samples", "max_eval_samples", "max_predict_samples", "image_size"):
         value = getattr(data_args, name)
         if value is not None and value < 1:
@@ -228,7 +228,10 @@ def choose_splits(dataset: DatasetDict, data_args: DataArguments, training_args)
     if train_split is None and (training_args.do_train or data_args.eval_on_train):
         raise UserError(f"the dataset has no training split (found {found})")
     if eval_split is None and (training_args.do_eval or training_args.do_predict):
-        raise UserError(f"the dataset has no validation or test split (found {found}); add --train_val_split 0.2")
+        raise UserError(
+            f"the dataset has no validation or test split (found {found}); add --train_val_split 0.2, "
+            "or train without evaluation: --eval_strategy no"
+        )
     logger.info(f"images by split: {found}")
     return [train_split, eval_split]
 
@@ -250,6 +253,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     set_seed(training_args.seed)
     output_dir = Path(training_args.output_dir)
     source = model_args.model_name_or_path or "nvidia/mit-b0"
+
+    # A model that cannot be reached is found before data is prepared.
+    image_processor = load_image_processor(source, model_args.from_scratch, data_args.image_size)
 
     # Data. The main process prepares it, the others read its cache.
     with training_args.main_process_first(desc="preparing the dataset"):
@@ -277,9 +283,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     train_split, eval_split = choose_splits(dataset, data_args, training_args)
 
     # Model.
-    image_processor = load_image_processor(
-        source, model_args.from_scratch, data_args.image_size, label_map.do_reduce_labels
-    )
+    image_processor.do_reduce_labels = label_map.do_reduce_labels
     if training_args.do_train:
         check_output_dir(output_dir, label_map, training_args)
         model = load_model(source, label_map.id2label, model_args.fused_ops, model_args.from_scratch)
@@ -311,9 +315,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
 
     # Train.
-    train_metrics, eval_metrics = {}, None
+    train_metrics, eval_metrics = {}, {}
     if training_args.do_train:
-        label_map.save(output_dir / "labels.json")
+        if trainer.is_world_process_zero():
+            label_map.save(output_dir / "labels.json")
         train_metrics = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint).metrics
         trainer.save_model(_internal_call=True)  # otherwise it would push to the Hub before there are results
         trainer.save_state()
@@ -348,7 +353,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         write_model_card(
             output_dir,
             repo_id=trainer.hub_model_id if training_args.push_to_hub else None,
-            metrics=eval_metrics,
+            metrics=eval_metrics or None,
             base_model=None if model_args.from_scratch else source,
             from_scratch=model_args.from_scratch,
             dataset=data_args.dataset_name or data_args.dataset_dir,
@@ -359,7 +364,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         )
     if training_args.push_to_hub:
         trainer.push_to_hub()
-    return json.loads((output_dir / "all_results.json").read_text())
+    return train_metrics | eval_metrics
 
 
 def write_predictions(

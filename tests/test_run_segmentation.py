@@ -291,6 +291,8 @@ def test_two_processes_equal_one(flags, run, data, tiny_config, tmp_path):
         ([], "no data: give --dataset_dir"),
         (["--dataset_dir", "x"], "nothing to do"),
         (["--dataset_dir", "x", "--do_eval"], "--model_name_or_path must name the trained model"),
+        (["--dataset_dir", "x", "--do_eval", "--from_scratch", "mit-b0"], "--from_scratch belongs to a training run"),
+        (["--dataset_dir", "x", "--do_predict", "--push_to_hub"], "--push_to_hub belongs to a training run"),
         (["--dataset_dir", "x", "--do_train", "--train_val_split", "2"], "between 0 and 1"),
         (["--dataset_dir", "x", "--do_train", "--image_size", "0"], "--image_size is 0"),
         (["--dataset_dir", "x", "--do_train", "--resume_from_checkpoint", "last"], "no complete checkpoint"),
@@ -322,6 +324,15 @@ def test_evaluating_with_other_classes_is_refused(run, data, tmp_path):
     argv = ["--model_name_or_path", str(output_dir), "--dataset_dir", str(data), "--use_cpu", "--do_eval"]
     with pytest.raises(UserError, match="3 classes"):
         run_segmentation.main([*argv, "--id2label", str(other), "--output_dir", str(tmp_path / "out")])
+
+
+def test_predicting_alone_needs_no_evaluation(run, data, tmp_path):
+    argv = ["--model_name_or_path", str(run[0]), "--dataset_dir", str(data), "--image_size", "64", "--use_cpu"]
+    assert (
+        run_segmentation.main([*argv, "--do_predict", "--max_predict_samples", "2", "--output_dir", str(tmp_path)])
+        == {}
+    )
+    assert len(list((tmp_path / "predictions").glob("*.png"))) == 2 and (tmp_path / "contact_sheet.png").is_file()
 
 
 def test_a_finished_run_is_replaced(flags, tmp_path):
