@@ -6,6 +6,7 @@ processes, and memory does not grow with the number of images.
 """
 
 import csv
+import re
 from pathlib import Path
 
 import datasets
@@ -16,9 +17,9 @@ from transformers import EvalPrediction
 
 IGNORE_INDEX = 255
 
-# Per-category scalars carry these prefixes, so that trackers get a curve per class while the console and
-# `eval_results.json` show the means only.
-PER_CATEGORY_PREFIXES = ("iou_", "accuracy_")
+# Per-category scalars, as in eval_iou_wall: trackers get a curve per class, while the console and `eval_results.json`
+# show the means only.
+_PER_CATEGORY = re.compile("[a-z]+_(iou|accuracy)_")
 
 
 def confusion_matrix(predictions, references, num_labels: int, ignore_index: int = IGNORE_INDEX) -> torch.Tensor:
@@ -198,10 +199,9 @@ class ComputeMetrics:
         return metrics
 
 
-def without_per_category(metrics: dict, split: str = "eval") -> dict:
+def without_per_category(metrics: dict) -> dict:
     """The metrics without the per-category scalars: what a person wants to see at the end of an epoch."""
-    prefixes = tuple(f"{split}_{prefix}" for prefix in PER_CATEGORY_PREFIXES)
-    return {key: value for key, value in metrics.items() if not key.startswith(prefixes)}
+    return {key: value for key, value in metrics.items() if not _PER_CATEGORY.match(key)}
 
 
 PER_CATEGORY_COLUMNS = ("id", "name", "iou", "accuracy", "precision", "dice", "label_pixels", "predicted_pixels")

@@ -164,7 +164,7 @@ def describe_model(model: PreTrainedModel) -> str:
 
 
 def load_image_processor(
-    name_or_path: str,
+    name_or_path: str = "nvidia/mit-b0",
     from_scratch: str | None = None,
     image_size: int | None = None,
     do_reduce_labels: bool | None = None,

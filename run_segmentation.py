@@ -340,7 +340,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if data_args.eval_on_train:
         metrics = trainer.evaluate(SegmentationDataset(train_split, protocol), metric_key_prefix="train")
         # The running loss and the speed of training keep their names; the scores are new.
-        train_metrics = without_per_category(metrics, "train") | train_metrics
+        train_metrics = without_per_category(metrics) | train_metrics
         trainer.log_metrics("train", train_metrics)
         trainer.save_metrics("train", train_metrics)
 

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
+from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import IntervalStrategy
 
 import hub_utils
@@ -39,7 +40,10 @@ def _default(name: str, value):
 
 @dataclass
 class SegmentationTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with this project's defaults; no field is added."""
+    """`TrainingArguments` with this project's defaults; no field is added.
+
+    Evaluation during training needs `do_train=True`, also where `trainer.train()` is called from Python.
+    """
 
     # AdamW at 6e-5: SegFormer paper, section 4.1.
     learning_rate: float = _default("learning_rate", 6e-5)
@@ -56,6 +60,8 @@ class SegmentationTrainingArguments(TrainingArguments):
     hub_strategy: str = _default("hub_strategy", "end")
     # Every parameter takes part in every step, so DDP need not search for those that do not.
     ddp_find_unused_parameters: bool | None = _default("ddp_find_unused_parameters", False)
+    # torch warns of it where there is nothing to pin memory for.
+    dataloader_pin_memory: bool = _default("dataloader_pin_memory", torch.accelerator.is_available())
     # Evaluation streams counts; the dataset hands out exactly what the model and the loss need.
     batch_eval_metrics: bool = _default("batch_eval_metrics", True)
     remove_unused_columns: bool = _default("remove_unused_columns", False)
@@ -91,18 +97,17 @@ class _EpochCallback(TrainerCallback):
         self.dataset.set_epoch(int(state.epoch + 1e-6))
 
 
-class _ConciseProgressCallback(ProgressCallback):
-    """The Trainer's progress bars and log lines without the hundreds of per-category scalars."""
+def _concise(callback: type[TrainerCallback]) -> type[TrainerCallback]:
+    """A progress display of the Trainer without the hundreds of per-category scalars."""
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        super().on_log(args, state, control, logs=without_per_category(logs), **kwargs)
+    class Concise(callback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            super().on_log(args, state, control, logs=without_per_category(logs), **kwargs)
 
+        def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+            super().on_evaluate(args, state, control, metrics=without_per_category(metrics), **kwargs)
 
-class _ConcisePrinterCallback(PrinterCallback):
-    """The same for `--disable_tqdm`."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        super().on_log(args, state, control, logs=without_per_category(logs), **kwargs)
+    return Concise
 
 
 class SegmentationTrainer(Trainer):
@@ -131,12 +136,9 @@ class SegmentationTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         if self.train_dataset is not None:
             self.add_callback(_EpochCallback(self.train_dataset))
-        for stock, concise in (
-            (ProgressCallback, _ConciseProgressCallback),
-            (PrinterCallback, _ConcisePrinterCallback),
-        ):
-            if self.pop_callback(stock):
-                self.add_callback(concise)
+        for display in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # the first is a table in notebooks
+            if self.pop_callback(display):
+                self.add_callback(_concise(display))
 
     # ---- loss -----------------------------------------------------------------------------------------------------
 

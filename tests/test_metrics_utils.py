@@ -143,13 +143,11 @@ def test_compute_metrics_streams_and_starts_afresh():
         assert metrics["accuracy_door"] == 1.0
         assert "iou_sky" not in metrics  # absent classes are left out: trackers cannot store NaN
     assert compute_metrics.confusion_matrix.tolist() == [[4, 1, 0], [0, 1, 0], [0, 0, 0]]
-    prefixed = {f"eval_{key}": value for key, value in metrics.items()}
-    assert set(without_per_category(prefixed)) == {
-        "eval_loss",
-        "eval_mean_iou",
-        "eval_mean_accuracy",
-        "eval_overall_accuracy",
-    }
+    for split in ("eval", "train"):
+        prefixed = {f"{split}_{key}": value for key, value in metrics.items()}
+        assert set(without_per_category(prefixed)) == {
+            f"{split}_{key}" for key in ("loss", "mean_iou", "mean_accuracy", "overall_accuracy")
+        }
 
 
 def test_files_and_table(tmp_path):
