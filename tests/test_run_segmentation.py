@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hub_server import HubServer
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, SegformerConfig, SegformerForSemanticSegmentation, pipeline
@@ -357,3 +358,43 @@ def test_windows_scales_and_mirror_images_are_scored_and_predicted_alike(run, da
         prediction, truth = (np.array(Image.open(f)) for f in (tmp_path / "predictions" / mask_file.name, mask_file))
         total += confusion_matrix(prediction, truth, 3).numpy()
     np.testing.assert_array_equal(total, np.load(tmp_path / "confusion_matrix.npy"))
+
+
+def push(server, flags, output_dir, token="hf_dummy"):
+    argv = [sys.executable, str(REPOSITORY / "run_segmentation.py"), *flags, "--do_train", "--do_predict"]
+    argv += ["--max_steps", "2", "--push_to_hub", "--hub_model_id", "tester/tiny", "--output_dir", str(output_dir)]
+    environment = server.env(token=token, HF_HOME=str(output_dir.parent / "hf_home"), OMP_NUM_THREADS="1")
+    return subprocess.run(argv, env=environment, capture_output=True, text=True)
+
+
+def test_push_publishes_model_card_and_results_and_nothing_else(flags, tmp_path):
+    output_dir = tmp_path / "out"
+    with HubServer() as server:
+        done = push(server, flags, output_dir)
+        assert done.returncode == 0, done.stderr[-3000:]
+        files = server.files("tester/tiny")
+    assert set(files) == set(
+        """model.safetensors config.json preprocessor_config.json labels.json README.md sample.jpg all_results.json
+        train_results.json eval_results.json per_category.csv confusion_matrix.npy""".split()
+    )
+    assert files["model.safetensors"] == (output_dir / "model.safetensors").read_bytes()
+    mean_iou = read(output_dir / "eval_results.json")["eval_mean_iou"]
+    card = files["README.md"].decode()
+    assert f"{mean_iou:.4f}" in card and "short side 64" in card and str(tmp_path) not in card
+
+
+def test_a_rejected_token_is_found_before_training(flags, tmp_path):
+    with HubServer(reject_token=True) as server:
+        done = push(server, flags, tmp_path / "out")
+    assert done.returncode == 2
+    assert "refused the token" in done.stderr.splitlines()[-1] and "hf auth login" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_push_that_fails_in_the_middle_loses_nothing(flags, tmp_path):
+    with HubServer(fail_on="commit") as server:
+        done = push(server, flags, tmp_path / "out")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "results are safe in" in done.stderr and "hf upload tester/tiny" in done.stderr
+    for name in ("model.safetensors", "eval_results.json", "README.md", "contact_sheet.png"):
+        assert (tmp_path / "out" / name).is_file()
