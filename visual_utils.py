@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 MAX_PANEL_SIDE, MIN_PANEL_SIDE = 640, 256
 FONT_SIZE, LINE_HEIGHT, MARGIN = 16, 24, 8
 MAX_LEGEND_LINES, MAX_NAME_LENGTH = 4, 28
-BACKGROUND, TEXT_COLOR = (255, 255, 255), (30, 30, 30)
+BACKGROUND, SHEET_BACKGROUND, TEXT_COLOR = (255, 255, 255), (225, 225, 225), (30, 30, 30)
 # How much of its brightness a pixel without a label keeps.
 IGNORED_BRIGHTNESS = 0.6
 
@@ -226,7 +226,8 @@ def side_by_side(
 def contact_sheet(
     panels: Sequence[Image.Image | str | Path], columns: int = 2, max_width: int = 2000, max_panels: int = 24
 ) -> Image.Image:
-    """A grid of images or image files, each scaled down (never up) to the column's width.
+    """Images or image files in columns, each scaled down (never up) to the column's width, the next one always below
+    the shortest column, so that portraits beside landscapes leave no holes.
 
     Args:
         max_panels: of a longer list that many are shown, evenly spread from the first to the last.
@@ -244,14 +245,12 @@ def contact_sheet(
             image = image.resize((cell, max(1, round(image.height * cell / image.width))), Image.Resampling.LANCZOS)
         images.append(image)
     cell = max(image.width for image in images)
-    rows = [images[i : i + columns] for i in range(0, len(images), columns)]
-    heights = [max(image.height for image in row) for row in rows]
-    sheet = Image.new(
-        "RGB", (columns * (cell + MARGIN) + MARGIN, sum(heights) + MARGIN * (len(rows) + 1)), (225, 225, 225)
-    )
-    top = MARGIN
-    for row, height in zip(rows, heights, strict=True):
-        for i, image in enumerate(row):
-            sheet.paste(image, (MARGIN + i * (cell + MARGIN), top))
-        top += height + MARGIN
+    bottoms, places = [MARGIN] * columns, []
+    for image in images:
+        column = bottoms.index(min(bottoms))
+        places.append((MARGIN + column * (cell + MARGIN), bottoms[column]))
+        bottoms[column] += image.height + MARGIN
+    sheet = Image.new("RGB", (columns * (cell + MARGIN) + MARGIN, max(bottoms)), SHEET_BACKGROUND)
+    for image, place in zip(images, places, strict=True):
+        sheet.paste(image, place)
     return sheet

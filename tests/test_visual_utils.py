@@ -180,15 +180,17 @@ def test_side_by_side_wants_maps_of_the_image_size():
         side_by_side(solid((4, 3)), np.zeros((4, 3), int), np.zeros((3, 4), int), PALETTE, NAMES)
 
 
-def test_contact_sheet_is_a_grid_of_pictures_and_files(tmp_path):
-    solid((30, 20), (0, 0, 255)).save(tmp_path / "blue.png")
-    panels = [solid((30, 10), (255, 0, 0)), tmp_path / "blue.png", solid((20, 10), (0, 255, 0))]
-    sheet = contact_sheet(panels)
-    assert sheet.size == (2 * 30 + 3 * MARGIN, 20 + 10 + 3 * MARGIN)
+def test_contact_sheet_puts_pictures_and_files_below_the_shortest_column(tmp_path):
+    solid((30, 40), (0, 0, 255)).save(tmp_path / "blue.png")
+    green, red = solid((20, 5), (0, 255, 0)), solid((30, 10), (255, 0, 0))
+    sheet = contact_sheet([red, tmp_path / "blue.png", green, red])
+    # Left: red, green, red; right: blue.
+    assert sheet.size == (2 * 30 + 3 * MARGIN, max(10 + 5 + 10 + 4 * MARGIN, 40 + 2 * MARGIN))
     pixels = np.asarray(sheet)
     assert pixels[MARGIN, MARGIN].tolist() == [255, 0, 0]
-    assert pixels[MARGIN + 19, 30 + 2 * MARGIN + 29].tolist() == [0, 0, 255]
-    assert pixels[20 + 2 * MARGIN, MARGIN].tolist() == [0, 255, 0]
+    assert pixels[MARGIN + 39, 30 + 2 * MARGIN + 29].tolist() == [0, 0, 255]
+    assert pixels[10 + 2 * MARGIN, MARGIN + 19].tolist() == [0, 255, 0]
+    assert pixels[15 + 3 * MARGIN, MARGIN + 29].tolist() == [255, 0, 0]
 
 
 def test_contact_sheet_scales_down_and_samples_evenly():
