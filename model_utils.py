@@ -57,7 +57,7 @@ MIT_VARIANTS = {
 # MobileViT's last convolution, which only its classifier uses.
 _OLD_HEADS = {"classifier", "lm_head", "layernorm", "head", "auxiliary_head", "pooler", "conv_1x1_exp"}
 
-_WITHOUT_NETWORK = "without network, use --from_scratch mit-b0, or a local folder as --model_name_or_path"
+_WITHOUT_NETWORK = "without network: a local folder as the model, or training with --from_scratch mit-b0"
 
 
 def load_model(
@@ -117,7 +117,7 @@ def load_trained_model(
     if not _is_segmentation_checkpoint(config):
         raise UserError(
             f"{name_or_path} is no trained segmentation model but {' '.join(config.architectures or ['unnamed'])}; "
-            "train it first (--do_train)"
+            "fine-tune it first with run_segmentation.py --do_train"
         )
     old_id2label = config.id2label
     if id2label is not None and len(id2label) != len(old_id2label):
@@ -194,6 +194,8 @@ def load_image_processor(
             logger.warning(f"{name_or_path} has no image processor; SegFormer's is used")
             image_processor = SegformerImageProcessor()
     settings = image_processor.to_dict()
+    # The name of `do_reduce_labels` in old files, which transformers 5 hands on without acting on it.
+    settings.pop("reduce_labels", None)
     # A mask has to cover the image, whole and at the size that was asked for.
     changes = {key: False for key in ("do_center_crop", "keep_aspect_ratio") if settings.get(key)}
     if image_size is not None:

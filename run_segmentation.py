@@ -326,11 +326,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     # Evaluate.
     if training_args.do_eval:
-        eval_metrics = without_per_category(trainer.evaluate()) | {"eval_protocol": protocol.describe()}
+        eval_metrics = without_per_category(trainer.evaluate())
         statistics = trainer.compute_metrics
         interval = bootstrap_interval(statistics.counts)
         eval_metrics |= dict(zip(("eval_mean_iou_low", "eval_mean_iou_high"), interval, strict=True))
         trainer.log_metrics("eval", eval_metrics)
+        eval_metrics["eval_protocol"] = protocol.describe()
         trainer.save_metrics("eval", eval_metrics)
         if trainer.is_world_process_zero():
             save_confusion(output_dir, statistics.confusion_matrix, label_map.id2label)

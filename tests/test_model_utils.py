@@ -304,7 +304,7 @@ def test_only_trained_models_are_loaded_as_such(trained, mit_b0):
 
 
 def test_hub_out_of_reach(offline):
-    message = r"^nvidia/mit-b0 is no folder here, and the Hub did not give it: .*without network, use --from_scratch m"
+    message = r"^nvidia/mit-b0 is no folder here, and the Hub did not give it: .*without network: .*--from_scratch m"
     with pytest.raises(UserError, match=message) as raised:
         load_model("nvidia/mit-b0", ID2LABEL)
     assert "\n" not in str(raised.value)
