@@ -275,7 +275,7 @@ def test_a_model_that_cannot_be_had(photos, tmp_path):
     with pytest.raises(UserError, match="no/such-model"):
         run("no/such-model", tmp_path / "out", photos)
     encoder = save_model(tmp_path / "encoder", cls=SegformerForImageClassification)
-    with pytest.raises(UserError, match="train it first"):
+    with pytest.raises(UserError, match="fine-tune it first"):
         run(encoder, tmp_path / "out", photos)
     assert not (tmp_path / "out").exists()
 
