@@ -2,10 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# One process computes at a time; two threads of torch on two cores beat more of them.
-export TOKENIZERS_PARALLELISM := false
-
-.PHONY: install demo test style quality clean
+.PHONY: install demo test benchmark style quality clean
 .DELETE_ON_ERROR:
 
 # Installed again only when a requirements file changed.
@@ -28,6 +25,9 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest tests
+
+benchmark: install
+	$(BIN)/python benchmark.py all --json outputs/benchmark.json
 
 style: install
 	$(BIN)/ruff check --fix .
