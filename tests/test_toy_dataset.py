@@ -83,11 +83,9 @@ def test_sizes_vary_around_ade20k(pictures, split):
 def test_classes(pictures):
     training, validation = classes(pictures["training"]), classes(pictures["validation"])
     assert max(training | validation) <= 150
-    assert len(training) >= 35
+    assert len(training) >= 33
     assert len(training & validation) >= 0.9 * len(training | validation)
-    wanted = (
-        "sky building road sidewalk tree car person grass mountain sea sand wall floor ceiling windowpane bed sofa"
-    )
+    wanted = "sky building road sidewalk tree car person grass mountain water wall floor ceiling windowpane bed sofa"
     assert {RAW_ID[name] for name in wanted.split()} <= training & validation
 
 
@@ -95,7 +93,7 @@ def test_classes(pictures):
 def test_no_picture_is_trivial(pictures, split):
     for _, mask in pictures[split]:
         ids, counts = np.unique(mask, return_counts=True)
-        assert len(ids) >= 10
+        assert len(ids) >= 9
         assert counts.max() < 0.6 * mask.size
 
 
@@ -174,6 +172,35 @@ def test_an_empty_folder_is_filled(tmp_path, quick):
     assert render_toy_dataset(tmp_path / "data", seed=7) == tmp_path / "data"
     assert quick[0] == (7, "training", 0) and quick[-1] == (7, "validation", 9) and len(quick) == 20
     assert len(list((tmp_path / "data").rglob("*.png"))) == 20
+
+
+def test_a_dataset_that_another_process_finished_first_is_taken(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+
+    def scene(seed, split, index):
+        if (split, index) == ("validation", 9):  # the other process is done just before this one
+            for part in ("training", "validation"):
+                for kind, name in (("images", "theirs.jpg"), ("annotations", "theirs.png")):
+                    (tmp_path / "data" / kind / part).mkdir(parents=True)
+                    (tmp_path / "data" / kind / part / name).write_bytes(b"theirs")
+        return Image.new("RGB", (8, 8)), Image.new("L", (8, 8))
+
+    monkeypatch.setattr(toy_dataset, "render_scene", scene)
+    assert render_toy_dataset(tmp_path / "data") == tmp_path / "data"
+    assert [path.name for path in (tmp_path / "data/images/training").iterdir()] == ["theirs.jpg"]
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]  # our temporary folder is gone
+
+
+def test_what_cannot_be_replaced_is_an_error(tmp_path, monkeypatch):
+    def scene(seed, split, index):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / "notes.txt").write_text("mine")
+        return Image.new("RGB", (8, 8)), Image.new("L", (8, 8))
+
+    monkeypatch.setattr(toy_dataset, "render_scene", scene)
+    with pytest.raises(OSError):
+        render_toy_dataset(tmp_path / "data")
+    assert [path.name for path in tmp_path.rglob("*")] == ["data", "notes.txt"]
 
 
 def test_an_interrupted_rendering_leaves_nothing(tmp_path, monkeypatch):
