@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from cli_utils import UserError
+from cli_utils import UserError, run_cli
 
 SPLITS = {"training": "train", "validation": "val"}
 SUPERSAMPLING = 2  # the image is the mean of 2x2 samples; the mask takes one of them, so ids are never mixed
@@ -467,7 +467,9 @@ def render_toy_dataset(output_dir: str | Path = "ADE20k_toy_dataset", seed: int 
         return output_dir
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         wanted = "images/ and annotations/, each with training/ and validation/, one annotation for every image"
-        raise UserError(f"{output_dir} exists, but is no complete dataset ({wanted}); remove it or choose another")
+        raise UserError(
+            f"{output_dir} exists, but is no complete dataset ({wanted}); remove it or take another folder"
+        )
     target = output_dir.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
@@ -496,4 +498,4 @@ if __name__ == "__main__":
     parser.add_argument("--output_dir", default="ADE20k_toy_dataset", help="folder to render into")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives another world")
     arguments = parser.parse_args()
-    render_toy_dataset(arguments.output_dir, arguments.seed)
+    run_cli(lambda: render_toy_dataset(arguments.output_dir, arguments.seed))

@@ -1,6 +1,8 @@
 """The rendered toy dataset: its layout, its masks, that it repeats, and that it overwrites nothing."""
 
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -165,6 +167,15 @@ def test_a_foreign_folder_or_file_is_refused(tmp_path, quick):
             render_toy_dataset(path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     assert quick == []
+
+
+def test_the_command_says_in_one_line_what_is_wrong(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    command = [sys.executable, toy_dataset.__file__, "--output_dir", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {tmp_path} exists, but is no complete dataset")
+    assert result.stderr.count("\n") == 1
 
 
 def test_an_empty_folder_is_filled(tmp_path, quick):
