@@ -467,9 +467,7 @@ def render_toy_dataset(output_dir: str | Path = "ADE20k_toy_dataset", seed: int 
         return output_dir
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         wanted = "images/ and annotations/, each with training/ and validation/, one annotation for every image"
-        raise UserError(
-            f"{output_dir} exists, but is no complete dataset ({wanted}); remove it or take another folder"
-        )
+        raise UserError(f"{output_dir} exists, but is no complete dataset ({wanted}); move it or use another folder")
     target = output_dir.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
