@@ -1,0 +1,537 @@
+"""Measures this project against stock transformers, side by side, and prints one table.
+
+    python benchmark.py all                                                     # this table, on the CPU
+    python benchmark.py all --device cuda --dtype bfloat16 --batch_size 8 --json mine.json
+    python benchmark.py train-step --variant mit-b2 --pairs 10
+    python benchmark.py evaluate --images 20 --growth 10                        # memory with 20 and 200 images
+
+Both sides have the same random weights and inputs, seeded; no network or data is needed. Each runs once and the
+results must agree; then they run in turn (A B A B …) in one process. Printed are the median times, the median of the
+ratio stock / ours of each pair, and the peak memory of each in a process of its own: on a GPU what torch allocated,
+else resident memory, above what is taken when model and inputs are loaded.
+
+Stock is what a user of transformers has without this project, ours what `run_segmentation.py` and `predict.py` do:
+
+* train-step: forward, loss, backward, AdamW (for both torch's fused one, the Trainer's default) on B random images of
+  S x S. Stock is the transformers model with its own loss (labels handed to `forward`). Dropout and drop path are on,
+  but for a first comparison of loss and norm of the gradient.
+* evaluate: files to scores, no DataLoader workers, JPEG photos and PNG masks. Stock is `Trainer.evaluate` as in
+  transformers' examples/pytorch/semantic-segmentation: each image and mask resized to S x S, all logits accumulated,
+  then upsampled together with `nn.functional.interpolate`, argmax, and evaluate's `mean_iou` (`StockMeanIoU` stands in
+  for it, since `evaluate.load` needs the Hub), ignoring label 255 as the loss does, where the example ignores class 0.
+  Ours is `SegmentationTrainer.evaluate` with all that it reports besides: boundary IoU, counts of each image,
+  confidence interval. Square images give both networks the same pixels, so loss and scores must agree and the times
+  compare like with like. Of 4:3 photos ours keeps the aspect, a third more pixels for network and score, while stock
+  squashes them.
+* predict: one photo of S x 4/3 S, in memory, to the mask of its size. Stock is image processor, model and
+  `post_process_semantic_segmentation`, with the processor set to the very input size that our protocol chooses. The
+  masks must agree but for a few pixels where classes tie.
+* data: files of 4:3 photos to training examples, in one process. Stock is the example's pipeline (pad to S, random
+  crop, flip, normalise), with torchvision in place of albumentations. Ours is `TrainTransform` on a prepared dataset,
+  which also scales at random, draws one-class crops again and distorts colours, as the published recipe does: two
+  different pipelines, so there is nothing to agree, and ours may be the slower.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from torch.nn import functional as F
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as tvF
+from transformers import PreTrainedModel, SegformerImageProcessor, Trainer, default_data_collator, set_seed
+from transformers.trainer_callback import PrinterCallback
+
+from cli_utils import UserError, run_cli
+from data_utils import LabelMap, SegmentationDataset, TrainTransform, load_segmentation_dataset, prepare_dataset
+from metrics_utils import IGNORE_INDEX
+from model_utils import MIT_VARIANTS, load_model, upsampled_cross_entropy
+from protocol_utils import EvaluationProtocol, predict_label_map
+from statistics_utils import bootstrap_interval
+from trainer_utils import SegmentationTrainer, SegmentationTrainingArguments
+
+SEED = 0
+# Stock and ours may differ by so much (relative; absolute in numbers below 1), and in so many pixels of a mask.
+ROUNDING = {"float32": (1e-4, 0.01), "bfloat16": (3e-2, 0.2)}
+
+
+# ---- what both sides get --------------------------------------------------------------------------------------------
+
+
+def class_names(args: argparse.Namespace) -> dict[int, str]:
+    return {i: f"class_{i}" for i in range(args.num_labels)}
+
+
+def new_model(args: argparse.Namespace, ours: bool, **config) -> PreTrainedModel:
+    """A model with the weights that the seed gives, the same for both sides, in evaluation mode."""
+    set_seed(SEED)
+    model = load_model(id2label=class_names(args), fused_ops=ours, from_scratch=args.variant, **config)
+    return model.to(args.device).eval()
+
+
+def autocast(args: argparse.Namespace) -> torch.autocast:
+    return torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16")
+
+
+def new_photo(rng: np.random.Generator, height: int, width: int) -> Image.Image:
+    """RGB of blurred patches and a little noise: about as many bytes as a photo when compressed."""
+    patches = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((width, height))
+    noisy = np.asarray(patches) + rng.normal(0, 6, (height, width, 3))
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+def photo_dataset(args: argparse.Namespace, width: int, prepared: bool) -> datasets.Dataset:
+    """Image files of S x width and masks of rectangles, through the project's loader."""
+    folder = Path(args.folder, f"{width}_wide")
+    if not folder.is_dir():
+        rng = np.random.default_rng(SEED)
+        for kind in ("images", "masks"):
+            (folder / kind).mkdir(parents=True)
+        for i in range(args.images):
+            new_photo(rng, args.size, width).save(folder / "images" / f"{i:05d}.jpg", quality=90)
+            ids = rng.integers(0, args.num_labels, (8, 8), dtype=np.uint8)
+            # As much of every image is ignored, or the stock mean over batches would not be that over pixels.
+            ids[0] = IGNORE_INDEX
+            mask = Image.fromarray(ids).resize((width, args.size), Image.Resampling.NEAREST)
+            mask.save(folder / "masks" / f"{i:05d}.png")
+    dataset = load_segmentation_dataset(dataset_dir=folder)
+    if prepared:
+        dataset = prepare_dataset(dataset, LabelMap(class_names(args)), cache_dir=args.folder)
+    return dataset["train"]
+
+
+# ---- training step --------------------------------------------------------------------------------------------------
+
+
+def training_loss(args: argparse.Namespace, ours: bool, model: PreTrainedModel) -> Callable[[], torch.Tensor]:
+    """→ function: one forward pass on a fixed batch, and its loss."""
+    generator = torch.Generator().manual_seed(SEED)
+    shape = (args.batch_size, args.size, args.size)
+    pixel_values = torch.randn(shape[0], 3, *shape[1:], generator=generator).to(args.device)
+    labels = torch.randint(args.num_labels, shape, generator=generator)
+    labels[:, : args.size // 16] = IGNORE_INDEX
+    labels = labels.to(args.device)
+
+    def loss() -> torch.Tensor:
+        with autocast(args):
+            if not ours:
+                return model(pixel_values=pixel_values, labels=labels).loss
+            valid_pixels = (labels != IGNORE_INDEX).sum()
+            logits = model(pixel_values=pixel_values).logits
+            return upsampled_cross_entropy(logits, labels, num_items_in_batch=valid_pixels)
+
+    return loss
+
+
+def training_step(args: argparse.Namespace, ours: bool) -> Callable[[], float]:
+    """→ function: forward, loss, backward, AdamW."""
+    model = new_model(args, ours).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-5, fused=True)
+    loss_of = training_loss(args, ours, model)
+
+    def step() -> float:
+        loss = loss_of()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def training_numbers(args: argparse.Namespace, ours: bool) -> dict[str, float]:
+    """Loss and norm of the gradient in training mode, but with nothing dropped, as each side draws in its own way."""
+    model = new_model(args, ours, drop_path_rate=0.0, classifier_dropout_prob=0.0).train()
+    loss = training_loss(args, ours, model)()
+    loss.backward()
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
+    return {"loss": loss.item(), "gradient_norm": norm.item()}
+
+
+def measure_train_step(args: argparse.Namespace) -> dict[str, dict]:
+    agreement = agree(args, training_numbers(args, ours=False), training_numbers(args, ours=True))
+    times = paired(training_step(args, ours=False), training_step(args, ours=True), args)
+    return {"train-step": agreement | times | peak_memory(args)}
+
+
+# ---- evaluation -----------------------------------------------------------------------------------------------------
+
+
+class StockMeanIoU(evaluate.Metric):
+    """Stands in for `evaluate.load("mean_iou")`, which needs the Hub: the same path through `evaluate.Metric`, which
+    encodes every map into an Arrow file and decodes it again, and the same formula, histograms of each image."""
+
+    def _info(self):
+        maps = datasets.Features({"predictions": datasets.Image(), "references": datasets.Image()})
+        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=maps)
+
+    def _compute(self, predictions, references, num_labels, ignore_index):
+        areas = np.zeros((3, num_labels))  # of the intersection, the prediction and the label
+        for prediction, label in zip(predictions, references, strict=True):
+            prediction, label = np.array(prediction), np.array(label)
+            counted = label != ignore_index
+            prediction, label = prediction[counted], label[counted]
+            for area, ids in zip(areas, (prediction[prediction == label], prediction, label), strict=True):
+                area += np.histogram(ids, bins=num_labels, range=(0, num_labels - 1))[0]
+        intersection, predicted, labelled = areas
+        with np.errstate(invalid="ignore"):
+            iou, accuracy = intersection / (predicted + labelled - intersection), intersection / labelled
+        return {
+            "mean_iou": np.nanmean(iou),
+            "mean_accuracy": np.nanmean(accuracy),
+            "overall_accuracy": intersection.sum() / labelled.sum(),
+        }
+
+
+def stock_metrics(num_labels: int, cache_dir: str) -> Callable:
+    """`compute_metrics` of the transformers example."""
+    metric = StockMeanIoU(cache_dir=cache_dir)
+
+    @torch.no_grad()
+    def compute_metrics(eval_prediction):
+        logits, labels = eval_prediction
+        upsampled = F.interpolate(torch.from_numpy(logits), size=labels.shape[-2:], mode="bilinear")
+        # `datasets` would turn int64 into int32 itself, with a warning.
+        maps = {"predictions": upsampled.argmax(dim=1).numpy().astype(np.int32), "references": labels.astype(np.int32)}
+        return metric.compute(**maps, num_labels=num_labels, ignore_index=IGNORE_INDEX)
+
+    return compute_metrics
+
+
+def stock_squares(rows: dict, side: int) -> dict:
+    """The example's validation transforms of a batch of rows, for `Dataset.with_transform`."""
+    images = torch.stack([tvF.resize(tvF.pil_to_tensor(image), [side, side]) for image in rows["image"]])
+    masks = [
+        tvF.resize(tvF.pil_to_tensor(mask), [side, side], interpolation=InterpolationMode.NEAREST)
+        for mask in rows["label"]
+    ]
+    return {"pixel_values": EvaluationProtocol().normalize(images), "labels": torch.cat(masks).long()}
+
+
+def evaluation(args: argparse.Namespace, ours: bool, width: int | None = None) -> Callable[[], dict[str, float]]:
+    """→ function: from files to scores. width: of the images, in pixels; they are S high, and square by default."""
+    split = photo_dataset(args, width or args.size, prepared=ours)
+    training_args = SegmentationTrainingArguments(
+        output_dir=args.folder,
+        per_device_eval_batch_size=args.batch_size,
+        use_cpu=args.device == "cpu",
+        bf16=args.dtype == "bfloat16",
+        batch_eval_metrics=ours,
+        disable_tqdm=True,
+        report_to="none",
+    )
+    model = new_model(args, ours)
+    if ours:
+        protocol = EvaluationProtocol(args.size)
+        dataset = SegmentationDataset(split, protocol)
+        trainer = SegmentationTrainer(model, training_args, eval_dataset=dataset, protocol=protocol)
+    else:
+        dataset = split.with_transform(partial(stock_squares, side=args.size))
+        metrics = stock_metrics(args.num_labels, args.folder)
+        trainer = Trainer(model, training_args, default_data_collator, eval_dataset=dataset, compute_metrics=metrics)
+    trainer.pop_callback(PrinterCallback)
+
+    def run() -> dict[str, float]:
+        metrics = trainer.evaluate()
+        if ours:
+            bootstrap_interval(trainer.compute_metrics.counts)
+        return {name: float(metrics[name]) for name in ("eval_loss", "eval_mean_iou", "eval_overall_accuracy")}
+
+    return run
+
+
+def measure_evaluate(args: argparse.Namespace) -> dict[str, dict]:
+    squares, photos = (
+        [evaluation(args, ours, width) for ours in (False, True)] for width in (args.size, args.size * 4 // 3)
+    )
+    row = {"images": args.images} | paired(*squares, args, agree=partial(agree, args))
+    more = argparse.Namespace(**vars(args) | {"images": args.images * args.growth})
+    return {
+        "evaluate": row | peak_memory(args),
+        "evaluate, 4:3 photos": {"images": args.images} | paired(*photos, args),
+        f"evaluate, {more.images} images": {"images": more.images} | peak_memory(more),
+    }
+
+
+# ---- prediction -----------------------------------------------------------------------------------------------------
+
+
+def prediction(args: argparse.Namespace, ours: bool) -> Callable[[], torch.Tensor]:
+    """→ function: RGB image to the mask of its size, integer (S, 4/3 S)."""
+    model, protocol = new_model(args, ours), EvaluationProtocol(args.size)
+    image = new_photo(np.random.default_rng(SEED), args.size, args.size * 4 // 3)
+    height, width = protocol.input_size(image.height, image.width)
+    processor = SegformerImageProcessor(size={"height": height, "width": width})
+
+    def stock() -> torch.Tensor:
+        with torch.inference_mode(), autocast(args):
+            outputs = model(**processor(image, return_tensors="pt").to(args.device))
+            sizes = [(image.height, image.width)]
+            return processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)[0].cpu()
+
+    def project() -> torch.Tensor:
+        with autocast(args):
+            return predict_label_map(model, image, protocol)
+
+    return project if ours else stock
+
+
+def measure_predict(args: argparse.Namespace) -> dict[str, dict]:
+    def same_pixels(stock: torch.Tensor, ours: torch.Tensor) -> dict[str, float]:
+        different = (stock != ours).double().mean().item()
+        if different > rounding(args)[1]:
+            raise RuntimeError(f"stock and ours predict different classes for {different:.1%} of the pixels")
+        return {"different_pixels": different}
+
+    times = paired(prediction(args, ours=False), prediction(args, ours=True), args, same_pixels)
+    return {"predict": times | peak_memory(args)}
+
+
+# ---- data -----------------------------------------------------------------------------------------------------------
+
+
+def stock_crop(rows: dict, side: int) -> dict:
+    """The example's training transforms of a batch of rows: pad to the crop's size, random crop, flip, normalise."""
+    pixel_values, labels = [], []
+    for image, mask in zip(rows["image"], rows["label"], strict=True):
+        image, mask = tvF.pil_to_tensor(image), tvF.pil_to_tensor(mask)
+        padding = [0, 0, max(0, side - image.shape[-1]), max(0, side - image.shape[-2])]
+        image, mask = tvF.pad(image, padding), tvF.pad(mask, padding)
+        top, left = (int(torch.randint(length - side + 1, ())) for length in image.shape[-2:])
+        image, mask = (tvF.crop(tensor, top, left, side, side) for tensor in (image, mask))
+        if torch.rand(()) < 0.5:
+            image, mask = tvF.horizontal_flip(image), tvF.horizontal_flip(mask)
+        pixel_values.append(EvaluationProtocol().normalize(image))
+        labels.append(mask[0].long())
+    return {"pixel_values": torch.stack(pixel_values), "labels": torch.stack(labels)}
+
+
+def training_data(args: argparse.Namespace, ours: bool) -> Callable[[], None]:
+    """→ function: every image and mask from its file to a training example, once."""
+    split = photo_dataset(args, args.size * 4 // 3, prepared=ours)
+    if ours:
+        dataset = SegmentationDataset(split, TrainTransform(EvaluationProtocol(args.size)), SEED)
+    else:
+        dataset = split.with_transform(partial(stock_crop, side=args.size))
+
+    def run() -> None:
+        for index in range(len(dataset)):
+            dataset[index]
+
+    return run
+
+
+def measure_data(args: argparse.Namespace) -> dict[str, dict]:
+    times = paired(training_data(args, ours=False), training_data(args, ours=True), args)
+    return {"data": {"images": args.images} | times | peak_memory(args)}
+
+
+# ---- measuring ------------------------------------------------------------------------------------------------------
+
+# By sub-command: what measures it, and what makes the work of one side.
+MEASUREMENTS = {
+    "train-step": (measure_train_step, training_step),
+    "evaluate": (measure_evaluate, evaluation),
+    "predict": (measure_predict, prediction),
+    "data": (measure_data, training_data),
+}
+
+
+def rounding(args: argparse.Namespace) -> tuple[float, float]:
+    """Which entry of `ROUNDING` holds: on a GPU float32 may be TF32, with hardly more digits than bfloat16."""
+    return ROUNDING[args.dtype if args.device == "cpu" else "bfloat16"]
+
+
+def agree(args: argparse.Namespace, stock: dict[str, float], ours: dict[str, float]) -> dict[str, float]:
+    """Differences of numbers that must agree; an error, since one of the two is wrong, where they do not."""
+    differences = {f"{name}_difference": abs(ours[name] - stock[name]) / max(1, abs(stock[name])) for name in stock}
+    if not max(differences.values()) <= rounding(args)[0]:
+        raise RuntimeError(f"stock and ours do not compute the same: {stock} and {ours}")
+    return differences
+
+
+def paired(stock: Callable, ours: Callable, args: argparse.Namespace, agree: Callable | None = None) -> dict:
+    """Runs stock and ours once each, hands the results to `agree`, then times them in turn; medians, in seconds."""
+
+    def seconds(run: Callable) -> float:
+        start = time.perf_counter()
+        run()
+        if args.device != "cpu":
+            torch.accelerator.synchronize()
+        return time.perf_counter() - start
+
+    results = stock(), ours()
+    agreement = agree(*results) if agree else {}
+    times = [(seconds(stock), seconds(ours)) for _ in range(args.pairs)]
+    return agreement | {
+        "stock_seconds": statistics.median(of_stock for of_stock, _ in times),
+        "ours_seconds": statistics.median(of_ours for _, of_ours in times),
+        "ratio": statistics.median(of_stock / of_ours for of_stock, of_ours in times),
+    }
+
+
+def peak_memory(args: argparse.Namespace) -> dict[str, float | None]:
+    """MiB that stock and ours take at most, each in a process of its own; None for one that dies, as of too little."""
+    names = ("variant", "size", "batch_size", "num_labels", "dtype", "device", "images")
+    options = [word for name in names for word in (f"--{name}", str(getattr(args, name)))]
+    peaks = {}
+    for side in ("stock", "ours"):
+        command = [sys.executable, __file__, args.command, *options, "--peak_of", side]
+        child = subprocess.run(command, capture_output=True, text=True)
+        if child.returncode:
+            reason = (child.stderr.strip().splitlines() or ["killed"])[-1]
+            print(f"{' '.join(command)} ended with exit code {child.returncode}: {reason}", file=sys.stderr)
+        peaks[f"{side}_peak_mb"] = None if child.returncode else float(child.stdout.split()[-1])
+    return peaks
+
+
+def own_peak(args: argparse.Namespace) -> float:
+    """MiB that this process takes at most for the work of one side, above what is taken when all is loaded."""
+    run = MEASUREMENTS[args.command][1](args, ours=args.peak_of == "ours")
+    if args.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew
+        before = resident_bytes("VmRSS")
+    run()
+    if args.command == "train-step":
+        run()  # the first has no optimizer state yet
+    after = torch.cuda.max_memory_allocated() if args.device == "cuda" else resident_bytes("VmHWM")
+    return (after - before) / 2**20
+
+
+def resident_bytes(field: str) -> int:
+    """VmRSS (now) or VmHWM (at most) of this process; where the system does not tell, at most for both."""
+    status = Path("/proc/self/status")
+    found = re.search(rf"{field}:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    if found:
+        return int(found[1]) * 1024
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+# ---- the script -----------------------------------------------------------------------------------------------------
+
+
+def environment(args: argparse.Namespace) -> dict[str, str | int]:
+    """What the numbers depend on besides the options."""
+    cpuinfo = Path("/proc/cpuinfo")
+    cpu = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return {
+        "processor": cpu[1] if cpu else platform.processor(),
+        "gpu": torch.cuda.get_device_name() if args.device == "cuda" else "none",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def as_table(rows: dict[str, dict]) -> str:
+    """The rows as a Markdown table."""
+
+    def speed(row: dict, side: str) -> str:
+        seconds = row.get(f"{side}_seconds")
+        if seconds is None:
+            return ""
+        return f"{seconds:.3f} s" + (f" ({row['images'] / seconds:.2f} images/s)" if "images" in row else "")
+
+    def memory(row: dict, side: str) -> str:
+        return f"{row[f'{side}_peak_mb']:.0f} MiB" if row.get(f"{side}_peak_mb") is not None else ""
+
+    lines = [
+        "| | stock | ours | stock / ours | stock, peak memory | ours, peak memory |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, row in rows.items():
+        ratio = f"{row['ratio']:.2f}" if "ratio" in row else ""
+        cells = (name, speed(row, "stock"), speed(row, "ours"), ratio, memory(row, "stock"), memory(row, "ours"))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=[*MEASUREMENTS, "all"], help="all: those, and the training step of mit-b2")
+    parser.add_argument("--variant", default="mit-b0", help="mit-b0 … mit-b5, or a SegFormer's config.json")
+    parser.add_argument("--size", type=int, default=512, help="S, pixels, a multiple of 32")
+    parser.add_argument("--batch_size", type=int, default=2, help="images in a training or evaluation batch")
+    parser.add_argument("--num_labels", type=int, default=150, help="classes")
+    parser.add_argument("--dtype", choices=list(ROUNDING), default="float32", help="bfloat16 by autocast, both sides")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, …; of several GPUs the first is used")
+    parser.add_argument("--pairs", type=int, default=5, help="timed runs of each side")
+    parser.add_argument("--images", type=int, default=20, help="files for evaluate and data")
+    parser.add_argument("--growth", type=int, default=3, help="evaluate: memory also with so many times the images")
+    parser.add_argument("--json", metavar="FILE", help="also write the results there")
+    parser.add_argument("--peak_of", choices=["stock", "ours"], help=argparse.SUPPRESS)  # see `peak_memory`
+    args = parser.parse_args(argv)
+    for name in ("size", "batch_size", "pairs", "images", "growth"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} is {getattr(args, name)}; it must be at least 1")
+    if args.size % 32:
+        raise UserError(f"--size is {args.size}; it must be a multiple of 32, as in {args.size // 32 * 32 + 32}")
+    if not 2 <= args.num_labels <= IGNORE_INDEX:
+        raise UserError(f"--num_labels is {args.num_labels}; it must be 2 to {IGNORE_INDEX}")
+    if args.variant not in MIT_VARIANTS and not Path(args.variant).exists():
+        raise UserError(f"--variant {args.variant} is neither a file nor one of {', '.join(MIT_VARIANTS)}")
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    devices = ["cpu", *([accelerator.type] if accelerator else [])]
+    if args.device not in devices:
+        raise UserError(f"--device {args.device} is not to be had; torch finds {', '.join(devices)} here")
+    return args
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Measures, prints and returns {"environment", "options", "rows"}, which is also what `--json` holds.
+
+    argv: command-line arguments without the program's name; None takes them from the command line.
+    """
+    args = parse(argv)
+    datasets.disable_progress_bars()
+    logging.getLogger("prepare_utils").setLevel(logging.ERROR)  # of classes that few random masks cannot all have
+    options = {name: value for name, value in vars(args).items() if name not in ("json", "peak_of")}
+    with tempfile.TemporaryDirectory(prefix="benchmark_") as args.folder:
+        if args.peak_of:
+            print(own_peak(args))
+            return {}
+        results = {"environment": environment(args), "options": options, "rows": {}}
+        for part in ("environment", "options"):
+            print(", ".join(f"{name} {value}" for name, value in results[part].items()), flush=True)
+        commands = list(MEASUREMENTS) if args.command == "all" else [args.command]
+        for command in commands:
+            args.command = command
+            results["rows"] |= MEASUREMENTS[command][0](args)
+        if options["command"] == "all":
+            args.command, args.variant = "train-step", "mit-b2"
+            results["rows"]["train-step, mit-b2"] = measure_train_step(args)["train-step"]
+    print(as_table(results["rows"]))
+    for name, row in results["rows"].items():
+        agreement = {key: value for key, value in row.items() if key.endswith(("_difference", "different_pixels"))}
+        if agreement:
+            print(f"{name}: {', '.join(f'{key} {value:.2g}' for key, value in agreement.items())}")
+    if args.json:
+        Path(args.json).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return results
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,186 @@
+"""The benchmark measures both sides of the same thing; that ours is faster is not for a test on a busy machine."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers import SegformerForSemanticSegmentation
+
+import benchmark
+from cli_utils import UserError
+from fused_utils import FusedSegformerDecodeHead
+
+ROW = {"stock_seconds", "ours_seconds", "ratio", "stock_peak_mb", "ours_peak_mb"}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Flags for a model of a few thousand parameters and small images."""
+    config = tmp_path_factory.mktemp("tiny") / "config.json"
+    sizes = {"hidden_sizes": [8, 16, 24, 32], "depths": [1] * 4, "num_attention_heads": [1] * 4}
+    config.write_text(json.dumps({"model_type": "segformer", "decoder_hidden_size": 16, **sizes}))
+    return ["--variant", str(config), "--size", "64", "--num_labels", "5", "--pairs", "2", "--images", "3"]
+
+
+@pytest.fixture
+def without_children(monkeypatch):
+    """Peaks that nobody measured, for tests of everything else."""
+    monkeypatch.setattr(
+        benchmark, "peak_memory", lambda args: {"stock_peak_mb": 2.0 * args.images, "ours_peak_mb": None}
+    )
+
+
+def as_args(tiny, tmp_path, command="train-step", **changes):
+    args = benchmark.parse([command, *tiny])
+    args.folder = str(tmp_path)
+    return SimpleNamespace(**vars(args) | changes)
+
+
+def test_train_step_with_memory_and_json(tiny, tmp_path, capsys):
+    results = benchmark.main(["train-step", *tiny, "--json", str(tmp_path / "results.json")])
+    row = results["rows"]["train-step"]
+    assert set(row) == ROW | {"loss_difference", "gradient_norm_difference"}
+    assert row["stock_peak_mb"] > 0 and row["ours_peak_mb"] > 0
+    assert 0 < row["ratio"] and row["loss_difference"] < 1e-4 and row["gradient_norm_difference"] < 1e-4
+    assert set(results["environment"]) == {"processor", "gpu", "threads", "torch", "transformers"}
+    assert results["options"]["size"] == 64 and results["options"]["command"] == "train-step"
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    printed = capsys.readouterr().out
+    assert "| train-step | " in printed and f"torch {torch.__version__}" in printed and " MiB |" in printed
+
+
+def test_evaluate(tiny, without_children):
+    rows = benchmark.main(["evaluate", *tiny, "--growth", "4"])["rows"]
+    assert list(rows) == ["evaluate", "evaluate, 4:3 photos", "evaluate, 12 images"]
+    differences = {"eval_loss_difference", "eval_mean_iou_difference", "eval_overall_accuracy_difference"}
+    assert set(rows["evaluate"]) == ROW | {"images"} | differences
+    assert max(rows["evaluate"][name] for name in differences) < 1e-4
+    assert rows["evaluate, 4:3 photos"]["images"] == 3
+    assert rows["evaluate, 12 images"] == {"images": 12, "stock_peak_mb": 24.0, "ours_peak_mb": None}
+
+
+def test_predict_and_data(tiny, without_children):
+    row = benchmark.main(["predict", *tiny])["rows"]["predict"]
+    assert set(row) == ROW | {"different_pixels"} and row["different_pixels"] < 0.01
+    row = benchmark.main(["data", *tiny])["rows"]["data"]
+    assert set(row) == ROW | {"images"} and row["images"] == 3
+
+
+def test_peak_of_evaluation_in_a_child(tiny):
+    peaks = benchmark.peak_memory(benchmark.parse(["evaluate", *tiny]))
+    assert set(peaks) == {"stock_peak_mb", "ours_peak_mb"} and all(peak > 0 for peak in peaks.values())
+
+
+def test_a_child_that_dies_leaves_a_gap(tiny, tmp_path, monkeypatch, capsys):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho no memory left >&2\nkill -9 $$\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert benchmark.peak_memory(benchmark.parse(["predict", *tiny])) == {"stock_peak_mb": None, "ours_peak_mb": None}
+    assert "--peak_of ours ended with exit code -9: no memory left" in capsys.readouterr().err
+
+
+def test_own_peak_is_that_of_the_work(tiny, tmp_path, monkeypatch):
+    def work(args, ours):
+        return lambda: np.ones(50 * 2**20 if ours else 1, np.uint8).sum()
+
+    monkeypatch.setitem(benchmark.MEASUREMENTS, "data", (None, work))
+    assert 49 < benchmark.own_peak(as_args(tiny, tmp_path, "data", peak_of="ours")) < 60
+    assert benchmark.own_peak(as_args(tiny, tmp_path, "data", peak_of="stock")) < 10
+
+
+def test_all_runs_everything_and_b2(tiny, monkeypatch):
+    def measure(args):
+        return {args.command: {"variant": args.variant}}
+
+    for command, (_, work) in list(benchmark.MEASUREMENTS.items()):
+        monkeypatch.setitem(benchmark.MEASUREMENTS, command, (measure, work))
+    monkeypatch.setattr(benchmark, "measure_train_step", measure)
+    results = benchmark.main(["all", *tiny])
+    assert {name: row["variant"] for name, row in results["rows"].items()} == dict.fromkeys(
+        benchmark.MEASUREMENTS, tiny[1]
+    ) | {"train-step, mit-b2": "mit-b2"}
+    assert results["options"]["command"] == "all" and results["options"]["variant"] == tiny[1]
+
+
+def test_sides_have_the_same_weights_and_only_ours_is_fused(tiny, tmp_path):
+    stock, ours = (benchmark.new_model(as_args(tiny, tmp_path), side) for side in (False, True))
+    assert type(stock) is type(ours) is SegformerForSemanticSegmentation
+    assert not isinstance(stock.decode_head, FusedSegformerDecodeHead)
+    assert isinstance(ours.decode_head, FusedSegformerDecodeHead)
+    for name, tensor in stock.state_dict().items():
+        assert torch.equal(tensor, ours.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_training_step_trains(tiny, tmp_path, ours):
+    args = as_args(tiny, tmp_path)
+    step = benchmark.training_step(args, ours)
+    first = step()
+    for _ in range(30):
+        last = step()
+    assert last < first
+
+
+def test_a_wrong_loss_is_found(tiny, tmp_path, monkeypatch):
+    stock = benchmark.training_numbers(as_args(tiny, tmp_path), ours=False)
+    monkeypatch.setattr(benchmark, "upsampled_cross_entropy", lambda logits, *_, **__: logits.square().mean())
+    ours = benchmark.training_numbers(as_args(tiny, tmp_path), ours=True)
+    with pytest.raises(RuntimeError, match="do not compute the same"):
+        benchmark.agree(as_args(tiny, tmp_path), stock, ours)
+    with pytest.raises(RuntimeError, match="do not compute the same"):
+        benchmark.agree(as_args(tiny, tmp_path), {"loss": 1.0}, {"loss": float("nan")})
+
+
+def test_a_wrong_mask_is_found(tiny, monkeypatch, without_children):
+    monkeypatch.setattr(benchmark, "predict_label_map", lambda model, image, protocol: torch.zeros(64, 85))
+    with pytest.raises(RuntimeError, match="predict different classes"):
+        benchmark.main(["predict", *tiny])
+
+
+def test_paired_takes_turns_after_a_first_run(tiny, tmp_path):
+    calls = []
+    result = benchmark.paired(
+        lambda: calls.append("A"),
+        lambda: calls.append("B"),
+        as_args(tiny, tmp_path, pairs=3),
+        agree=lambda stock, ours: {"agreed": calls.copy()},
+    )
+    assert "".join(calls) == "ABABABAB" and result["agreed"] == ["A", "B"]
+
+
+def test_stock_mean_iou_gives_the_values_that_evaluate_documents(tmp_path):
+    # The example in the docstring of evaluate's mean_iou.
+    predictions = [[[1, 2], [3, 4], [5, 255]], [[2, 7], [9, 2], [3, 6]], [[2, 2, 3], [8, 2, 4], [3, 255, 2]]]
+    references = [[[0, 3], [5, 4], [6, 255]], [[1, 7], [9, 2], [3, 6]], [[1, 2, 2], [8, 2, 1], [3, 255, 1]]]
+    result = benchmark.StockMeanIoU(cache_dir=str(tmp_path)).compute(
+        predictions=[np.array(ids, np.int32) for ids in predictions],
+        references=[np.array(ids, np.int32) for ids in references],
+        num_labels=10,
+        ignore_index=255,
+    )
+    expected = {"mean_iou": 0.4775, "mean_accuracy": 0.5916666666666666, "overall_accuracy": 0.5263157894736842}
+    assert result == pytest.approx(expected, abs=1e-12)
+
+
+def test_bfloat16(tiny, without_children):
+    for command in ("train-step", "evaluate", "predict"):
+        assert benchmark.main([command, *tiny, "--dtype", "bfloat16", "--pairs", "1"])["rows"][command]["ratio"] > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--size", "100"], "--size is 100; it must be a multiple of 32, as in 128"),
+        (["--pairs", "0"], "--pairs is 0; it must be at least 1"),
+        (["--num_labels", "256"], "--num_labels is 256; it must be 2 to 255"),
+        (["--variant", "mit-b9"], "--variant mit-b9 is neither a file nor one of mit-b0, mit-b1"),
+        (["--device", "abacus"], "--device abacus is not to be had; torch finds cpu"),
+    ],
+)
+def test_mistakes(flags, message):
+    with pytest.raises(UserError, match=message):
+        benchmark.main(["all", *flags])
