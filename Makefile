@@ -27,6 +27,7 @@ test: install
 	$(BIN)/python -m pytest tests
 
 benchmark: install
+	mkdir -p outputs
 	$(BIN)/python benchmark.py all --json outputs/benchmark.json
 
 style: install
