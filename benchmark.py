@@ -507,7 +507,6 @@ def main(argv: list[str] | None = None) -> dict:
     """
     args = parse(argv)
     datasets.disable_progress_bars()
-    logging.getLogger("prepare_utils").setLevel(logging.ERROR)  # of classes that few random masks cannot all have
     options = {name: value for name, value in vars(args).items() if name not in ("json", "peak_of")}
     with tempfile.TemporaryDirectory(prefix="benchmark_") as args.folder:
         if args.peak_of:
@@ -534,4 +533,5 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
+    logging.getLogger("prepare_utils").setLevel(logging.ERROR)  # of classes that few random masks cannot all have
     run_cli(main)

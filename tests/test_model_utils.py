@@ -313,7 +313,8 @@ def test_hub_out_of_reach(offline):
 
 
 @pytest.mark.parametrize("name", ["no/such/folder", "/no/such", "outputs"])
-def test_names_of_nothing(name, offline):
+def test_names_of_nothing(name, offline, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a run may have left outputs/ where the tests were started
     with pytest.raises(UserError, match=f"^{name} is no folder here"):
         load_model(name, ID2LABEL)
 
