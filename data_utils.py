@@ -14,6 +14,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
@@ -31,6 +32,7 @@ from protocol_utils import EvaluationProtocol
 from transform_utils import TrainTransform
 
 __all__ = [
+    "DatasetArguments",
     "LabelMap",
     "SegmentationDataset",
     "TrainTransform",
@@ -51,6 +53,39 @@ LABEL_COLUMNS = (
     *("label", "annotation", "mask", "segmentation_mask", "semantic_mask", "segmentation", "labels", "annotations"),
     *("masks", "seg_map", "label_image", "gt", "ground_truth"),
 )
+
+
+@dataclass
+class DatasetArguments:
+    """Which data, and what its annotations mean."""
+
+    dataset_dir: str | None = field(default=None, metadata={"help": "folder with images and masks (layouts: README)"})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "instead: a Hub dataset, or anything datasets.load_dataset takes"}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "configuration of the Hub dataset"})
+    image_column: str | None = field(default=None, metadata={"help": "default: found by name and type"})
+    label_column: str | None = field(default=None, metadata={"help": "default: found by name and type"})
+    id2label: str | None = field(
+        default=None,
+        metadata={"help": "class names: JSON {id: name}, a list of {id, name, color}, or a CSV with those"},
+    )
+    do_reduce_labels: bool | None = field(
+        default=None,
+        metadata={
+            "help": "annotation 0 becomes 255 (ignored), all others go down by one; "
+            "default: on for ADE20K layouts and scene_parse_150, else off",
+            "aliases": ["--reduce_labels"],
+            "nargs": "?",
+            "const": True,
+        },
+    )
+    ignore_values: list[int] = field(
+        default_factory=list, metadata={"help": "raw annotation values that become 255 (ignored), besides 255 itself"}
+    )
+    train_val_split: float | None = field(
+        default=None, metadata={"help": "share of the images kept for validation where the dataset has no such split"}
+    )
 
 
 # ---- classes --------------------------------------------------------------------------------------------------------

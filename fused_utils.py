@@ -171,7 +171,7 @@ def fuse_model(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-class _Span(NamedTuple):
+class Span(NamedTuple):
     """A run of output rows (or columns), the input rows it is interpolated from, and the weights between them."""
 
     output: slice
@@ -181,7 +181,7 @@ class _Span(NamedTuple):
 
 def _interpolation_spans(
     input_size: int, output_size: int, length: int, dtype: torch.dtype, device: torch.device
-) -> list[_Span]:
+) -> list[Span]:
     """One axis of bilinear interpolation, `align_corners=False`, cut into runs of at most `length` output rows.
 
     Positions are worked out as `torch.nn.functional.interpolate` does, in the dtype of the result, and on the CPU,
@@ -200,15 +200,15 @@ def _interpolation_spans(
         rows = torch.arange(output.stop - start)
         weights[rows, low[output] - first] = 1 - fraction[output]
         weights[rows, high[output] - first] += fraction[output]  # low and high are one row at the far edge
-        spans.append(_Span(output, slice(first, last + 1), weights.to(device)))
+        spans.append(Span(output, slice(first, last + 1), weights.to(device)))
     return spans
 
 
-class _Tile(NamedTuple):
+class Tile(NamedTuple):
     """A rectangle of one image's upsampled logits."""
 
-    rows: _Span
-    columns: _Span
+    rows: Span
+    columns: Span
     logits: Tensor  # (rows, columns, C), overwritten by the next tile
 
     @property
@@ -220,7 +220,7 @@ class _Tile(NamedTuple):
         return self.rows.input, self.columns.input
 
 
-class _TiledUpsampling:
+class TiledUpsampling:
     """Bilinear upsampling of logits (B, C, h, w) to (H, W), channels-last, a strip of rows after the other.
 
     The height of a strip follows from the bytes allowed for a tile; a strip wider than `TILE_COLUMNS` comes in several
@@ -246,7 +246,7 @@ class _TiledUpsampling:
     def new_empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.logits.device)
 
-    def tiles(self, image: int) -> Iterator[_Tile]:
+    def tiles(self, image: int) -> Iterator[Tile]:
         """The tiles of one image of the batch, together all of its upsampled pixels."""
         num_classes = self.logits.shape[-1]
         for rows in self.rows:
@@ -256,13 +256,13 @@ class _TiledUpsampling:
                 torch.matmul(columns.weights, low, out=wide)
                 tile = _first(self._tile, rows.weights.shape[0], columns.weights.shape[0] * num_classes)
                 torch.mm(rows.weights, wide.flatten(1), out=tile)
-                yield _Tile(rows, columns, tile.unflatten(1, (-1, num_classes)))
+                yield Tile(rows, columns, tile.unflatten(1, (-1, num_classes)))
 
-    def softmax(self, tile: _Tile) -> Tensor:
+    def softmax(self, tile: Tile) -> Tensor:
         """Probabilities (rows, columns, C) of a tile, overwritten by the next call."""
         return torch.softmax(tile.logits, -1, out=_first(self._probabilities, *tile.logits.shape))
 
-    def add_transposed(self, gradient: Tensor, tile: _Tile, tile_gradient: Tensor) -> None:
+    def add_transposed(self, gradient: Tensor, tile: Tile, tile_gradient: Tensor) -> None:
         """The transpose of upsampling: adds what a tile contributes to an image's gradient (h, w, C), in place."""
         wide = _first(self._wide, tile.rows.weights.shape[1], tile_gradient[0].numel())
         torch.mm(tile.rows.weights.T, tile_gradient.flatten(1), out=wide)
@@ -287,7 +287,7 @@ def full_precision(device_type: str) -> Iterator[None]:
         matmul.fp32_precision = precision
 
 
-def _check_shapes(logits: Tensor, labels: Tensor) -> None:
+def check_shapes(logits: Tensor, labels: Tensor) -> None:
     if logits.ndim != 4 or labels.ndim != 3 or logits.shape[0] != labels.shape[0]:
         raise ValueError(
             f"logits must be (B, C, h, w) and labels (B, H, W), got {tuple(logits.shape)} and {tuple(labels.shape)}"
@@ -296,7 +296,7 @@ def _check_shapes(logits: Tensor, labels: Tensor) -> None:
         raise TypeError(f"labels must be integers, got {labels.dtype}")
 
 
-def _targets(labels: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
+def targets_of(labels: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
     """Labels (H, W) -> target and valid, (H, W, 1), int64 and bool; target is 0 where the label is ignored.
 
     Labels that are no class are looked for on the CPU alone. Elsewhere that would wait for the device; there, as with
@@ -315,7 +315,7 @@ def _targets(labels: Tensor, num_classes: int, ignore_index: int) -> tuple[Tenso
     return target, valid
 
 
-def _log_likelihood(upsampling: _TiledUpsampling, image: int, target: Tensor, likelihood: Tensor) -> Tensor:
+def _log_likelihood(upsampling: TiledUpsampling, image: int, target: Tensor, likelihood: Tensor) -> Tensor:
     """log softmax at `target`, (H, W, 1), given the softmax there: its logarithm, unless digits were lost."""
     if likelihood.amin() >= SMALLEST_LIKELIHOOD:
         return likelihood.log()
@@ -335,13 +335,13 @@ def _cross_entropy_sums(
     `((1 - e) w_y + e / C sum(w)) p - (1 - e) w_y onehot(y) - e / C w`.
     """
     num_classes = logits.shape[1]
-    upsampling = _TiledUpsampling(logits, labels.shape[-2:])
+    upsampling = TiledUpsampling(logits, labels.shape[-2:])
     gradient = torch.zeros_like(upsampling.logits, dtype=upsampling.dtype) if with_gradient else None
     weight = weight.detach().to(upsampling.dtype)
     uniform_weight = label_smoothing / num_classes * weight
     losses, label_weights = [], []
     for image in range(logits.shape[0]):
-        target, valid = _targets(labels[image], num_classes, ignore_index)
+        target, valid = targets_of(labels[image], num_classes, ignore_index)
         label_weight = weight[target] * valid
         label_weights.append(label_weight.sum())
         nll_weight = (1 - label_smoothing) * label_weight
@@ -366,7 +366,7 @@ def _cross_entropy_sums(
     return torch.stack(losses).sum(), torch.stack(label_weights).sum(), gradient
 
 
-class _NoSecondDerivative(torch.autograd.Function):
+class NoSecondDerivative(torch.autograd.Function):
     """Passes a first derivative on; differentiating it raises, where it would otherwise count as a constant."""
 
     @staticmethod
@@ -399,7 +399,7 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
         (gradient,) = ctx.saved_tensors
         gradient = (gradient * loss_gradient).to(ctx.logits_dtype).permute(0, 3, 1, 2)
         if torch.is_grad_enabled():  # create_graph=True
-            gradient = _NoSecondDerivative.apply(gradient, torch.zeros((), requires_grad=True))
+            gradient = NoSecondDerivative.apply(gradient, torch.zeros((), requires_grad=True))
         return gradient, None, None, None, None, None
 
 
@@ -435,7 +435,7 @@ def upsampled_cross_entropy(
             that ends in a device-side assertion, as in stock cross-entropy).
         TypeError: on labels that are no integers.
     """
-    _check_shapes(logits, labels)
+    check_shapes(logits, labels)
     if weight is None:
         weight = logits.new_ones(logits.shape[1])
     elif weight.shape != logits.shape[1:2]:
@@ -465,7 +465,7 @@ def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """
     prediction = _new_prediction(logits, size)
     with full_precision(logits.device.type):
-        upsampling = _TiledUpsampling(logits, size)
+        upsampling = TiledUpsampling(logits, size)
         for image in range(logits.shape[0]):
             for tile in upsampling.tiles(image):
                 prediction[image][tile.pixels] = tile.logits.argmax(-1)
@@ -486,13 +486,13 @@ def upsampled_scores(
     Raises:
         ValueError, TypeError: as `upsampled_cross_entropy`.
     """
-    _check_shapes(logits, labels)
+    check_shapes(logits, labels)
     prediction = _new_prediction(logits, labels.shape[-2:])
     losses, valid_pixels = [], []
     with full_precision(logits.device.type):
-        upsampling = _TiledUpsampling(logits, labels.shape[-2:])
+        upsampling = TiledUpsampling(logits, labels.shape[-2:])
         for image in range(logits.shape[0]):
-            target, valid = _targets(labels[image], logits.shape[1], ignore_index)
+            target, valid = targets_of(labels[image], logits.shape[1], ignore_index)
             likelihood = upsampling.new_empty(*target.shape)
             for tile in upsampling.tiles(image):
                 prediction[image][tile.pixels] = tile.logits.argmax(-1)

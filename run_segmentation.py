@@ -31,6 +31,7 @@ from transformers import set_seed
 import visual_utils
 from cli_utils import UserError, parse_arguments, run_cli
 from data_utils import (
+    DatasetArguments,
     LabelMap,
     SegmentationDataset,
     TrainTransform,
@@ -68,33 +69,9 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
-    """Which data, and what its annotations mean."""
+class DataArguments(DatasetArguments):
+    """Which data, how training images are augmented, and how the others are evaluated."""
 
-    dataset_dir: str | None = field(default=None, metadata={"help": "folder with images and masks (layouts: README)"})
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "instead: a Hub dataset, or anything datasets.load_dataset takes"}
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "configuration of the Hub dataset"})
-    image_column: str | None = field(default=None, metadata={"help": "default: found by name and type"})
-    label_column: str | None = field(default=None, metadata={"help": "default: found by name and type"})
-    id2label: str | None = field(
-        default=None,
-        metadata={"help": "class names: JSON {id: name}, a list of {id, name, color}, or a CSV with those"},
-    )
-    do_reduce_labels: bool | None = field(
-        default=None,
-        metadata={
-            "help": "annotation 0 becomes 255 (ignored), all others go down by one; "
-            "default: on for ADE20K layouts and scene_parse_150, else off",
-            "aliases": ["--reduce_labels"],
-            "nargs": "?",
-            "const": True,
-        },
-    )
-    ignore_values: list[int] = field(
-        default_factory=list, metadata={"help": "raw annotation values that become 255 (ignored), besides 255 itself"}
-    )
     image_size: int | None = field(
         default=None, metadata={"help": "training crop and short side; default: the image processor's, or 512"}
     )
@@ -108,9 +85,6 @@ class DataArguments:
     flip_probability: float = field(default=0.5, metadata={"help": "augmentation: of the horizontal flip"})
     photometric_distortion: bool = field(
         default=True, metadata={"help": "augmentation: brightness, contrast, saturation and hue"}
-    )
-    train_val_split: float | None = field(
-        default=None, metadata={"help": "share of the images kept for validation where the dataset has no such split"}
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "train on the first N images only"})
     max_eval_samples: int | None = field(default=None, metadata={"help": "evaluate the first N images only"})

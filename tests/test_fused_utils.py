@@ -393,7 +393,7 @@ def test_logits_too_far_apart_for_a_softmax():
 def test_no_gradient_is_worked_out_that_nobody_asked_for(monkeypatch):
     logits, labels = random_case((4, 4), (16, 16))
     expected = upsampled_cross_entropy(logits, labels)
-    monkeypatch.setattr(fused_utils._TiledUpsampling, "add_transposed", None)
+    monkeypatch.setattr(fused_utils.TiledUpsampling, "add_transposed", None)
     with torch.no_grad():
         assert torch.equal(upsampled_cross_entropy(logits, labels), expected)
     assert torch.equal(upsampled_cross_entropy(logits.detach(), labels), expected)
