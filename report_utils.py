@@ -1,5 +1,6 @@
 """What a check of a dataset reports: a record of every pair, the findings drawn from all of them, and the verdict."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 
 ERROR, WARNING, INFO = "error", "warning", "info"
@@ -129,3 +130,18 @@ class DatasetReport:
         for record in result["records"]:
             del record["thumbnail"]
         return result
+
+
+def finding(kind: str, severity: str, message: str, fix: str, files: Iterable[str] = ()) -> Finding:
+    """A finding about files, worst first, of which it keeps as many as a person reads."""
+    files = list(files)
+    return Finding(kind, severity, message, fix, tuple(files[:MAX_FILES]), len(files))
+
+
+def keys_of(records: Iterable[ImageRecord]) -> list[str]:
+    return [record.key for record in records]
+
+
+def part_of(part: Sequence, whole: Sequence, noun: str) -> str:
+    """ "3 of 20 masks"."""
+    return f"{len(part)} of {len(whole)} {noun}"
