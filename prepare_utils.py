@@ -47,7 +47,7 @@ PROBLEMS = {
 }
 
 
-class _FileProblem(Exception):
+class FileProblem(Exception):
     """A file that cannot be used. kind: a key of `PROBLEMS`; detail: the file's name and what was found."""
 
     def __init__(self, kind: str, detail: str):
@@ -204,8 +204,8 @@ def _cache_key(split: Dataset, function: Callable, options: dict) -> str:
 def _mask_values(image: dict, label: dict, name: str) -> dict:
     """The distinct values of a mask; none for one that cannot be used, of which `prepare_dataset` will tell."""
     try:
-        mask, _ = _ids_of(_open(label, name), name)
-    except _FileProblem:
+        mask, _ = ids_of(open_image(label, name), name)
+    except FileProblem:
         return {"raw_values": []}
     return {"raw_values": np.unique(mask).tolist()}
 
@@ -223,7 +223,7 @@ def _prepare_example(image: dict, label: dict, name: str, label_map: LabelMap) -
         "detail": "",
     }
     try:
-        mask, note = _read_pair(image, label, name)
+        mask, note = read_pair(image, label, name)
         values, counts = np.unique(mask, return_counts=True)
         result |= {
             "height": mask.shape[0],
@@ -233,10 +233,10 @@ def _prepare_example(image: dict, label: dict, name: str, label_map: LabelMap) -
         }
         unknown = label_map.unknown_values(values)
         if len(unknown):
-            file = _file_name(label, name)
+            file = file_name(label, name)
             kind = "lossy values" if Path(file).suffix.lower() in LOSSY_EXTENSIONS else "values"
-            raise _FileProblem(kind, f"{file} has {shorten(map(str, unknown), 5)}")
-    except _FileProblem as problem:
+            raise FileProblem(kind, f"{file} has {shorten(map(str, unknown), 5)}")
+    except FileProblem as problem:
         return result | {"problem": problem.kind, "detail": problem.detail}
     pixels = np.zeros(IGNORE_INDEX + 1, np.int64)
     np.add.at(pixels, label_map.reduce(values), counts)
@@ -248,7 +248,8 @@ def _prepare_example(image: dict, label: dict, name: str, label_map: LabelMap) -
     }
 
 
-def _file_name(value: dict, name: str) -> str:
+def file_name(value: dict, name: str) -> str:
+    """What messages call an image or mask: its file, or the row of a dataset that keeps bytes."""
     return Path(value["path"]).name if value["path"] else name
 
 
@@ -257,10 +258,10 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _open(value: dict | None, name: str) -> Image.Image:
+def open_image(value: dict | None, name: str) -> Image.Image:
     """Decodes a file or its bytes completely, as stored: neither turned nor converted."""
     if value is None:
-        raise _FileProblem("unreadable", f"{name} (the image or the mask of this row is empty)")
+        raise FileProblem("unreadable", f"{name} (the image or the mask of this row is empty)")
     try:
         with Image.open(value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])) as image:
             image.load()
@@ -269,19 +270,19 @@ def _open(value: dict | None, name: str) -> Image.Image:
         reason = "no image, or of an unknown format"
     except Exception as error:  # a decoder may raise anything on a damaged file
         reason = first_line(error)
-    raise _FileProblem("unreadable", f"{_file_name(value, name)} ({reason})")
+    raise FileProblem("unreadable", f"{file_name(value, name)} ({reason})")
 
 
-def _read_pair(image: dict, label: dict, name: str) -> tuple[np.ndarray, str]:
+def read_pair(image: dict, label: dict, name: str) -> tuple[np.ndarray, str]:
     """The mask of a pair, raw values (H, W), upright like its image, and a note on what was done to it.
 
     Cameras store pictures as the sensor sees them, with an EXIF entry that says how to turn them. Viewers, `datasets`
     and most annotation tools obey it; others draw on the picture as stored, and some leave the entry in a mask that
     was turned already. The size tells.
     """
-    picture, mask = _open(image, name), _open(label, name)
+    picture, mask = open_image(image, name), open_image(label, name)
     if picture.mode.startswith(("I", "F")):
-        raise _FileProblem("image depth", f"{_file_name(image, name)} (mode {picture.mode})")
+        raise FileProblem("image depth", f"{file_name(image, name)} (mode {picture.mode})")
     upright = ImageOps.exif_transpose(picture).size
     turned, note = ImageOps.exif_transpose(mask), ""
     if turned.size != upright and mask.size == upright:
@@ -289,14 +290,14 @@ def _read_pair(image: dict, label: dict, name: str) -> tuple[np.ndarray, str]:
     elif turned.size != upright and mask.size == picture.size:
         mask.getexif()[EXIF_ORIENTATION] = picture.getexif()[EXIF_ORIENTATION]
         turned, note = ImageOps.exif_transpose(mask), "turned like their images, as the EXIF orientation of these says"
-    ids, mode_note = _ids_of(turned, _file_name(label, name))
+    ids, mode_note = ids_of(turned, file_name(label, name))
     if turned.size != upright:
         found, needed = ("x".join(map(str, size)) for size in (turned.size, upright))
-        raise _FileProblem("size", f"{_file_name(label, name)} is {found}, {_file_name(image, name)} {needed}")
+        raise FileProblem("size", f"{file_name(label, name)} is {found}, {file_name(image, name)} {needed}")
     return ids, note or mode_note
 
 
-def _ids_of(mask: Image.Image, file: str) -> tuple[np.ndarray, str]:
+def ids_of(mask: Image.Image, file: str) -> tuple[np.ndarray, str]:
     """A decoded mask → its values (H, W) of any integer dtype, and a note.
 
     Palette indices, 16-bit values and single bits (0, 1) are read as ids.
@@ -311,7 +312,11 @@ def _ids_of(mask: Image.Image, file: str) -> tuple[np.ndarray, str]:
         channels = array[..., : 3 if mask.mode != "LA" else 1]
         if alpha_is_constant and (channels == channels[..., :1]).all():
             return channels[..., 0], f"read from one of several equal channels (mode {mask.mode})"
-    raise _FileProblem("colors", f"{file} (mode {mask.mode})")
+    raise FileProblem("colors", f"{file} (mode {mask.mode})")
+
+
+# Until all modules use the public names.
+_FileProblem, _open, _read_pair = FileProblem, open_image, read_pair
 
 
 # ---- the verdict ----------------------------------------------------------------------------------------------------
@@ -346,7 +351,7 @@ def _refuse_binary_masks(values: set[int], dataset: DatasetDict) -> None:
     if values == {0, IGNORE_INDEX}:
         first = undecoded(next(iter(dataset.values())))[0]
         raise UserError(
-            f"all masks ({_file_name(first['label'], first['name'])} …) hold the values 0 and 255 alone: they are "
+            f"all masks ({file_name(first['label'], first['name'])} …) hold the values 0 and 255 alone: they are "
             "pictures of two classes, but 255 means ignored; write them with the values 0 and 1"
         )
 
