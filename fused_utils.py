@@ -19,34 +19,57 @@ from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
 
 from metrics_utils import IGNORE_INDEX
 
-# Bytes of one upsampled tile. On a CPU the tile and its softmax are to stay in a core's second-level cache (half to
-# twice as much measured alike, four times as much a third slower); elsewhere a small share of the memory, for few
-# launches.
-CPU_TILE_BYTES = 2**20
+# Bytes of one upsampled tile. On a CPU what each thread has of the tile and its softmax is to stay in a core's
+# second-level cache (half to twice as much measured alike, four times as much a third slower); elsewhere a small share
+# of the memory, for few launches.
+CPU_TILE_BYTES_PER_THREAD = 2**20
 ACCELERATOR_TILE_BYTES = 2**26
 # Widest tile, in pixels: the horizontal step is a dense product over the low-resolution columns of the tile.
 TILE_COLUMNS = 128
+# More than there are classes, and float32 holds sums of a few of them exactly.
+_CODE_OFFSET = 2**16
 # Below this a float32 softmax loses digits, then becomes 0, while its logarithm is still an ordinary number.
 SMALLEST_LIKELIHOOD = 1e-30
 
 
+class _AddLinear(torch.autograd.Function):
+    """total (B, C_out, h, w) + hidden (B, h, w, C_in) @ weight (C_out, C_in).T, of one dtype, in place of total.
+
+    One product that accumulates, where autograd would have a second map as large as the total written, read and added.
+    """
+
+    @staticmethod
+    def forward(ctx, total, hidden, weight):
+        ctx.save_for_backward(hidden, weight)
+        rows = total.permute(0, 2, 3, 1).view(-1, weight.shape[0])
+        rows.addmm_(hidden.reshape(-1, weight.shape[1]), weight.T)
+        ctx.mark_dirty(total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        hidden, weight = ctx.saved_tensors
+        rows = gradient.permute(0, 2, 3, 1).reshape(-1, weight.shape[0])
+        return gradient, (rows @ weight).view_as(hidden), rows.T @ hidden.reshape(-1, weight.shape[1])
+
+
 class _ReluDropout(torch.autograd.Function):
-    """dropout(relu(x), p) in place of x, keeping one tensor for the backward pass: where it is 0, so is the gradient.
+    """dropout(relu(x), p) without its scale, in place of x, and one tensor kept: where it is 0, so is the gradient.
 
     Dropping is decided by 16 random bits a value, four values for each number drawn: about six times faster on a CPU
-    than a Bernoulli draw for every value. p is rounded to 1/65536, and so is the scale, so that means are kept.
+    than a Bernoulli draw for every value. So p is rounded to 1/65536; `dropout_scale` is rounded alike, so that means
+    are kept, and belongs into the weights that come next.
     """
 
     @staticmethod
     def forward(ctx, x, p):
         dropped = round(p * 2**16)
-        ctx.scale = 2**16 / (2**16 - dropped) if dropped < 2**16 else 0.0
         x.relu_()
         if dropped:
             numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
             bits = numbers.view(torch.int16)[: x.numel()].as_strided(x.shape, x.stride())
-            kept = torch.ge(bits, dropped - 2**15, out=torch.empty_like(x))
-            x.mul_(kept).mul_(ctx.scale)
+            x.mul_(torch.gt(bits, dropped - 2**15 - 1))
         ctx.mark_dirty(x)
         ctx.save_for_backward(x)
         return x
@@ -55,7 +78,13 @@ class _ReluDropout(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_output):
         (result,) = ctx.saved_tensors
-        return result.sign().mul_(grad_output).mul_(ctx.scale), None
+        return torch.ops.aten.threshold_backward(grad_output, result, 0), None
+
+
+def dropout_scale(p: float) -> float:
+    """1 / (1 - p), p as `_ReluDropout` rounds it; 0 where all is dropped."""
+    dropped = round(p * 2**16)
+    return 2**16 / (2**16 - dropped) if dropped < 2**16 else 0.0
 
 
 class FusedSegformerDecodeHead(SegformerDecodeHead):
@@ -82,14 +111,18 @@ class FusedSegformerDecodeHead(SegformerDecodeHead):
                 hidden_state = hidden_state.unflatten(1, self._last_stage_size(encoder_hidden_states[-2].shape[-2:]))
             else:
                 hidden_state = hidden_state.permute(0, 2, 3, 1)
+            if fused is not None and hidden_state.shape[1:3] == size:
+                fused = _AddLinear.apply(fused, hidden_state.to(fused.dtype), weight.to(fused.dtype))
+                continue
             product = F.linear(hidden_state, weight, bias if fused is None else None).permute(0, 3, 1, 2)
             if product.shape[-2:] != size:
                 product = F.interpolate(product, size=size, mode="bilinear", align_corners=False)
             fused = product if fused is None else fused.add_(product)
         if self.batch_norm.training:
             fused = self.batch_norm(fused)
-        hidden_states = _ReluDropout.apply(fused, self.dropout.p if self.dropout.training else 0.0)
-        logits = F.linear(hidden_states.permute(0, 2, 3, 1), self.classifier.weight.flatten(1), self.classifier.bias)
+        p = self.dropout.p if self.dropout.training else 0.0
+        hidden_states = _ReluDropout.apply(fused, p).permute(0, 2, 3, 1)
+        logits = F.linear(hidden_states, self.classifier.weight.flatten(1) * dropout_scale(p), self.classifier.bias)
         return logits.permute(0, 3, 1, 2)
 
     def _folded_weights(self, device_type: str) -> tuple[list[Tensor], Tensor]:
@@ -171,6 +204,11 @@ def fuse_model(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def tile_bytes(device: torch.device) -> int:
+    """Memory that one upsampled tile may take."""
+    return CPU_TILE_BYTES_PER_THREAD * torch.get_num_threads() if device.type == "cpu" else ACCELERATOR_TILE_BYTES
+
+
 class Span(NamedTuple):
     """A run of output rows (or columns), the input rows it is interpolated from, and the weights between them."""
 
@@ -232,9 +270,8 @@ class TiledUpsampling:
         self.logits = logits.detach().permute(0, 2, 3, 1)
         self.size = tuple(size)
         (height, width), (input_height, input_width), num_classes = size, logits.shape[2:], logits.shape[1]
-        budget = CPU_TILE_BYTES if logits.device.type == "cpu" else ACCELERATOR_TILE_BYTES
         columns = min(width, TILE_COLUMNS)
-        rows = min(height, max(1, budget // (columns * num_classes * self.dtype.itemsize)))
+        rows = min(height, max(1, tile_bytes(logits.device) // (columns * num_classes * self.dtype.itemsize)))
         self.rows = _interpolation_spans(input_height, height, rows, self.dtype, logits.device)
         self.columns = _interpolation_spans(input_width, width, columns, self.dtype, logits.device)
         # Memory that every tile uses again: fresh pages would cost as much time as the arithmetic.
@@ -242,6 +279,7 @@ class TiledUpsampling:
         self._wide = self.new_empty(input_rows * columns * num_classes)
         self._tile = self.new_empty(rows * columns * num_classes)
         self._probabilities = torch.empty_like(self._tile)
+        self._coded_classes = torch.arange(_CODE_OFFSET, _CODE_OFFSET + num_classes, dtype=self.dtype)
 
     def new_empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.logits.device)
@@ -261,6 +299,23 @@ class TiledUpsampling:
     def softmax(self, tile: Tile) -> Tensor:
         """Probabilities (rows, columns, C) of a tile, overwritten by the next call."""
         return torch.softmax(tile.logits, -1, out=_first(self._probabilities, *tile.logits.shape))
+
+    def argmax(self, tile: Tile) -> Tensor:
+        """Most likely classes (rows, columns) of a tile; overwrites the last softmax.
+
+        Where one class alone has the highest logit, which is nearly everywhere, its index is a product of "is the
+        highest" with the indices: vectorised and, on a CPU with many classes, less than half the time of torch's
+        argmax. An offset shows where that does not hold: ties sum to more, NaN to less.
+        """
+        if tile.logits.device.type != "cpu" or tile.logits.dtype != torch.float32:
+            return tile.logits.argmax(-1)
+        highest = _first(self._probabilities, *tile.logits.shape)
+        torch.eq(tile.logits, tile.logits.amax(-1, keepdim=True), out=highest)
+        coded = torch.mv(highest.flatten(0, 1), self._coded_classes).view(tile.logits.shape[:2])
+        lowest, largest = coded.aminmax()
+        if lowest < _CODE_OFFSET or largest >= 2 * _CODE_OFFSET:
+            return tile.logits.argmax(-1)
+        return coded - _CODE_OFFSET
 
     def add_transposed(self, gradient: Tensor, tile: Tile, tile_gradient: Tensor) -> None:
         """The transpose of upsampling: adds what a tile contributes to an image's gradient (h, w, C), in place."""
@@ -468,7 +523,7 @@ def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
         upsampling = TiledUpsampling(logits, size)
         for image in range(logits.shape[0]):
             for tile in upsampling.tiles(image):
-                prediction[image][tile.pixels] = tile.logits.argmax(-1)
+                prediction[image][tile.pixels] = upsampling.argmax(tile)
     return prediction
 
 
@@ -495,7 +550,7 @@ def upsampled_scores(
             target, valid = targets_of(labels[image], logits.shape[1], ignore_index)
             likelihood = upsampling.new_empty(*target.shape)
             for tile in upsampling.tiles(image):
-                prediction[image][tile.pixels] = tile.logits.argmax(-1)
+                prediction[image][tile.pixels] = upsampling.argmax(tile)
                 likelihood[tile.pixels] = upsampling.softmax(tile).gather(-1, target[tile.pixels])
             losses.append(-(_log_likelihood(upsampling, image, target, likelihood) * valid).sum())
             valid_pixels.append(valid.sum())

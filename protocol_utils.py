@@ -24,10 +24,9 @@ from torchvision.transforms.v2 import functional as tvF
 
 from cli_utils import UserError
 from fused_utils import (
-    ACCELERATOR_TILE_BYTES,
-    CPU_TILE_BYTES,
     TILE_COLUMNS,
     full_precision,
+    tile_bytes,
     upsampled_argmax,
     upsampled_scores,
 )
@@ -54,6 +53,8 @@ class EvaluationProtocol:
         scales: test-time augmentation, factors on the short side; published: 0.75, 0.875, 1, 1.125, 1.25 (NVlabs) or
             0.5, 0.75, 1, 1.25, 1.5, 1.75 (mmsegmentation).
         flip: test-time augmentation, every scale also mirrored.
+        threshold: for models of two classes, the probability above which a pixel is given the second one. It moves
+            predictions alone, never the loss.
 
     Raises:
         UserError: on values that do not fit together.
@@ -69,8 +70,11 @@ class EvaluationProtocol:
     slide_stride: int | None = None
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
+    threshold: float = 0.5
 
     def __post_init__(self):
+        if not 0 < self.threshold < 1:
+            raise UserError(f"--threshold is {self.threshold:g}; it is a probability between 0 and 1, as in 0.5")
         crop, divisor = self.slide_crop, self.size_divisor
         if crop is not None and self.slide_stride is None:
             object.__setattr__(self, "slide_stride", crop * 3 // 4)
@@ -118,7 +122,7 @@ class EvaluationProtocol:
         Args:
             fixed_size: side in pixels for architectures that take one input size only
                 (`model_utils.fixed_input_size`).
-            options: `slide_crop`, `slide_stride`, `scales`, `flip`, which no image processor knows.
+            options: `slide_crop`, `slide_stride`, `scales`, `flip`, `threshold`, which no image processor knows.
         """
         settings = image_processor.to_dict()
         size = settings.get("size") or {}
@@ -126,14 +130,21 @@ class EvaluationProtocol:
             fixed_size or size.get("shortest_edge") or min(size.get("height") or 512, size.get("width") or 512)
         )
         normalizes = settings.get("do_normalize", False)
+        # Where nothing is normalised, the list still says how many channels there are.
+        num_channels = len(settings.get("image_mean") or (0, 0, 0))
         return cls(
             short_side=short_side,
             square=fixed_size is not None,
-            image_mean=tuple(settings["image_mean"]) if normalizes else (0.0, 0.0, 0.0),
-            image_std=tuple(settings["image_std"]) if normalizes else (1.0, 1.0, 1.0),
+            image_mean=tuple(settings["image_mean"]) if normalizes else (0.0,) * num_channels,
+            image_std=tuple(settings["image_std"]) if normalizes else (1.0,) * num_channels,
             flip_channels=bool(settings.get("do_flip_channel_order")),
             **options,
         )
+
+    @property
+    def num_channels(self) -> int:
+        """Of the images; 3 is RGB."""
+        return len(self.image_mean)
 
     def input_size(self, height: int, width: int, scale: float = 1.0) -> tuple[int, int]:
         """Height and width in pixels to which an image of this height and width is resized.
@@ -164,15 +175,28 @@ class EvaluationProtocol:
         return [slice(max(0, stop - self.slide_crop), stop) for stop in stops]
 
     def normalize(self, image: torch.Tensor) -> torch.Tensor:
-        """uint8 RGB (…, 3, H, W) → float32, scaled to 0…1, then mean and standard deviation taken out per channel."""
-        if self.flip_channels:
-            image = image.flip(-3)
+        """uint8 (…, C, H, W) → float32, scaled to 0…1, then mean and standard deviation taken out per channel.
+
+        C is `num_channels`, the first three being RGB.
+        """
+        image = self._rgb_or_bgr(image)
         return tvF.normalize(tvF.to_dtype(image, torch.float32, scale=True), self.image_mean, self.image_std)
 
-    def preprocess(self, image: Image.Image) -> torch.Tensor | list[torch.Tensor]:
-        """RGB image of any size → float32 (3, h, w) with (h, w) = `input_size` of the image; a list if `scales` are
-        several, one for each. Windows and mirror images are made by `protocol_logits`."""
-        tensor = tvF.pil_to_tensor(image)
+    def denormalize(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The inverse of `normalize`: float32 (…, C, H, W) → uint8, to be looked at."""
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
+        return self._rgb_or_bgr(tvF.to_dtype((pixel_values * std + mean).clamp(0, 1), torch.uint8, scale=True))
+
+    def _rgb_or_bgr(self, image: torch.Tensor) -> torch.Tensor:
+        """From the order of the image's first three channels to that of the network's, or back."""
+        if not self.flip_channels:
+            return image
+        return torch.cat([image[..., :3, :, :].flip(-3), image[..., 3:, :, :]], dim=-3)
+
+    def preprocess(self, image: Image.Image | torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+        """RGB image, or uint8 (C, H, W), of any size → float32 (C, h, w) with (h, w) = `input_size` of the image; a
+        list if `scales` are several, one for each. Windows and mirror images are made by `protocol_logits`."""
+        tensor = image if isinstance(image, torch.Tensor) else tvF.pil_to_tensor(image)
         sizes = [self.input_size(*tensor.shape[-2:], scale) for scale in self.scales]
         resized = [
             self.normalize(tvF.resize(tensor, size, interpolation=InterpolationMode.BILINEAR, antialias=True))
@@ -204,9 +228,10 @@ class EvaluationProtocol:
                 f"test-time augmentation: probabilities averaged over scales {_numbers(self.scales)}"
                 f"{', each also mirrored' if self.flip else ''} ({passes} pass{'es' if passes > 1 else ''})"
             )
+        threshold = "" if self.threshold == 0.5 else f"; second class above a probability of {self.threshold:g}"
         return (
             f"{resize}; {view}; logits resized bilinearly to the original size; one confusion matrix "
-            f"over all images, label {IGNORE_INDEX} ignored; {augmentation}"
+            f"over all images, label {IGNORE_INDEX} ignored; {augmentation}{threshold}"
         )
 
 
@@ -232,12 +257,24 @@ class PassLogits(NamedTuple):
 
 
 def predict_logits(model, pixel_values: torch.Tensor) -> torch.Tensor:
-    """(C_in, h, w) on the model's device → logits (1, num_labels, h', w'), one image at a time.
+    """(C_in, h, w) on the model's device → logits (1, C, h', w'), one image at a time; C is num_labels, or 2 for a
+    model with a single logit.
 
     A batch would be a little faster on a GPU, but matrix products round differently for different batch sizes, and
     the counts would then depend on who shares a batch with whom.
     """
-    return model(pixel_values=pixel_values[None]).logits
+    return two_class_logits(model(pixel_values=pixel_values[None]).logits)
+
+
+def two_class_logits(logits: torch.Tensor) -> torch.Tensor:
+    """A single logit z, (B, 1, h, w) → the logits (0, z) of two classes, (B, 2, h, w); others come back as they are.
+
+    Softmax of these is the sigmoid of z, their cross-entropy the binary one, and their argmax is z > 0, so that loss,
+    metrics and prediction need know nothing else of such models.
+    """
+    if logits.shape[1] != 1:
+        return logits
+    return torch.cat([torch.zeros_like(logits), logits], dim=1)
 
 
 def protocol_logits(
@@ -277,13 +314,16 @@ def _window_logits(model, image: torch.Tensor, rows: list[slice], columns: list[
     )
 
 
-def score_logits(logits: torch.Tensor | list[PassLogits], labels: torch.Tensor, fused_ops: bool = True):
+def score_logits(
+    logits: torch.Tensor | list[PassLogits], labels: torch.Tensor, fused_ops: bool = True, threshold: float = 0.5
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Prediction and cross-entropy at the annotation's resolution.
 
     Args:
         logits: of `protocol_logits`, or (1, C, h, w) float.
         labels: (1, H, W) integer training ids, `IGNORE_INDEX` ignored.
         fused_ops: a tile after the other; else full (1, C, H, W) tensors are made, as stock transformers does.
+        threshold: of the protocol; other than 0.5 needs two classes.
 
     Returns:
         prediction (1, H, W) integer; summed cross-entropy (1,) float; number of valid pixels (1,) int64. Of several
@@ -293,8 +333,11 @@ def score_logits(logits: torch.Tensor | list[PassLogits], labels: torch.Tensor, 
     size = labels.shape[-2:]
     valid = labels != IGNORE_INDEX
     if not isinstance(logits, torch.Tensor):
-        prediction, likelihood = _score_passes(logits, size, labels.long() * valid, fused_ops)
+        prediction, likelihood = _score_passes(logits, size, labels.long() * valid, fused_ops, threshold)
         return prediction, -(likelihood.log() * valid).sum(dim=(1, 2)), valid.sum(dim=(1, 2))
+    if threshold != 0.5:
+        prediction = label_map_of(logits, size, fused_ops, threshold)[None]
+        return prediction, *score_logits(logits, labels, fused_ops)[1:]
     if fused_ops:
         return upsampled_scores(logits, labels, ignore_index=IGNORE_INDEX)
     upsampled = F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
@@ -303,32 +346,42 @@ def score_logits(logits: torch.Tensor | list[PassLogits], labels: torch.Tensor, 
 
 
 def label_map_of(
-    logits: torch.Tensor | list[PassLogits], size: tuple[int, int], fused_ops: bool = True
+    logits: torch.Tensor | list[PassLogits], size: tuple[int, int], fused_ops: bool = True, threshold: float = 0.5
 ) -> torch.Tensor:
     """Logits of `protocol_logits`, or (1, C, h, w) → training ids (H, W) at `size`, the same that `score_logits`
-    finds."""
+    finds with this threshold."""
     if not isinstance(logits, torch.Tensor):
-        return _score_passes(logits, size, None, fused_ops)[0][0]
+        return _score_passes(logits, size, None, fused_ops, threshold)[0][0]
+    if threshold != 0.5:
+        # Shifted before upsampling, whose weights add up to one: z > log(t / (1 - t)) where sigmoid(z) > t.
+        logits = logits.float() + _class_weights(threshold, logits.device).log()[:, None, None]
     if fused_ops:
         return upsampled_argmax(logits, size)[0]
     return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False).argmax(dim=1)[0]
 
 
 @torch.inference_mode()
-def predict_label_map(model, image: Image.Image, protocol: EvaluationProtocol, fused_ops: bool = True) -> torch.Tensor:
-    """RGB image → integer tensor (H, W) of training ids at the image's own size, on the CPU.
+def predict_label_map(
+    model, image: Image.Image | torch.Tensor, protocol: EvaluationProtocol, fused_ops: bool = True
+) -> torch.Tensor:
+    """RGB image, or uint8 (C, H, W) → integer tensor (H, W) of training ids at the image's own size, on the CPU.
 
     The model must be in evaluation mode; it runs on the device where its parameters are.
     """
     logits = protocol_logits(model, protocol.preprocess(image), protocol)
-    return label_map_of(logits, (image.height, image.width), fused_ops).cpu()
+    return label_map_of(logits, tuple(tvF.get_size(image)), fused_ops, protocol.threshold).cpu()
+
+
+def _class_weights(threshold: float, device: torch.device) -> torch.Tensor:
+    """Weights (2,) of two probabilities p and 1 - p: the second product is the larger one where 1 - p > threshold."""
+    return torch.tensor([threshold, 1 - threshold], device=device)
 
 
 # ---- several passes or windows --------------------------------------------------------------------------------------
 
 
 def _score_passes(
-    passes: list[PassLogits], size: tuple[int, int], target: torch.Tensor | None, fused_ops: bool
+    passes: list[PassLogits], size: tuple[int, int], target: torch.Tensor | None, fused_ops: bool, threshold: float
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The class of the highest averaged probability, (1, H, W), and the averaged probability of `target` (1, H, W)."""
     num_classes, device = passes[0].logits.shape[1], passes[0].logits.device
@@ -336,7 +389,7 @@ def _score_passes(
     if not fused_ops:
         probabilities = _mean_probabilities((_full_logits(one, size) for one in passes), dim=1)
         likelihood = None if target is None else probabilities.gather(1, target[:, None])[:, 0].clamp(min=smallest)
-        return probabilities.argmax(dim=1), likelihood
+        return _most_likely(probabilities, 1, threshold), likelihood
     # 255 is left to mean "ignored", as in `upsampled_argmax`.
     dtype = torch.uint8 if num_classes <= IGNORE_INDEX else torch.int64
     prediction = torch.empty(1, *size, dtype=dtype, device=device)
@@ -344,11 +397,19 @@ def _score_passes(
     with full_precision(device.type):
         for rows, columns, tiles in _tiles(passes, size):
             probabilities = _mean_probabilities(tiles, dim=-1)
-            prediction[0, rows, columns] = probabilities.argmax(dim=-1)
+            prediction[0, rows, columns] = _most_likely(probabilities, -1, threshold)
             if target is not None:
                 of_target = probabilities.gather(-1, target[0, rows, columns, None])[..., 0]
                 likelihood[0, rows, columns] = of_target.clamp(min=smallest)
     return prediction, likelihood
+
+
+def _most_likely(probabilities: torch.Tensor, dim: int, threshold: float) -> torch.Tensor:
+    """argmax along `dim`, as the threshold between two classes moves it."""
+    if threshold != 0.5:
+        probabilities = probabilities.movedim(dim, -1) * _class_weights(threshold, probabilities.device)
+        dim = -1
+    return probabilities.argmax(dim)
 
 
 def _mean_probabilities(logits: Iterable[torch.Tensor], dim: int) -> torch.Tensor:
@@ -388,9 +449,8 @@ def _tiles(passes: list[PassLogits], size: tuple[int, int]) -> Iterator[tuple[sl
     """Rows and columns of one tile of the image after the other, with the logits (rows, columns, C) of every pass."""
     maps = [one.logits[0].float().permute(1, 2, 0) for one in passes]
     device, num_classes = maps[0].device, maps[0].shape[-1]
-    budget = CPU_TILE_BYTES if device.type == "cpu" else ACCELERATOR_TILE_BYTES
     tile_columns = min(size[1], TILE_COLUMNS)
-    tile_rows = max(1, budget // (tile_columns * num_classes * maps[0].itemsize))
+    tile_rows = max(1, tile_bytes(device) // (tile_columns * num_classes * maps[0].itemsize))
     rows, columns = [], []
     for one, low in zip(passes, maps, strict=True):
         rows.append(_spans(None if one.is_whole else one.rows, low.shape[0], size[0], tile_rows, device))

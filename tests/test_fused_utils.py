@@ -232,7 +232,7 @@ def test_dropout_of_the_head_keeps_means_and_blocks_gradients():
     torch.manual_seed(0)
     values = torch.randn(2, 5, 60, 71)
     inputs = values.clone().contiguous(memory_format=torch.channels_last).requires_grad_()
-    result = fused_utils._ReluDropout.apply(inputs * 1, 0.25)
+    result = fused_utils._ReluDropout.apply(inputs * 1, 0.25) * fused_utils.dropout_scale(0.25)
     kept = result > 0
     assert kept.sum() / (values > 0).sum() == pytest.approx(0.75, abs=0.02)
     torch.testing.assert_close(result[kept], values[kept] / 0.75)
@@ -240,6 +240,20 @@ def test_dropout_of_the_head_keeps_means_and_blocks_gradients():
     torch.testing.assert_close(inputs.grad, kept / 0.75)
     assert torch.equal(fused_utils._ReluDropout.apply(values.clone(), 0.0), values.relu())
     assert fused_utils._ReluDropout.apply(values.clone(), 1.0).count_nonzero() == 0
+    assert fused_utils.dropout_scale(0.0) == 1 and fused_utils.dropout_scale(1.0) == 0
+
+
+def test_dropout_of_the_head_does_not_change_the_mean_of_the_logits():
+    torch.manual_seed(0)
+    _, fused = segformer_pair(tiny_config(classifier_dropout_prob=0.25))
+    features = [torch.randn(1, c, s, s) for c, s in zip((8, 16, 24, 32), (16, 8, 4, 2), strict=True)]
+    head = fused.decode_head.train()
+    head.batch_norm.momentum = 0
+    with torch.no_grad():
+        head.classifier.weight.mul_(50)
+        mean = torch.stack([head(features) for _ in range(400)]).mean(0)
+        head.dropout.p = 0.0
+        torch.testing.assert_close(mean, head(features), rtol=0, atol=0.25 * float(head(features).std()))
 
 
 def test_dropout_is_off_in_evaluation_and_seeded_in_training():
@@ -318,7 +332,7 @@ def test_loss_agrees_with_stock(input_size, output_size, dtype, tolerance):
 def test_loss_whatever_the_tiles(monkeypatch, rows):
     logits, labels = random_case((8, 6), (30, 25))
     monkeypatch.setattr(fused_utils, "TILE_COLUMNS", 10)
-    monkeypatch.setattr(fused_utils, "CPU_TILE_BYTES", rows * 10 * 6 * 8)
+    monkeypatch.setattr(fused_utils, "tile_bytes", lambda device: rows * 10 * 6 * 8)
     assert_same_loss(logits, labels, 1e-12)
 
 
@@ -461,6 +475,8 @@ def test_argmax_and_scores_agree_with_stock(input_size, output_size, memory_form
 
 def test_ties_go_to_the_lowest_class():
     assert upsampled_argmax(torch.ones(1, 9, 3, 3), (12, 12)).count_nonzero() == 0
+    few_values = torch.randint(0, 4, (1, 9, 6, 7)).float()
+    assert torch.equal(upsampled_argmax(few_values, (6, 7)).long(), few_values.argmax(1))
 
 
 @pytest.mark.parametrize(("num_classes", "dtype"), [(255, torch.uint8), (256, torch.int64)])
