@@ -54,25 +54,28 @@ def confusion_matrix(predictions, references, num_labels: int, ignore_index: int
     return torch.bincount(truth * num_labels + predicted, minlength=num_labels**2).reshape(num_labels, num_labels)
 
 
-def scores_from_confusion(matrix: np.ndarray) -> dict[str, np.ndarray]:
-    """Per-category ratios of a confusion matrix, each float64 of shape (num_labels,), NaN where undefined.
+def category_ratios(intersection: np.ndarray, label: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
+    """Per-class ratios of pixel counts of any one shape, float64 of that shape, NaN where undefined.
 
-    With `tp` the diagonal, `label` the row sums and `predicted` the column sums:
-    iou = tp / (label + predicted - tp), accuracy (recall) = tp / label, precision = tp / predicted,
-    dice = 2 tp / (label + predicted).
+    iou = intersection / (label + predicted - intersection), accuracy (recall) = intersection / label,
+    precision = intersection / predicted, dice = 2 intersection / (label + predicted).
     """
-    matrix = np.asarray(matrix)
-    intersection = np.diagonal(matrix).astype(np.float64)
-    label_pixels, predicted_pixels = matrix.sum(axis=1), matrix.sum(axis=0)
+    intersection, label, predicted = (np.asarray(count, np.float64) for count in (intersection, label, predicted))
     with np.errstate(divide="ignore", invalid="ignore"):
         return {
-            "iou": intersection / (label_pixels + predicted_pixels - intersection),
-            "accuracy": intersection / label_pixels,
-            "precision": intersection / predicted_pixels,
-            "dice": 2 * intersection / (label_pixels + predicted_pixels),
-            "label_pixels": label_pixels,
-            "predicted_pixels": predicted_pixels,
+            "iou": intersection / (label + predicted - intersection),
+            "accuracy": intersection / label,
+            "precision": intersection / predicted,
+            "dice": 2 * intersection / (label + predicted),
         }
+
+
+def scores_from_confusion(matrix: np.ndarray) -> dict[str, np.ndarray]:
+    """Per-class `category_ratios`, `label_pixels` and `predicted_pixels` of a confusion matrix (C, C), rows truth."""
+    matrix = np.asarray(matrix)
+    label_pixels, predicted_pixels = matrix.sum(axis=1), matrix.sum(axis=0)
+    ratios = category_ratios(np.diagonal(matrix), label_pixels, predicted_pixels)
+    return ratios | {"label_pixels": label_pixels, "predicted_pixels": predicted_pixels}
 
 
 def _nanmean(values: np.ndarray) -> float:

@@ -19,7 +19,7 @@ import torch
 from transformers import EvalPrediction
 
 from cli_utils import UserError
-from metrics_utils import IGNORE_INDEX, ComputeMetrics
+from metrics_utils import IGNORE_INDEX, ComputeMetrics, category_ratios
 
 PER_IMAGE_FILE = "per_image.npz"
 # Share of the image diagonal. Source: Cheng et al. 2021, arXiv 2103.16562.
@@ -137,15 +137,8 @@ def _mean_defined(values: np.ndarray) -> np.ndarray:
 
 
 def _ratios(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Per-class ratios (…, C) of counts (…, 3, C) as in `metrics_utils.scores_from_confusion`, NaN if undefined."""
-    intersection, label, predicted = np.moveaxis(np.asarray(counts, np.float64), -2, 0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return {
-            "iou": intersection / (label + predicted - intersection),
-            "accuracy": intersection / label,
-            "precision": intersection / predicted,
-            "dice": 2 * intersection / (label + predicted),
-        }
+    """Per-class ratios (…, C) of counts (…, 3, C)."""
+    return category_ratios(*np.moveaxis(counts, -2, 0))
 
 
 def _frequency_weighted_iou(counts: np.ndarray) -> np.ndarray:
