@@ -10,10 +10,12 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 # Panels of `side_by_side`, in pixels. Smaller images are enlarged by a whole factor, without smoothing.
 MAX_PANEL_SIDE, MIN_PANEL_SIDE = 640, 256
+# Those of `augmentation_sheet`.
+DRAW_SIDE = 208
 FONT_SIZE, LINE_HEIGHT, MARGIN = 16, 24, 8
 MAX_LEGEND_LINES, MAX_NAME_LENGTH = 4, 28
 BACKGROUND, SHEET_BACKGROUND, TEXT_COLOR = (255, 255, 255), (225, 225, 225), (30, 30, 30)
@@ -220,6 +222,39 @@ def side_by_side(
         draw.text((left, LINE_HEIGHT // 2), caption, fill=TEXT_COLOR, font=_font(), anchor="lm")
         canvas.paste(panel, (left, LINE_HEIGHT))
     canvas.paste(legend, (MARGIN, LINE_HEIGHT + size[1] + MARGIN))
+    return canvas
+
+
+def augmentation_sheet(
+    rows: Sequence[tuple[str, Image.Image, Sequence[tuple[Image.Image, np.ndarray]]]],
+    palette: np.ndarray,
+    id2label: dict[int, str],
+    ignore_index: int = 255,
+) -> Image.Image:
+    """A row for each image: itself, then what random transforms made of it, each draw beside its mask; at the bottom
+    the classes present.
+
+    Args:
+        rows: (name, image as it was, draws), a draw being an image and its label map (H, W).
+    """
+    cell = DRAW_SIDE + MARGIN
+    width = (1 + 2 * max(len(draws) for _, _, draws in rows)) * cell + MARGIN
+    label_maps = [label_map for _, _, draws in rows for _, label_map in draws]
+    legend = _legend(width - 2 * MARGIN, label_maps, palette, id2label, ignore_index)
+    height = len(rows) * (LINE_HEIGHT + cell)
+    canvas = Image.new("RGB", (width, height + legend.height + MARGIN // 2), BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    for row, (name, original, draws) in enumerate(rows):
+        top = row * (LINE_HEIGHT + cell)
+        draw.text((MARGIN, top + LINE_HEIGHT // 2), name, fill=TEXT_COLOR, font=_font(), anchor="lm")
+        panels = [(original, Image.Resampling.LANCZOS)]
+        for image, label_map in draws:
+            mask = colorize(label_map, palette, ignore_index)
+            panels += [(image, Image.Resampling.LANCZOS), (mask, Image.Resampling.NEAREST)]
+        for column, (panel, resampling) in enumerate(panels):
+            panel = ImageOps.contain(panel, (DRAW_SIDE, DRAW_SIDE), resampling)
+            canvas.paste(panel, (MARGIN + column * cell, top + LINE_HEIGHT))
+    canvas.paste(legend, (MARGIN, height))
     return canvas
 
 

@@ -21,6 +21,7 @@ from protocol_utils import (
     predict_logits,
     protocol_logits,
     score_logits,
+    two_class_logits,
 )
 
 
@@ -65,6 +66,41 @@ def test_without_normalisation_and_in_bgr():
     image = Image.new("RGB", (32, 32), (255, 0, 51))
     protocol = EvaluationProtocol(32, image_mean=(0.0,) * 3, image_std=(1.0,) * 3, flip_channels=True)
     np.testing.assert_allclose(protocol.preprocess(image)[:, 0, 0].numpy(), [0.2, 0, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 4, 6])
+def test_images_with_other_numbers_of_channels(channels):
+    mean, std = (tuple(np.linspace(low, low + 0.3, channels)) for low in (0.3, 0.2))
+    processor = SegformerImageProcessor(size={"height": 32, "width": 32}, image_mean=mean, image_std=std)
+    protocol = EvaluationProtocol.from_image_processor(processor)
+    assert protocol.num_channels == channels and protocol.image_mean == mean
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (channels, 20, 30), np.uint8))
+    pixel_values = protocol.preprocess(image)
+    assert pixel_values.shape == (channels, 32, 64) and pixel_values.dtype == torch.float32
+    # Every band by itself, as an image of one channel.
+    for band, found, one_mean, one_std in zip(image, pixel_values, mean, std, strict=True):
+        alone = EvaluationProtocol(32, image_mean=(one_mean,), image_std=(one_std,))
+        torch.testing.assert_close(found, alone.preprocess(Image.fromarray(band.numpy()))[0], atol=0.02, rtol=0)
+    unchanged = SegformerImageProcessor(do_normalize=False, image_mean=mean, image_std=std)
+    assert EvaluationProtocol.from_image_processor(unchanged).image_std == (1.0,) * channels
+
+
+def test_a_tensor_is_an_image():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 70, 3), np.uint8))
+    protocol = EvaluationProtocol(32, scales=(0.5, 1.0))
+    tensor = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
+    for one, other in zip(protocol.preprocess(image), protocol.preprocess(tensor), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("flip_channels", [False, True])
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_denormalize_is_the_inverse(channels, flip_channels):
+    mean, std = (tuple(np.linspace(low, low + 0.3, channels)) for low in (0.3, 0.2))
+    protocol = EvaluationProtocol(32, image_mean=mean, image_std=std, flip_channels=flip_channels)
+    image = torch.arange(256, dtype=torch.uint8).repeat(channels, 1).reshape(channels, 16, 16)
+    image = image + 7 * torch.arange(channels, dtype=torch.uint8)[:, None, None]
+    assert torch.equal(protocol.denormalize(protocol.normalize(image)), image)
 
 
 @pytest.fixture(scope="module")
@@ -368,6 +404,82 @@ def test_dataset_and_collator_hand_on_one_tensor_or_one_for_each_scale():
         shapes.append([[tuple(one.shape) for one in image] for image in batch["pixel_values"]])
     assert shapes[0] == [[(64, 96)] * 3] * 2  # iterating over a tensor (3, 64, 96) gives its channels
     assert shapes[1] == [[(3, 32, 64), (3, 64, 96)]] * 2
+
+
+# ---- two classes ----------------------------------------------------------------------------------------------------
+
+
+def test_a_single_logit_stands_for_two_classes():
+    logits = torch.tensor([[[[-3.0, 0.0, 0.5]]]])
+    two = two_class_logits(logits)
+    assert two.tolist() == [[[[0.0, 0.0, 0.0]], [[-3.0, 0.0, 0.5]]]]
+    torch.testing.assert_close(two.softmax(1)[:, 1:], logits.sigmoid())
+    other = torch.randn(2, 3, 4, 4)
+    assert two_class_logits(other) is other
+
+
+@pytest.fixture(scope="module")
+def single_logit_model(scene):
+    """One logit, spread on both sides of zero in the scene."""
+    torch.manual_seed(0)
+    config = SegformerConfig(
+        hidden_sizes=[8, 16, 24, 32], depths=[1] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=16, num_labels=1
+    )
+    model = SegformerForSemanticSegmentation(config).eval()
+    with torch.no_grad():
+        logits = model(pixel_values=EvaluationProtocol(64).preprocess(scene[0])[None]).logits
+        model.decode_head.classifier.weight *= 2 / logits.std()
+        model.decode_head.classifier.bias -= logits.mean() * 2 / logits.std()
+    return model
+
+
+@pytest.mark.parametrize("fused_ops", [True, False])
+@pytest.mark.parametrize("threshold", [0.5, 0.2, 0.8])
+@pytest.mark.parametrize("options", [{}, {"scales": (0.5, 1.0), "flip": True}, {"slide_crop": 32}], ids=str)
+def test_a_single_logit_through_sigmoid_and_binary_cross_entropy(
+    single_logit_model, scene, options, threshold, fused_ops
+):
+    image, labels = scene
+    labels = torch.where(labels == 255, labels, labels % 2)
+    protocol = EvaluationProtocol(64, threshold=threshold, **options)
+
+    class Sigmoid(torch.nn.Module):
+        """The stock model's single logit z as (-z/2, z/2), whose softmax is the sigmoid of z."""
+
+        config = SegformerConfig(num_labels=2)
+
+        def forward(self, pixel_values):
+            output = single_logit_model(pixel_values=pixel_values)
+            output.logits = torch.cat([-output.logits / 2, output.logits / 2], dim=1)
+            return output
+
+    with torch.inference_mode():
+        images = [EvaluationProtocol(int(64 * scale)).preprocess(image) for scale in protocol.scales]
+        probabilities = published_probabilities(
+            Sigmoid(), images, (45, 100), protocol.slide_crop, protocol.slide_stride, protocol.flip
+        )[:, 1]
+        logits = protocol_logits(single_logit_model, protocol.preprocess(image), protocol)
+        prediction, loss_sum, _ = score_logits(logits, labels, fused_ops, threshold)
+        label_map = label_map_of(logits, (45, 100), fused_ops, threshold)
+    expected = probabilities > threshold
+    assert 0.02 < expected.float().mean() < 0.98
+    assert prediction.shape == (1, 45, 100)
+    undecided = (probabilities - threshold).abs() < 1e-5
+    assert ((prediction == expected) | undecided).all() and undecided.float().mean() < 0.001
+    assert torch.equal(label_map, prediction[0])
+    assert torch.equal(predict_label_map(single_logit_model, image, protocol, fused_ops), label_map)
+    valid = labels != 255
+    loss = F.binary_cross_entropy(probabilities[valid], labels[valid].float(), reduction="sum")
+    torch.testing.assert_close(loss_sum, loss[None], rtol=1e-5, atol=0)
+
+
+def test_the_threshold_is_a_probability_and_named():
+    for threshold in (0.0, 1.0, -0.1):
+        with pytest.raises(UserError, match=f"--threshold is {threshold:g}; it is a probability between 0 and 1"):
+            EvaluationProtocol(threshold=threshold)
+    assert EvaluationProtocol(threshold=0.3).describe().endswith("; second class above a probability of 0.3")
+    with pytest.raises(RuntimeError):  # of three classes there is no second one
+        label_map_of(torch.randn(1, 3, 2, 2), (4, 4), threshold=0.3)
 
 
 # ---- aggregates -----------------------------------------------------------------------------------------------------

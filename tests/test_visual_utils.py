@@ -5,9 +5,11 @@ import pytest
 from PIL import Image
 
 from visual_utils import (
+    DRAW_SIDE,
     IGNORED_BRIGHTNESS,
     LINE_HEIGHT,
     MARGIN,
+    augmentation_sheet,
     colorize,
     contact_sheet,
     default_palette,
@@ -178,6 +180,30 @@ def test_legend_wraps_and_leaves_out_the_smallest_classes():
 def test_side_by_side_wants_maps_of_the_image_size():
     with pytest.raises(ValueError, match="truth"):
         side_by_side(solid((4, 3)), np.zeros((4, 3), int), np.zeros((3, 4), int), PALETTE, NAMES)
+
+
+def test_augmentation_sheet():
+    label_map = np.array([[0, 255], [2, 2]])
+    draws = [(solid((2, 2), (10, 20, 30)), label_map), (solid((2, 2), (40, 50, 60)), np.zeros((2, 2), int))]
+    rows = [("first", solid((20, 10), (1, 2, 3)), draws), ("second", solid((10, 20), (4, 5, 6)), draws[:1])]
+    sheet = augmentation_sheet(rows, PALETTE, NAMES)
+    cell, row = DRAW_SIDE + MARGIN, DRAW_SIDE + MARGIN + LINE_HEIGHT
+    assert sheet.width == 5 * cell + MARGIN and sheet.height == 2 * row + LINE_HEIGHT + MARGIN // 2
+    pixels = np.asarray(sheet)
+
+    def panel(i, j, y=0.5, x=0.5):
+        """The pixel of panel j in row i at these shares of its height and width."""
+        top, left = i * row + LINE_HEIGHT, MARGIN + j * cell
+        return pixels[top + round(y * (DRAW_SIDE - 1)), left + round(x * (DRAW_SIDE - 1))]
+
+    assert panel(0, 0, y=0.25).tolist() == [1, 2, 3] and panel(0, 0, y=0.75).tolist() == [255] * 3
+    assert panel(1, 0, x=0.25).tolist() == [4, 5, 6] and panel(1, 0, x=0.75).tolist() == [255] * 3
+    assert panel(0, 1).tolist() == panel(1, 1).tolist() == [10, 20, 30]
+    assert panel(0, 3).tolist() == [40, 50, 60] and panel(1, 3).tolist() == [255] * 3
+    assert [panel(0, 2, y, x).tolist() for y, x in ((0, 0), (0, 1), (1, 0))] == [[200, 0, 0], [0, 0, 0], [0, 0, 250]]
+    assert panel(0, 4).tolist() == [200, 0, 0]
+    # Every class that any mask shows is in the legend below, largest first.
+    assert panel(2, 0, y=-LINE_HEIGHT / 2 / DRAW_SIDE, x=8 / DRAW_SIDE).tolist() == [200, 0, 0]
 
 
 def test_contact_sheet_puts_pictures_and_files_below_the_shortest_column(tmp_path):
