@@ -10,7 +10,8 @@ folder that was given, without the extension:
     overlays/NAME.jpg   image and prediction side by side, with the names of the classes
     contact_sheet.png   a grid of these, at most 24
 
-Photos are turned upright first, as their EXIF orientation says, and predictions are upright too.
+Photos are turned upright first, as their EXIF orientation says, and predictions are upright too. A model that was
+evaluated with --slide_crop, --eval_scales and so on predicts as it was evaluated when it is given the same flags here.
 """
 
 import argparse
@@ -20,12 +21,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from tqdm import tqdm
 from transformers.utils import cached_file
 
 import visual_utils
 from cli_utils import UserError, run_cli
+from image_utils import read_channels, rgb_view
 from label_utils import LabelMap, read_class_list
 from layout_utils import IMAGE_EXTENSIONS, shorten
 from model_utils import describe_model, fixed_input_size, load_image_processor, load_trained_model
@@ -42,10 +43,29 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="folder or Hub id of a trained model")
     parser.add_argument("--output_dir", required=True, type=Path)
     parser.add_argument("--image_size", type=int, help="short side shown to the model (default: as it was trained)")
+    parser.add_argument("--slide_crop", type=int, help="side of a window that slides over the image (default: none)")
+    parser.add_argument("--slide_stride", type=int, help="its step (default: 3/4 of its side)")
+    parser.add_argument(
+        "--eval_scales", type=_scale, nargs="+", default=[1.0], help="average over these scales, as in 0.75 1 1.25"
+    )
+    parser.add_argument("--eval_flip", action="store_true", help="average with the mirrored image")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=0.5,
+        help="two classes: probability above which a pixel is given the second one (default: 0.5)",
+    )
     parser.add_argument("--device", help="cuda, mps, cpu … (default: the accelerator, else cpu)")
     parser.add_argument("--fused_ops", action="store_true", default=True, help="the exact speed-ups (default)")
     parser.add_argument("--no_fused_ops", dest="fused_ops", action="store_false", help="compute as stock transformers")
     return parser.parse_args(argv)
+
+
+def _scale(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number (name files and folders before this flag)") from None
 
 
 def find_images(inputs: list[Path], output_dir: Path) -> dict[str, Path]:
@@ -93,23 +113,6 @@ def output_files(output_dir: Path, name: str) -> tuple[Path, Path]:
     return output_dir / f"{name}.png", output_dir / "overlays" / f"{name}.jpg"
 
 
-def read_image(path: Path) -> Image.Image:
-    """An image file as upright RGB; transparency is dropped.
-
-    Raises:
-        UserError: not readable, or more than 8 bits a channel.
-    """
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-    except Exception as error:  # a decoder may raise anything on a damaged file
-        raise UserError(f"{path} ({str(error) or type(error).__name__})") from None
-    if upright.mode.startswith(("I", "F")):
-        # Pillow would cut them off at 255. Training refuses them for the same reason.
-        raise UserError(f"{path} (more than 8 bits a channel, mode {upright.mode}: convert it to 8 bits)")
-    return upright.convert("RGB")
-
-
 def find_device(name: str | None) -> torch.device:
     """The device of that name; None: the accelerator if there is one, else the CPU."""
     if name is None:
@@ -123,21 +126,26 @@ def find_device(name: str | None) -> torch.device:
 def find_label_map(name_or_path: str, id2label: dict[int, str], image_processor) -> LabelMap:
     """A trained model's classes with their colours and the values that stand for them in annotation files.
 
-    Colours are those of the model's `labels.json` or of a list in `labels/`, whichever has the model's class names.
+    Colours are those of the model's `labels.json` or of a list in `labels/`, whichever has the model's class names. A
+    model with a single logit, whose configuration can name but one class, has the two of its `labels.json`.
     """
     files = sorted((Path(__file__).parent / "labels").glob("*.json"))
+    own_file = None
     try:
-        files.insert(0, cached_file(name_or_path, "labels.json"))
+        own_file = cached_file(name_or_path, "labels.json")
+        files.insert(0, own_file)
     except OSError:
         pass  # only models trained here have it
-    palette = None
+    single_logit, palette = len(id2label) == 1, None
+    if single_logit:
+        id2label = {0: "background", 1: id2label[0]}
     for file in files:
         try:
             names, colors = read_class_list(file)
         except UserError:  # somebody else's labels.json, in another format
             continue
-        if names == id2label:
-            palette = colors
+        if names == id2label or (single_logit and file == own_file and len(names) == 2):
+            id2label, palette = names, colors
             break
     try:
         # As it stands in the file: older models, NVIDIA's own among them, say `reduce_labels`, which transformers 5
@@ -160,14 +168,25 @@ def main(argv: list[str] | None = None) -> list[Path]:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if args.image_size is not None and args.image_size < 1:
         raise UserError(f"--image_size is {args.image_size}; it must be at least 1")
+    options = {
+        "slide_crop": args.slide_crop,
+        "slide_stride": args.slide_stride,
+        "scales": tuple(args.eval_scales),
+        "flip": args.eval_flip,
+        "threshold": args.threshold,
+    }
+    EvaluationProtocol(**options)  # raises on values that do not fit together
     images = find_images(args.inputs, args.output_dir)
     device = find_device(args.device)
 
     model = load_trained_model(args.model, args.fused_ops).to(device)
     image_processor = load_image_processor(args.model, image_size=args.image_size)
     label_map = find_label_map(args.model, model.config.id2label, image_processor)
+    if args.threshold != 0.5 and label_map.num_labels != 2:
+        raise UserError(f"--threshold is for two classes; {args.model} has {label_map.num_labels}")
     asked_for = EvaluationProtocol.from_image_processor(image_processor)
-    protocol = EvaluationProtocol.from_image_processor(image_processor, fixed_input_size(model, asked_for.short_side))
+    fixed_size = fixed_input_size(model, asked_for.short_side)
+    protocol = EvaluationProtocol.from_image_processor(image_processor, fixed_size, **options)
     logger.info(f"{describe_model(model)}, on {device}; short side {protocol.short_side}")
     first, last = label_map.raw_values[0], label_map.raw_values[-1]
     logger.info(f"values in the PNGs: {first} {label_map.id2label[0]} … {last} {label_map.id2label[last - first]}")
@@ -177,7 +196,7 @@ def main(argv: list[str] | None = None) -> list[Path]:
     label_files, overlay_files, unreadable = [], [], []
     for name, path in tqdm(images.items(), desc="predicting"):
         try:
-            image = read_image(path)
+            image = read_channels(path, protocol.num_channels)
         except UserError as error:
             unreadable.append(str(error))
             continue
@@ -185,7 +204,7 @@ def main(argv: list[str] | None = None) -> list[Path]:
         label_file, overlay_file = output_files(args.output_dir, name)
         visual_utils.save_indexed_png(label_file, label_map.to_raw(prediction), raw_palette)
         overlay_file.parent.mkdir(parents=True, exist_ok=True)
-        panels = visual_utils.side_by_side(image, None, prediction, palette, label_map.id2label)
+        panels = visual_utils.side_by_side(rgb_view(image), None, prediction, palette, label_map.id2label)
         panels.save(overlay_file, quality=90)
         label_files.append(label_file)
         overlay_files.append(overlay_file)

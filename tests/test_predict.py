@@ -26,8 +26,11 @@ NAMES = {0: "wall", 1: "floor", 2: "sky"}
 COLORS = [[200, 0, 0], [0, 100, 0], [0, 0, 250]]
 
 
-def save_model(folder, reduce_labels=False, colors=None, names=NAMES, cls=SegformerForSemanticSegmentation):
+def save_model(
+    folder, reduce_labels=False, colors=None, names=NAMES, cls=SegformerForSemanticSegmentation, num_channels=3
+):
     config = SegformerConfig(
+        num_channels=num_channels,
         hidden_sizes=[8, 16, 24, 32],
         depths=[1] * 4,
         num_attention_heads=[1] * 4,
@@ -43,7 +46,9 @@ def save_model(folder, reduce_labels=False, colors=None, names=NAMES, cls=Segfor
                 parameter.normal_(0, 0.5)
     model.save_pretrained(folder)
     size = {"height": 64, "width": 64}
-    SegformerImageProcessor(size=size, do_reduce_labels=reduce_labels).save_pretrained(folder)
+    normalization = {"image_mean": [0.485, 0.456, 0.406, 0.5], "image_std": [0.229, 0.224, 0.225, 0.25]}
+    normalization = {key: values[:num_channels] for key, values in normalization.items()}
+    SegformerImageProcessor(size=size, do_reduce_labels=reduce_labels, **normalization).save_pretrained(folder)
     if colors:
         entries = [{"id": i, "name": names[i], "color": color} for i, color in enumerate(colors)]
         (folder / "labels.json").write_text(json.dumps(entries))
@@ -73,7 +78,7 @@ def photos(tmp_path):
 
 def run(model, out, *inputs, flags=()):
     return predict.main(
-        ["--model", str(model), "--output_dir", str(out), "--device", "cpu", *flags, *map(str, inputs)]
+        [*map(str, inputs), "--model", str(model), "--output_dir", str(out), "--device", "cpu", *flags]
     )
 
 
@@ -82,15 +87,19 @@ def ids_in(path):
         return np.asarray(image)
 
 
-def stock_prediction(model_dir, image, height, width):
+def stock_logits(model_dir, image, height, width):
     """The protocol written out with stock transformers: resized to (height, width), whole, logits upsampled."""
     model = AutoModelForSemanticSegmentation.from_pretrained(model_dir).eval()
     pixels = tvF.resize(tvF.pil_to_tensor(image), [height, width], antialias=True).float() / 255
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    mean, std = torch.tensor([0.485, 0.456, 0.406, 0.5]), torch.tensor([0.229, 0.224, 0.225, 0.25])
+    mean, std = mean[: len(pixels)], std[: len(pixels)]
     with torch.no_grad():
         logits = model(pixel_values=((pixels - mean[:, None, None]) / std[:, None, None])[None]).logits
-        logits = torch.nn.functional.interpolate(logits, size=image.size[::-1], mode="bilinear", align_corners=False)
-    return logits.argmax(dim=1)[0].numpy()
+        return torch.nn.functional.interpolate(logits, size=image.size[::-1], mode="bilinear", align_corners=False)
+
+
+def stock_prediction(model_dir, image, height, width):
+    return stock_logits(model_dir, image, height, width).argmax(dim=1)[0].numpy()
 
 
 @pytest.mark.parametrize("flags", [(), ("--no_fused_ops",)])
@@ -119,8 +128,11 @@ def test_image_size_is_the_short_side(model_dir, photos, tmp_path):
     assert (stock_prediction(model_dir, noise(40, 60), 64, 96) == expected).mean() < 0.995
 
 
-@pytest.mark.parametrize("ade20k", [False, True])
-def test_same_pixels_as_do_predict(tmp_path, ade20k):
+TEST_TIME_FLAGS = ("--slide_crop", "64", "--slide_stride", "32", "--eval_scales", "0.5", "1.5", "--eval_flip")
+
+
+@pytest.mark.parametrize(("ade20k", "flags"), [(False, ()), (True, ()), (False, TEST_TIME_FLAGS)])
+def test_same_pixels_as_do_predict(tmp_path, ade20k, flags):
     model = save_model(tmp_path / "model", reduce_labels=ade20k)
     data = tmp_path / "data"
     image_dir, mask_dir = ("images/validation", "annotations/validation") if ade20k else ("val/images", "val/masks")
@@ -135,14 +147,74 @@ def test_same_pixels_as_do_predict(tmp_path, ade20k):
     run_segmentation.main(
         [
             *("--model_name_or_path", str(model), "--dataset_dir", str(data), "--output_dir", str(by_script)),
-            *("--do_eval", "--do_predict", "--use_cpu", "--report_to", "none", "--disable_tqdm", "true"),
+            *("--do_eval", "--do_predict", "--use_cpu", "--report_to", "none", "--disable_tqdm", "true", *flags),
         ]
     )
-    run(model, tmp_path / "out", data / image_dir)
+    run(model, tmp_path / "out", data / image_dir, flags=flags)
     for name in ("0.png", "1.png"):
         values = ids_in(tmp_path / "out" / name)
         assert np.array_equal(values, ids_in(by_script / "predictions" / name))
         assert set(np.unique(values)) <= ({1, 2, 3} if ade20k else {0, 1, 2})
+
+
+def test_sliding_windows_and_scales_change_the_prediction(model_dir, photos, tmp_path):
+    run(model_dir, tmp_path / "plain", photos / "a.png")
+    for i, flags in enumerate((TEST_TIME_FLAGS[:2], ("--eval_scales", "1.5"), ("--eval_flip",))):
+        run(model_dir, tmp_path / f"{i}", photos / "a.png", flags=flags)
+        plain, other = (ids_in(tmp_path / name / "a.png") for name in ("plain", f"{i}"))
+        assert 0.5 < (plain == other).mean() < 1
+
+
+def test_files_behind_the_scales(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        predict.main(["--model", "model", "--output_dir", str(tmp_path), "--eval_scales", "1", "0.5", "a.png"])
+    assert "--eval_scales: 'a.png' is no number (name files and folders before this flag)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [(), ("--threshold", "0.3")])
+def test_a_single_logit_predicts_two_classes(photos, tmp_path, flags):
+    model = save_model(tmp_path / "model", names={0: "road"})
+    run(model, tmp_path / "out", photos / "a.png", flags=flags)
+    probability = stock_logits(model, noise(40, 60), 64, 96)[0, 0].sigmoid().numpy()
+    expected = probability > (0.3 if flags else 0.5)
+    found = ids_in(tmp_path / "out" / "a.png")
+    assert 0 < expected.mean() < 1 and found.max() == 1
+    assert (found == expected).mean() > 0.995
+
+
+def test_names_of_a_single_logit_s_classes(tmp_path):
+    model = save_model(tmp_path / "model", names={0: "road"})
+    processor = SegformerImageProcessor()
+    assert predict.find_label_map(str(model), {0: "road"}, processor).id2label == {0: "background", 1: "road"}
+    entries = [{"id": 0, "name": "rest", "color": [9, 9, 9]}, {"id": 1, "name": "way", "color": [1, 2, 3]}]
+    (model / "labels.json").write_text(json.dumps(entries))
+    label_map = predict.find_label_map(str(model), {0: "road"}, processor)
+    assert label_map.id2label == {0: "rest", 1: "way"} and label_map.palette == [[9, 9, 9], [1, 2, 3]]
+
+
+def test_the_threshold_is_for_two_classes(model_dir, photos, tmp_path):
+    with pytest.raises(UserError, match=r"--threshold is for two classes; .* has 3"):
+        run(model_dir, tmp_path / "out", photos, flags=["--threshold", "0.3"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_of_four_bands(tmp_path, monkeypatch, capsys):
+    model = save_model(tmp_path / "model", num_channels=4)
+    (tmp_path / "photos").mkdir()
+    fourth = np.asarray(noise(40, 60, seed=5))[..., :1]
+    image = Image.fromarray(np.concatenate([np.asarray(noise(40, 60)), fourth], axis=-1))
+    image.save(tmp_path / "photos" / "a.png")
+    noise(40, 60).save(tmp_path / "photos" / "b.png")
+    with pytest.raises(SystemExit) as exit_:
+        run(model, tmp_path / "out", tmp_path / "photos")
+    assert "1 of 2 files were skipped" in exit_.value.code
+    assert "b.png (3 bands, --num_channels is 4" in exit_.value.code
+    expected = stock_prediction(model, image, 64, 96)
+    assert (ids_in(tmp_path / "out" / "a.png") == expected).mean() > 0.995
+    image.putalpha(255)
+    assert (stock_prediction(model, image, 64, 96) == expected).mean() < 0.99  # the fourth band matters
+    with Image.open(tmp_path / "out" / "overlays" / "a.jpg") as overlay:
+        assert overlay.mode == "RGB"
 
 
 @pytest.mark.parametrize("key", ["do_reduce_labels", "reduce_labels"])
@@ -264,7 +336,12 @@ def test_output_over_an_input_file(no_model, photos):
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--image_size", "0"], "--image_size is 0"), (["--device", "abacus"], "--device abacus")],
+    [
+        (["--image_size", "0"], "--image_size is 0"),
+        (["--device", "abacus"], "--device abacus"),
+        (["--threshold", "1.5"], "--threshold is 1.5"),
+        (["--slide_stride", "32"], "--slide_stride 32 is for a sliding window"),
+    ],
 )
 def test_bad_flags(no_model, photos, tmp_path, flags, message):
     with pytest.raises(UserError, match=message):
