@@ -8,10 +8,13 @@ import csv
 import io
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import BinaryIO
 
 from cli_utils import UserError, nearest
 
@@ -26,7 +29,13 @@ LAYOUTS = {
     "Pascal VOC": "JPEGImages + SegmentationClass + ImageSets/Segmentation/*.txt",
     "images and masks": "images + masks",
     "metadata": "metadata.csv or metadata.jsonl with an image and a mask column",
+    # Outlines, from which `annotation_utils` draws masks.
+    "COCO": "annotations*.json or instances_*.json here or in annotations, or {train,val,test}/_annotations.coco.json",
+    "Labelme": "images with a .json file beside each, here, in images or in {train,val,test}",
+    "YOLO": "data.yaml + images/{train,val,test} + labels/{train,val,test}/*.txt",
 }
+COCO_FILES = ("annotations*.json", "instances_*.json", "_annotations.coco.json")
+YOLO_FILES = ("data.yaml", "data.yml", "dataset.yaml")
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid", "dev"),
@@ -66,13 +75,32 @@ def shorten(names: Iterable[str], shown: int = SHOWN) -> str:
     return ", ".join(names[:shown]) + more
 
 
+def is_lossy(file: BinaryIO) -> bool:
+    """Whether an image file is compressed with loss: JPEG, or WebP with a lossy bitstream, as its chunks tell.
+
+    Source: RFC 9649, WebP Image Format.
+    """
+    head = file.read(12)
+    if head.startswith(b"\xff\xd8\xff"):
+        return True
+    if head[:4] != b"RIFF" or head[8:] != b"WEBP":
+        return False
+    while len(chunk := file.read(8)) == 8:
+        kind, size = chunk[:4], int.from_bytes(chunk[4:], "little")
+        if kind in (b"VP8 ", b"VP8L"):
+            return kind == b"VP8 "
+        # A frame of an animation has 16 bytes of its own, then chunks.
+        file.seek(16 if kind == b"ANMF" else size + size % 2, io.SEEK_CUR)
+    return False
+
+
 def standard_split_name(name: str) -> str | None:
     """ "val" → "validation"; None for a name that is no split."""
     return next((split for split, aliases in SPLIT_NAMES.items() if name.lower() in aliases), None)
 
 
 def detect_layout(dataset_dir: str | Path) -> str | None:
-    """The first of `LAYOUTS` whose folders are all there, or None; looks at folder names only."""
+    """The first of `LAYOUTS` whose folders are all there, or None; looks at names only."""
     root = Path(dataset_dir)
 
     def has(*parts: str) -> bool:
@@ -95,7 +123,11 @@ def detect_layout(dataset_dir: str | Path) -> str | None:
         return "images and masks"
     if _metadata_files(root):
         return "metadata"
-    return None
+    if coco_files(root):
+        return "COCO"
+    if labelme_folders(root):
+        return "Labelme"
+    return "YOLO" if yolo_file(root) else None
 
 
 def find_dataset(
@@ -119,6 +151,10 @@ def find_dataset(
         splits = _read_metadata(root, image_column, label_column)
     elif layout == "Pascal VOC":
         splits = _pair_voc(root)
+    elif layout in ("COCO", "Labelme", "YOLO"):
+        from annotation_utils import draw_masks  # which imports this module
+
+        splits = draw_masks(root, layout)
     elif layout == "images and masks":
         splits = {"train": _pair_folders("train", root / "images", root / "masks")}
     else:
@@ -132,12 +168,19 @@ def find_dataset(
         raise UserError(f"{root} ({layout} layout) holds no image with a mask")
     counts = ", ".join(f"{split}: {len(pairs)}" for split, pairs in splits.items())
     logger.info(f"{root} has the {layout} layout ({LAYOUTS[layout]}); images with masks: {counts}")
-    lossy = [
-        pair.mask.name for pairs in splits.values() for pair in pairs if pair.mask.suffix.lower() in LOSSY_EXTENSIONS
-    ]
+    lossy = [pair.mask.name for pairs in splits.values() for pair in pairs if _is_lossy_mask(pair.mask)]
     if lossy:
-        logger.warning(f"{len(lossy)} masks are JPEG files, whose compression changes values: {shorten(lossy)}")
+        logger.warning(
+            f"{len(lossy)} masks are JPEG or lossy WebP files, whose compression changes values: {shorten(lossy)}"
+        )
     return FoundDataset(layout, splits)
+
+
+def _is_lossy_mask(path: Path) -> bool:
+    if path.suffix.lower() != ".webp":  # which may be either; others need not be opened
+        return path.suffix.lower() in LOSSY_EXTENSIONS
+    with path.open("rb") as file:
+        return is_lossy(file)
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -182,7 +225,7 @@ def _split_folders(root: Path, layout: str) -> Iterable[tuple[str, Path, Path]]:
                 yield split, images, masks
 
 
-def _files_by_stem(folder: Path, extensions: set[str], ending: str = "") -> dict[str, Path]:
+def files_by_stem(folder: Path, extensions: set[str], ending: str = "") -> dict[str, Path]:
     """Relative path without `ending` and extension → file, for all files below `folder`, sorted by name.
 
     ending: only files whose stem ends so are taken.
@@ -206,15 +249,15 @@ def _files_by_stem(folder: Path, extensions: set[str], ending: str = "") -> dict
 def _pair_folders(split: str, images: Path, masks: Path, layout: str = "") -> list[Pair]:
     """Pairs the files of two folders by name; a test split without any mask, as benchmarks publish it, is left out."""
     if layout == "Cityscapes":
-        image_files = _files_by_stem(images, IMAGE_EXTENSIONS, "_leftImg8bit")
-        mask_files = _files_by_stem(masks, MASK_EXTENSIONS, "_gtFine_labelTrainIds")
-        if not mask_files and split != "test" and _files_by_stem(masks, MASK_EXTENSIONS, "_gtFine_labelIds"):
+        image_files = files_by_stem(images, IMAGE_EXTENSIONS, "_leftImg8bit")
+        mask_files = files_by_stem(masks, MASK_EXTENSIONS, "_gtFine_labelTrainIds")
+        if not mask_files and split != "test" and files_by_stem(masks, MASK_EXTENSIONS, "_gtFine_labelIds"):
             raise UserError(
                 f"{masks} holds *_labelIds.png but no *_labelTrainIds.png; make those with the Cityscapes scripts "
                 "(pip install cityscapesscripts, then csCreateTrainIdLabelImgs)"
             )
     else:
-        image_files, mask_files = _files_by_stem(images, IMAGE_EXTENSIONS), _files_by_stem(masks, MASK_EXTENSIONS)
+        image_files, mask_files = files_by_stem(images, IMAGE_EXTENSIONS), files_by_stem(masks, MASK_EXTENSIONS)
     return _match(split, image_files, mask_files, str(images), str(masks))
 
 
@@ -262,8 +305,8 @@ def _without_common_suffix(images: dict[str, Path], masks: dict[str, Path]) -> d
 
 def _pair_voc(root: Path) -> dict[str, list[Pair]]:
     lists = root / "ImageSets" / "Segmentation"
-    images = _files_by_stem(root / "JPEGImages", IMAGE_EXTENSIONS)
-    masks = _files_by_stem(root / "SegmentationClass", MASK_EXTENSIONS)
+    images = files_by_stem(root / "JPEGImages", IMAGE_EXTENSIONS)
+    masks = files_by_stem(root / "SegmentationClass", MASK_EXTENSIONS)
     splits = {}
     for file in _visible(lists):
         split = standard_split_name(file.stem)
@@ -283,6 +326,38 @@ def _pair_voc(root: Path) -> dict[str, list[Pair]]:
     if not splits:
         raise UserError(f"{lists} holds no train.txt, val.txt or test.txt")
     return splits
+
+
+def coco_files(root: Path) -> list[tuple[str, Path]]:
+    """(split, annotation file); the split is that which the file's name or its folder's holds, or else train."""
+    folders = [root, root / "annotations", *(root / alias for names in SPLIT_NAMES.values() for alias in names)]
+    found = []
+    for folder in filter(Path.is_dir, folders):
+        for path in _visible(folder):
+            if path.is_file() and any(fnmatch(path.name, pattern) for pattern in COCO_FILES):
+                words = [*re.findall("[a-z]+", path.stem.lower()), folder.name]
+                found.append((next(filter(None, map(standard_split_name, words)), "train"), path))
+    return found
+
+
+def labelme_folders(root: Path) -> list[tuple[str, Path]]:
+    """(split, folder) where a .json file lies beside an image of its name."""
+    folders = [("train", root), ("train", root / "images")]
+    for split, aliases in SPLIT_NAMES.items():
+        for alias in aliases:
+            folders += [(split, root / alias), (split, root / alias / "images"), (split, root / "images" / alias)]
+    found = []
+    for split, folder in folders:
+        files = _visible(folder) if folder.is_dir() else []
+        images = {path.stem for path in files if path.suffix.lower() in IMAGE_EXTENSIONS}
+        if any(path.suffix == ".json" and path.stem in images for path in files):
+            found.append((split, folder))
+    return found
+
+
+def yolo_file(root: Path) -> Path | None:
+    """The file that names the classes."""
+    return next((root / name for name in YOLO_FILES if (root / name).is_file()), None)
 
 
 def _metadata_files(root: Path) -> list[tuple[str, Path]]:

@@ -17,42 +17,53 @@ import PIL
 import pyarrow as pa
 import transformers
 from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets
-from PIL import Image, ImageOps
+from PIL import Image
 
 import label_utils
+import mask_utils
 from cli_utils import UserError
 from label_utils import LabelMap
-from layout_utils import LOSSY_EXTENSIONS, shorten
+from layout_utils import shorten
+from mask_utils import (
+    BY_CHANNEL,
+    BY_COLOR,
+    BY_INDEX,
+    BY_PALETTE,
+    COLOR_LIST,
+    EXIF_ORIENTATION,
+    MAX_COLORS,
+    PROBLEMS,
+    FileProblem,
+    file_name,
+    first_line,
+    ids_of,
+    is_lossy_file,
+    open_image,
+    packed_colors,
+    read_pair,
+)
 from metrics_utils import IGNORE_INDEX
+
+__all__ = [
+    "EXIF_ORIENTATION",
+    "PROBLEMS",
+    "FileProblem",
+    "annotation_values",
+    "file_name",
+    "first_line",
+    "ids_of",
+    "open_image",
+    "prepare_dataset",
+    "read_pair",
+    "undecoded",
+]
 
 logger = logging.getLogger(__name__)
 
-EXIF_ORIENTATION = 0x0112
 # One process for so many images; starting more would cost more than it saves.
 IMAGES_PER_PROCESS, MAX_PROCESSES = 500, 8
-# What can be wrong with a file, and what to do about it.
-PROBLEMS = {
-    "unreadable": ("files cannot be read", "mend them, or delete them together with their image or mask"),
-    "image depth": ("images have more than 8 bits a channel", "convert them to 8 bits, scaled as they are to be seen"),
-    "size": ("masks differ in size from their image", "every pixel of an image needs its own label"),
-    "colors": (
-        "masks hold colours or fractions instead of class ids",
-        "write masks with one channel of integers, a class id for each pixel",
-    ),
-    "lossy values": (
-        "masks are JPEG files and hold values that are no class",
-        "JPEG compression changes values; write masks as PNG files from their source",
-    ),
-    "values": ("masks hold values that are no class", None),  # see `_likely_cause`
-}
-
-
-class FileProblem(Exception):
-    """A file that cannot be used. kind: a key of `PROBLEMS`; detail: the file's name and what was found."""
-
-    def __init__(self, kind: str, detail: str):
-        super().__init__(kind, detail)
-        self.kind, self.detail = kind, detail
+EXPORT_AGAIN = "lossy masks have mixed colours; export them again as PNG files, resized with nearest neighbour only"
+SAMPLED_MASKS = 20  # whose colours are listed where there is no list of classes
 
 
 def prepare_dataset(
@@ -60,6 +71,7 @@ def prepare_dataset(
     label_map: LabelMap,
     cache_dir: str | os.PathLike | None = None,
     num_proc: int | None = None,
+    num_channels: int = 3,
 ) -> DatasetDict:
     """Decodes every image and mask once, checks them, and keeps the masks as PNGs of training ids.
 
@@ -70,6 +82,7 @@ def prepare_dataset(
         dataset: of `data_utils.load_segmentation_dataset`.
         cache_dir: default: `segmentation_prepared` in the cache folder of `datasets`.
         num_proc: processes; default: one for every 500 images of a split, as far as there are CPUs, at most 8.
+        num_channels: of the images, see `image_utils.read_channels`.
 
     Returns:
         Columns "image" (as it was), "label" (PIL L of training ids, upright like the image), "name", "height" and
@@ -90,7 +103,7 @@ def prepare_dataset(
             "detail": Value("string"),
         }
     )
-    options = {"label_map": label_map}
+    options = {"label_map": label_map, "num_channels": num_channels}
     prepared = {
         name: _cached_map(split, _prepare_example, features, options, cache_dir, num_proc, f"{name}: preparing")
         for name, split in dataset.items()
@@ -112,13 +125,17 @@ def annotation_values(
     """The distinct raw values of all masks that can be read. Arguments as for `prepare_dataset`; cached as well.
 
     Raises:
-        UserError: the masks are pictures of two classes, with the values 0 and 255.
+        UserError: masks show classes in colours, or are pictures of two classes with the values 0 and 255.
     """
     features = Features({"raw_values": List(Value("int64"))})
     values: set[int] = set()
+    unread = []
     for name, split in dataset.items():
         found = _cached_map(split, _mask_values, features, {}, cache_dir, num_proc, f"{name}: reading mask values")
         values.update(*found["raw_values"])
+        rows = undecoded(split)
+        unread += [(rows, index) for index, found_here in enumerate(found["raw_values"]) if not found_here]
+    _refuse_colors([rows[index] for rows, index in unread[:SAMPLED_MASKS]], len(unread))
     _refuse_binary_masks(values, dataset)
     return values
 
@@ -176,7 +193,7 @@ def _cached_map(
 def _cache_key(split: Dataset, function: Callable, options: dict) -> str:
     """Hash of everything that the result of `_cached_map` depends on."""
     digest = hashlib.sha256()
-    for module_file in (__file__, label_utils.__file__):
+    for module_file in (__file__, label_utils.__file__, mask_utils.__file__):
         digest.update(Path(module_file).read_bytes())
     versions = (datasets.__version__, PIL.__version__, transformers.__version__)
     digest.update(repr((function.__name__, versions, options)).encode())
@@ -210,7 +227,7 @@ def _mask_values(image: dict, label: dict, name: str) -> dict:
     return {"raw_values": np.unique(mask).tolist()}
 
 
-def _prepare_example(image: dict, label: dict, name: str, label_map: LabelMap) -> dict:
+def _prepare_example(image: dict, label: dict, name: str, label_map: LabelMap, num_channels: int) -> dict:
     """One row of `prepare_dataset`. What is wrong is returned, never raised, so that all of it can be told at once."""
     result = {
         "label": None,
@@ -223,7 +240,7 @@ def _prepare_example(image: dict, label: dict, name: str, label_map: LabelMap) -
         "detail": "",
     }
     try:
-        mask, note = read_pair(image, label, name)
+        mask, note = read_pair(image, label, name, label_map, num_channels)
         values, counts = np.unique(mask, return_counts=True)
         result |= {
             "height": mask.shape[0],
@@ -234,7 +251,7 @@ def _prepare_example(image: dict, label: dict, name: str, label_map: LabelMap) -
         unknown = label_map.unknown_values(values)
         if len(unknown):
             file = file_name(label, name)
-            kind = "lossy values" if Path(file).suffix.lower() in LOSSY_EXTENSIONS else "values"
+            kind = "lossy values" if is_lossy_file(label) else "values"
             raise FileProblem(kind, f"{file} has {shorten(map(str, unknown), 5)}")
     except FileProblem as problem:
         return result | {"problem": problem.kind, "detail": problem.detail}
@@ -246,73 +263,6 @@ def _prepare_example(image: dict, label: dict, name: str, label_map: LabelMap) -
         "label": {"bytes": png.getvalue(), "path": None},
         "class_pixels": pixels[: label_map.num_labels].tolist(),
     }
-
-
-def file_name(value: dict, name: str) -> str:
-    """What messages call an image or mask: its file, or the row of a dataset that keeps bytes."""
-    return Path(value["path"]).name if value["path"] else name
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says, without the details that follow."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def open_image(value: dict | None, name: str) -> Image.Image:
-    """Decodes a file or its bytes completely, as stored: neither turned nor converted."""
-    if value is None:
-        raise FileProblem("unreadable", f"{name} (the image or the mask of this row is empty)")
-    try:
-        with Image.open(value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])) as image:
-            image.load()
-            return image
-    except PIL.UnidentifiedImageError:
-        reason = "no image, or of an unknown format"
-    except Exception as error:  # a decoder may raise anything on a damaged file
-        reason = first_line(error)
-    raise FileProblem("unreadable", f"{file_name(value, name)} ({reason})")
-
-
-def read_pair(image: dict, label: dict, name: str) -> tuple[np.ndarray, str]:
-    """The mask of a pair, raw values (H, W), upright like its image, and a note on what was done to it.
-
-    Cameras store pictures as the sensor sees them, with an EXIF entry that says how to turn them. Viewers, `datasets`
-    and most annotation tools obey it; others draw on the picture as stored, and some leave the entry in a mask that
-    was turned already. The size tells.
-    """
-    picture, mask = open_image(image, name), open_image(label, name)
-    if picture.mode.startswith(("I", "F")):
-        raise FileProblem("image depth", f"{file_name(image, name)} (mode {picture.mode})")
-    upright = ImageOps.exif_transpose(picture).size
-    turned, note = ImageOps.exif_transpose(mask), ""
-    if turned.size != upright and mask.size == upright:
-        turned, note = mask, "not turned, against their EXIF orientation, to fit their images"
-    elif turned.size != upright and mask.size == picture.size:
-        mask.getexif()[EXIF_ORIENTATION] = picture.getexif()[EXIF_ORIENTATION]
-        turned, note = ImageOps.exif_transpose(mask), "turned like their images, as the EXIF orientation of these says"
-    ids, mode_note = ids_of(turned, file_name(label, name))
-    if turned.size != upright:
-        found, needed = ("x".join(map(str, size)) for size in (turned.size, upright))
-        raise FileProblem("size", f"{file_name(label, name)} is {found}, {file_name(image, name)} {needed}")
-    return ids, note or mode_note
-
-
-def ids_of(mask: Image.Image, file: str) -> tuple[np.ndarray, str]:
-    """A decoded mask → its values (H, W) of any integer dtype, and a note.
-
-    Palette indices, 16-bit values and single bits (0, 1) are read as ids.
-    """
-    array = np.asarray(mask)
-    if mask.mode == "1":
-        return array.astype(np.uint8), ""
-    if mask.mode in ("L", "P") or mask.mode.startswith("I"):
-        return array, ""
-    if mask.mode in ("LA", "RGB", "RGBA"):
-        alpha_is_constant = mask.mode == "RGB" or array[..., -1].min() == array[..., -1].max()
-        channels = array[..., : 3 if mask.mode != "LA" else 1]
-        if alpha_is_constant and (channels == channels[..., :1]).all():
-            return channels[..., 0], f"read from one of several equal channels (mode {mask.mode})"
-    raise FileProblem("colors", f"{file} (mode {mask.mode})")
 
 
 # Until all modules use the public names.
@@ -338,6 +288,7 @@ def _raise_problems(dataset: DatasetDict, prepared: dict[str, Dataset], label_ma
             lines.append(f"{len(details[problem])} {what} - {shorten(details[problem])}: {fix}")
     if lines:
         raise UserError("\n  ".join(lines))
+    _refuse_mixed_masks(dataset, prepared)
     _refuse_binary_masks(all_values, dataset)
     num_labels = label_map.num_labels
     if label_map.do_reduce_labels and set(range(num_labels)) <= all_values and num_labels not in all_values:
@@ -345,6 +296,42 @@ def _raise_problems(dataset: DatasetDict, prepared: dict[str, Dataset], label_ma
             f"with label reduction annotation value 0 is ignored, yet the masks hold 0 to {num_labels - 1}, one "
             f"value for each of the {num_labels} classes: --no_do_reduce_labels if 0 is a class"
         )
+
+
+def _refuse_mixed_masks(dataset: DatasetDict, prepared: dict[str, Dataset]) -> None:
+    """Colours in some masks are evidence against ids in others that could be either."""
+    by_note = defaultdict(list)
+    for split_name, rows in prepared.items():
+        for name, note in zip(dataset[split_name]["name"], rows["note"], strict=True):
+            by_note[note.partition(" (")[0]].append(f"{split_name}: {name}")
+    for colors, ids in ((BY_COLOR, BY_CHANNEL), (BY_PALETTE, BY_INDEX)):
+        if colors in by_note and ids in by_note:
+            raise UserError(
+                f"{len(by_note[colors])} masks were {colors} ({shorten(by_note[colors])}), but {len(by_note[ids])} "
+                f"were {ids} ({shorten(by_note[ids])}): if all show colours, add those that no class has to the list "
+                "of classes (--id2label); else write all with one channel, a class id for each pixel"
+            )
+
+
+def _refuse_colors(rows: list[dict], count: int) -> None:
+    """rows: some of the `count` masks that could not be read without a list of classes."""
+    colors, files = set(), []
+    for row in rows:
+        try:
+            mask = open_image(row["label"], row["name"])
+            ids_of(mask, row["name"])
+        except FileProblem as problem:
+            if problem.kind == "colors" and mask.mode in ("RGB", "RGBA"):
+                colors.update(np.unique(packed_colors(np.asarray(mask)[..., :3])).tolist())
+                files.append(file_name(row["label"], row["name"]))
+    if not colors:
+        return
+    listed = shorten([f"{color >> 16} {color >> 8 & 255} {color & 255}" for color in sorted(colors)], 8)
+    few = len(colors) <= MAX_COLORS
+    raise UserError(
+        f"{count} masks ({shorten(files, 1)}) show classes in colours, {len(colors)} of them in {len(files)} masks "
+        f"({listed}): {COLOR_LIST if few else EXPORT_AGAIN}"
+    )
 
 
 def _refuse_binary_masks(values: set[int], dataset: DatasetDict) -> None:
@@ -380,7 +367,8 @@ def _likely_cause(all_values: set[int], label_map: LabelMap) -> str:
 def _log_oddities(split_name: str, split: Dataset, prepared: Dataset, label_map: LabelMap) -> None:
     """What is odd but valid: turned masks, images without labels, classes that cannot be learnt."""
     for note, count in Counter(filter(None, prepared["note"])).items():
-        logger.warning(f"{split_name}: {count} masks were {note}")
+        level = logging.INFO if note == BY_COLOR else logging.WARNING
+        logger.log(level, f"{split_name}: {count} masks were {note}")
     class_pixels = np.array(prepared["class_pixels"])
     empty = np.flatnonzero(class_pixels.sum(axis=1) == 0).tolist()
     if len(empty) == len(prepared) and split_name != "test":

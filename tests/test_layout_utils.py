@@ -21,7 +21,7 @@ def refused(folder, *parts, **options):
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUT_FILES)
 def test_every_layout_is_found(make_dataset, layout, caplog):
     caplog.set_level(logging.INFO)
     root = make_dataset(layout)
@@ -91,7 +91,7 @@ def test_jpeg_masks_are_told(make_dataset, caplog):
     path = root / "train" / "masks" / "train_0.png"
     path.rename(path.with_suffix(".jpg"))
     find_dataset(root)
-    assert "1 masks are JPEG files" in caplog.text and "train_0.jpg" in caplog.text
+    assert "1 masks are JPEG or lossy WebP files" in caplog.text and "train_0.jpg" in caplog.text
 
 
 def test_orphans_are_left_out_and_counted(make_dataset, caplog):

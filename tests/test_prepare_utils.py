@@ -190,8 +190,8 @@ TRANSPARENT = np.dstack([np.zeros((8, 12, 3), np.uint8), COLORS[..., 0]])
         (deep_image, THREE, ["more than 8 bits a channel - train: train_1.png (mode I;16)"]),
         (overwrite_mask(np.zeros((8, 11), np.uint8)), THREE, ["train_1.png is 11x8, train_1.jpg 12x8"]),
         (overwrite_mask(np.zeros((12, 8), np.uint8)), THREE, ["train_1.png is 8x12, train_1.jpg 12x8"]),
-        (overwrite_mask(COLORS), THREE, ["colours or fractions", "train_1.png (mode RGB)", "one channel"]),
-        (overwrite_mask(TRANSPARENT), THREE, ["colours or fractions", "train_1.png (mode RGBA)"]),
+        (overwrite_mask(COLORS), THREE, ["colours or fractions", "train_1.png (mode RGB, 96 colours)", "--id2label"]),
+        (overwrite_mask(TRANSPARENT), THREE, ["colours or fractions", "train_1.png (mode RGBA, 1 colours)"]),
         (overwrite_mask(np.zeros((8, 12), np.float32), ".tif"), THREE, ["train_1.tif (mode F)"]),
         # Values beyond the class list, and why.
         (every_mask([1, 2, 3]), THREE, ["4 masks hold values that are no class", "train_0.png has 3",
@@ -203,7 +203,7 @@ TRANSPARENT = np.dstack([np.zeros((8, 12, 3), np.uint8), COLORS[..., 0]])
         (overwrite_mask(np.full((8, 12), 256, np.uint16)), REDUCED, ["train_1.png has 256"]),
         (overwrite_mask(np.resize(np.arange(90, dtype=np.uint8), (8, 12))), THREE,
          ["train_1.png has 3, 4, 5, 6, 7 and 82 more", "another list of classes", "--id2label"]),
-        (overwrite_mask(COLORS[..., 0], ".jpg"), THREE, ["1 masks are JPEG files", "train_1.jpg has", "PNG"]),
+        (overwrite_mask(COLORS[..., 0], ".jpg"), THREE, ["1 masks have lossy compression", "train_1.jpg has", "PNG"]),
         (every_mask([0, 255]), THREE, ["train_0.png", "0 and 255 alone", "values 0 and 1"]),
         (every_mask([0, 255]), REDUCED, ["train_0.png", "0 and 255 alone", "values 0 and 1"]),
         (every_mask([255]), THREE, ["train: every pixel of all 2 masks is ignored", "train_0", "--ignore_values"]),
@@ -403,6 +403,141 @@ def test_missing_rows_are_named(tmp_path):
         prepare_dataset(dataset, THREE)
 
 
+# ---- masks in colours ----
+
+COLORED = LabelMap({0: "sky", 1: "tree", 2: "road"}, [[128, 128, 128], [0, 100, 0], [128, 64, 128]])
+
+
+def color_masks(root, colors=COLORED.palette, suffix=".png"):
+    """Every mask of values 0 … as RGB."""
+    for path in list(root.glob("*/masks/*")):
+        colored = Image.fromarray(np.array(colors, np.uint8)[np.asarray(Image.open(path))])
+        path.unlink()
+        colored.save(path.with_suffix(suffix))
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("class_dict.csv", "name,r,g,b\nsky,128,128,128\ntree,0,100,0\nroad,128,64,128\n"),
+        ("labelmap.txt", "# label:color_rgb:parts:actions\nsky:128,128,128::\ntree:0,100,0::\nroad:128,64,128::\n"),
+    ],
+)
+def test_masks_in_colors(make_dataset, file, content, caplog):
+    """From CamVid's and CVAT's lists of classes to training ids."""
+    caplog.set_level(logging.INFO)
+    root = make_dataset(values=(0, 1, 2))
+    color_masks(root)
+    overwrite_mask(np.full((8, 12, 3), 128, np.uint8))(root)  # grey, but a colour of the list
+    (root / file).write_text(content)
+    train = prepare(root, resolve(root))["train"]
+    assert [row["class_pixels"] for row in train] == [[32, 32, 32], [96, 0, 0]]
+    np.testing.assert_array_equal(np.asarray(train[0]["label"]), np.resize([0, 1, 2], (8, 12)))
+    assert "train: 2 masks were read by the colours of their classes" in caplog.text
+
+
+def test_a_dropped_class_takes_its_color_along(make_dataset):
+    root = make_dataset(values=(0, 1, 2))
+    color_masks(root)
+    row = prepare(root, label_utils.edit_classes(COLORED, drop=["tree"]))["train"][0]
+    np.testing.assert_array_equal(np.asarray(row["label"]), np.resize([0, 255, 1], (8, 12)))
+
+
+def void_pixel(root):
+    color_masks(root)
+    mask = np.array(Image.open(train_mask(root)))
+    mask[0, :2] = [3, 0, 4]
+    mask[1, 1] = [9, 9, 9]
+    overwrite_mask(mask)(root)
+
+
+def resized(root):
+    color_masks(root)
+    save_pair(root / "train" / "images" / "train_1.jpg", train_mask(root), np.zeros((64, 64), np.uint8))
+    blocks = np.array(COLORED.palette, np.uint8)[[[0, 1], [2, 0]]]
+    overwrite_mask(Image.fromarray(blocks).resize((16, 16), 0).resize((64, 64), Image.Resampling.BICUBIC))(root)
+
+
+TWICE = LabelMap(COLORED.id2label, [[128, 128, 128], [0, 100, 0], [128, 128, 128]])
+
+
+@pytest.mark.parametrize(
+    ("fault", "label_map", "parts"),
+    [
+        (void_pixel, COLORED, ["1 masks hold colours that no class has", "train_1.png has 2 such colours, mostly "
+                               "3 0 4 on 2.1% of it (nearest: tree 0 100 0, 100 away)", "--drop_classes NAME"]),
+        (color_masks, THREE, ["4 masks hold colours", "train_0.png (mode RGB, 3 colours)", "--id2label FILE"]),
+        (color_masks, TWICE, ["128 128 128 for both annotation value 0 (sky) and annotation value 2 (road)"]),
+        (lambda root: color_masks(root, suffix=".jpg"), COLORED, ["4 masks hold many colours that no class has",
+                                                                  "train_0.jpg has", "nearest neighbour"]),
+        (lambda root: color_masks(root, suffix=".webp"), COLORED, ["4 masks hold many colours", "train_0.webp has"]),
+        (resized, COLORED, ["1 masks hold many colours that no class has", "train_1.png has", "interpolation"]),
+        # An image of background alone, if black is the background that the list of classes lacks.
+        (lambda root: [color_masks(root), overwrite_mask(np.zeros((8, 12, 3), np.uint8))(root)], COLORED,
+         ["3 masks were read by the colours of their classes (train: train_0", "1 were read from one of several equal "
+          "channels (train: train_1)", "--id2label"]),
+    ],
+)  # fmt: skip
+def test_bad_colors_are_named_with_their_cause(make_dataset, fault, label_map, parts):
+    test_bad_files_are_named_with_their_cause(make_dataset, fault, label_map, parts)
+
+
+def test_colors_without_a_list_of_classes(make_dataset):
+    root = make_dataset(values=(0, 1, 2))
+    color_masks(root)
+    with pytest.raises(UserError) as caught:
+        resolve(root)
+    assert (
+        "4 masks (train_0.png and 3 more) show classes in colours, 3 of them in 4 masks (0 100 0, 128 64 128, 128 128 "
+        "128): give the list of classes with their colours: --id2label FILE" in str(caught.value)
+    )
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    overwrite_mask(noise)(root)
+    with pytest.raises(UserError, match=r"show classes in colours, 240\d of them .* export them again as PNG files"):
+        resolve(root)
+
+
+# ---- file formats ----
+
+
+@pytest.mark.parametrize("image_suffix", [".tif", ".webp", ".bmp", ".jpeg"])
+@pytest.mark.parametrize("mask_suffix", [".tif", ".webp", ".bmp", ".gif"])
+def test_file_formats(tmp_path, image_suffix, mask_suffix, caplog):
+    ids = np.minimum(IDS, 2)  # as programs close the gaps in GIFs
+    save_pair(tmp_path / "images" / f"x{image_suffix}", tmp_path / "masks" / "x.png", ids)
+    Image.open(tmp_path / "masks" / "x.png").save(tmp_path / "masks" / f"x{mask_suffix}", lossless=True)
+    (tmp_path / "masks" / "x.png").unlink()
+    row = prepare(tmp_path)["train"][0]
+    np.testing.assert_array_equal(np.asarray(row["label"]), ids)
+    assert row["image"].mode == "RGB" and row["image"].size == (4, 2)
+    assert "compression" not in caplog.text
+
+
+def test_lossy_webp_masks_are_told(tmp_path, caplog):
+    ids = np.zeros((32, 32), np.uint8)
+    ids[8:24, 8:24] = 2
+    save_pair(tmp_path / "images" / "x.png", tmp_path / "masks" / "x.webp", 100 * ids)
+    with pytest.raises(UserError, match=r"1 masks have lossy compression.*x\.webp has"):
+        prepare(tmp_path)
+    assert "1 masks are JPEG or lossy WebP files, whose compression changes values: x.webp" in caplog.text
+
+
+def test_multi_band_images(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    save_pair(tmp_path / "images" / "x.tif", tmp_path / "masks" / "x.png", IDS)
+    bands = np.arange(5 * 2 * 4, dtype=np.uint8).reshape(5, 2, 4)
+    tifffile.imwrite(tmp_path / "images" / "x.tif", bands, photometric="minisblack", planarconfig="separate")
+    dataset = load_segmentation_dataset(dataset_dir=tmp_path)
+    row = prepare_dataset(dataset, THREE, num_channels=5)["train"].remove_columns("image")[0]
+    assert (row["height"], row["width"], row["class_pixels"]) == (2, 4, [2, 3, 2])
+    with pytest.raises(UserError, match=r"1 files cannot be read - train: x.tif \(5 bands, --num_channels is 4"):
+        prepare_dataset(dataset, THREE, num_channels=4)
+    save_pair(tmp_path / "images" / "x.tif", tmp_path / "masks" / "x.png", IDS.T.copy())
+    tifffile.imwrite(tmp_path / "images" / "x.tif", bands, photometric="minisblack", planarconfig="separate")
+    with pytest.raises(UserError, match="x.png is 2x4, x.tif 4x2"):
+        prepare_dataset(load_segmentation_dataset(dataset_dir=tmp_path), THREE, num_channels=5)
+
+
 # ---- class lists from the data ----
 
 
@@ -413,10 +548,11 @@ def resolve(root, **options):
 def test_classes_from_the_masks(make_dataset, caplog, tmp_path):
     caplog.set_level(logging.INFO)
     label_map = resolve(make_dataset(values=(0, 2, 5, 255)), ignore_values=(5,))
-    assert label_map.id2label == {0: "class_0", 1: "class_1", 2: "class_2"} and label_map.ignore_values == (5,)
+    assert label_map.id2label == {0: "class_0", 1: "class_2"} and label_map.raw_to_id == {0: 0, 2: 1}
+    assert label_map.ignore_values == (5,)
     assert "named after the values in the masks (0, 2)" in caplog.text
     label_map = resolve(make_dataset(values=(0, 1, 3), folder="reduced"), do_reduce_labels=True)
-    assert label_map.id2label == {0: "class_1", 1: "class_2", 2: "class_3"}
+    assert label_map.id2label == {0: "class_1", 1: "class_3"}
     with pytest.raises(UserError, match=r"train_0.png … hold the values 0 and 255 alone|train_0.png …\) hold"):
         resolve(make_dataset(values=(0, 255), folder="binary"))
     with pytest.raises(UserError, match="no mask holds a value that stands for a class"):
