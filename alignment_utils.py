@@ -76,9 +76,10 @@ def alignment(gray: Image.Image, mask: np.ndarray) -> tuple[tuple[float, float, 
     small = mask[_centres(mask.shape[0], size[1])[:, None], _centres(mask.shape[1], size[0])]
     # A few glaring edges shall not outweigh the others.
     edges = _neighbour_differences(picture)
-    edges = _standardized(np.minimum(edges, np.quantile(edges, 0.95)))
+    edges = _standardized(np.minimum(edges, np.quantile(edges, 0.98)))
     windows = [max(1, round(side * ALIGNMENT_WINDOW)) for side in edges.shape]
-    padded = [side + window for side, window in zip(edges.shape, windows, strict=True)]
+    # Powers of two, of which the Fourier transform is fast.
+    padded = [1 << (side + window - 1).bit_length() for side, window in zip(edges.shape, windows, strict=True)]
     spectrum = np.fft.rfft2(edges, padded)
     result = []
     for oriented in (small, small[:, ::-1], small[::-1], small[::-1, ::-1]):

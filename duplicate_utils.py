@@ -24,7 +24,8 @@ def difference_hash(gray: Image.Image) -> int:
     Source: N. Krawetz, "Kind of Like That", The Hacker Factor Blog, 2013 (dHash).
     """
     rows, columns = HASH_SHAPE
-    cells = np.asarray(gray.resize((columns + 1, rows), Image.Resampling.BOX), np.int16)
+    # Not rounded, as cells of a smooth picture differ by less than one.
+    cells = np.asarray(gray.convert("F").resize((columns + 1, rows), Image.Resampling.BOX))
     return int.from_bytes(np.packbits(cells[:, :-1] < cells[:, 1:]).tobytes(), "big")
 
 

@@ -3,13 +3,11 @@
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from label_utils import LabelMap
 from layout_utils import shorten
-from prepare_utils import PROBLEMS
+from mask_utils import BY_CHANNEL, BY_COLOR, BY_INDEX, BY_PALETTE, PROBLEMS
 from report_utils import ERROR, INFO, WARNING, Finding, ImageRecord, finding, keys_of, part_of
 
 TINY_SIDE, MAX_ASPECT, MAX_UPSAMPLING = 32, 4, 2
-MANY_COLORS = 64  # in one mask: more than anybody draws with
 # Files that cannot be used: where what is said here is more to the point than `PROBLEMS`.
 FILE_FAULTS = {
     kind: (what, "copy or download them again, or delete them together with their image or mask")
@@ -25,10 +23,11 @@ FILE_FAULTS = {
         "export them again at the image's size, or resize them with nearest neighbour",
     ),
 }
+KINDS = {"colors": "mask-colors", "unknown colors": "mask-colors-unknown", "lossy colors": "mask-colors-lossy"}
 
 
 def file_faults(records: Sequence[ImageRecord]) -> list[Finding]:
-    """Pairs that cannot be used at all, by what `prepare_utils` says of them."""
+    """Pairs that cannot be used at all, by what `mask_utils` says of them."""
     by_kind = defaultdict(list)
     for record in records:
         if record.problem in ("empty", "truncated", "unreadable"):
@@ -36,8 +35,8 @@ def file_faults(records: Sequence[ImageRecord]) -> list[Finding]:
         elif record.problem == "size":
             turned = record.mask_size == (record.height, record.width)
             by_kind["mask-turned" if turned else "size-mismatch"].append(record)
-        elif record.problem and record.problem != "colors":  # see `mask_form_faults`
-            by_kind[record.problem.replace(" ", "-")].append(record)
+        elif record.problem:
+            by_kind[KINDS.get(record.problem) or record.problem.replace(" ", "-")].append(record)
     findings = []
     for kind, found in by_kind.items():
         what, fix = FILE_FAULTS.get(kind) or PROBLEMS[found[0].problem]
@@ -125,12 +124,9 @@ def image_faults(records: Sequence[ImageRecord], image_size: int | None) -> list
     return findings
 
 
-def mask_form_faults(records: Sequence[ImageRecord], label_map: LabelMap | None) -> list[Finding]:
+def mask_form_faults(records: Sequence[ImageRecord]) -> list[Finding]:
     """How masks are stored: colours instead of ids, palettes that contradict each other, several frames."""
     findings = []
-    colored = [record for record in records if record.problem == "colors"]
-    if colored:
-        findings.append(_color_fault(colored, records, label_map))
     animated = [record for record in records if "animated mask" in record.oddities]
     if animated:
         message = f"{part_of(animated, records, 'masks')} hold several frames or pages, of which the first is read"
@@ -140,7 +136,7 @@ def mask_form_faults(records: Sequence[ImageRecord], label_map: LabelMap | None)
     # Programs that save "indexed colours" number them by how often they occur, in every file anew.
     colors_of, first = defaultdict(Counter), {}
     for record in records:
-        for value, color in record.palette.items():
+        for value, color in {} if record.note == BY_PALETTE else record.palette.items():
             colors_of[value][color] += 1
             first.setdefault((value, color), record)
     differing = {value: colors for value, colors in colors_of.items() if len(colors) > 1}
@@ -156,11 +152,15 @@ def mask_form_faults(records: Sequence[ImageRecord], label_map: LabelMap | None)
         fix = "export masks of class ids, or RGB masks together with a list of classes and their colours (--id2label)"
         findings.append(finding("mask-palettes-differ", WARNING, message, fix, keys_of(odd)))
 
-    several = [record for record in records if record.note and "EXIF" not in record.note]
-    if several:
-        message = f"{part_of(several, records, 'masks')} were {several[0].note}"
-        fix = "nothing for training; --fix OUT_DIR writes them with one channel"
-        findings.append(finding("mask-channels", INFO, message, fix, keys_of(several)))
+    for kind, severity, notes, fix in (
+        ("mask-channels", INFO, (BY_CHANNEL,), "nothing for training; --fix OUT_DIR writes them with one channel"),
+        ("mask-by-color", INFO, (BY_COLOR, BY_PALETTE), "nothing for training; --fix OUT_DIR writes them as ids"),
+        ("mask-palette-contradicts", WARNING, (BY_INDEX,), "check the order of the list of classes (--id2label)"),
+    ):
+        noted = [record for record in records if record.note.startswith(notes)]
+        if noted:
+            message = f"{part_of(noted, records, 'masks')} are {noted[0].note}"
+            findings.append(finding(kind, severity, message, fix, keys_of(noted)))
     modes = Counter(record.mask_mode for record in records if record.mask_mode and not record.problem)
     if len(modes) > 1:
         common = modes.most_common(1)[0][0]
@@ -170,39 +170,3 @@ def mask_form_faults(records: Sequence[ImageRecord], label_map: LabelMap | None)
         fix = "look whether the same values mean the same in all of them"
         findings.append(finding("mask-modes-mixed", INFO, message, fix, keys_of(others)))
     return findings
-
-
-def _color_fault(colored: list[ImageRecord], records: Sequence[ImageRecord], label_map: LabelMap | None) -> Finding:
-    """Masks in colours: none are known, some are unknown, or so many that compression must have made them."""
-    what = f"{part_of(colored, records, 'masks')} hold colours instead of class ids"
-    lossy = [record for record in colored if "JPEG mask" in record.oddities or len(record.colors) >= MANY_COLORS]
-    if lossy:
-        return finding(
-            "mask-colors-lossy",
-            ERROR,
-            f"{what}, {len(lossy[0].colors)} or more of them in {lossy[0].key}: compression or interpolation mixed them",
-            "export them again as PNG; if that is impossible, replace each colour by the nearest one of a class",
-            keys_of(lossy),
-        )
-    counts: Counter = Counter()
-    for record in colored:
-        counts.update(record.colors)
-    if label_map is None or label_map.palette is None:
-        return finding(
-            "mask-colors",
-            ERROR,
-            f"{what}: {shorten(map(str, (color for color, _ in counts.most_common())), 8)}",
-            "give the list of classes with their colours (--id2label FILE: JSON, class_dict.csv or labelmap.txt), or "
-            "write masks with one channel of class ids",
-            keys_of(colored),
-        )
-    known = {"#{:02x}{:02x}{:02x}".format(*color) for color in label_map.palette}
-    unknown = [color for color, _ in counts.most_common() if color not in known]
-    colored.sort(key=lambda record: -sum(n for color, n in record.colors.items() if color not in known))
-    return finding(
-        "mask-colors-unknown",
-        ERROR,
-        f"{what}, {len(unknown)} of which no class has: {shorten(unknown, 8)}",
-        "add these colours to the list of classes (--id2label), or check that it belongs to these masks",
-        keys_of(colored),
-    )

@@ -1,11 +1,314 @@
 """Looking at a dataset: every pair decoded once, what a folder holds besides, and the quick look before training.
 
-    records = scan(dataset)                                  # of `data_utils.load_segmentation_dataset`
-    findings = find_faults(records, label_map, image_size)   # see `fault_utils`
+    records = scan(dataset, label_map)                        # of `data_utils.load_from_arguments`
+    findings = find_faults(records, label_map, image_size)
 
 `check_dataset.py` scans everything; `run_segmentation.py` a sample, before it starts (`quick_check`).
 """
 
-from report_utils import DatasetReport, Finding, ImageRecord
+import hashlib
+import io
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
-__all__ = ["DatasetReport", "Finding", "ImageRecord"]
+import numpy as np
+from datasets import DatasetDict
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from alignment_utils import alignment, alignment_faults
+from cli_utils import UserError
+from duplicate_utils import difference_hash, duplicate_faults, thumbnail
+from form_utils import exif_faults, file_faults, image_faults, mask_form_faults
+from image_utils import read_channels, rgb_view
+from label_utils import LabelMap
+from layout_utils import IMAGE_EXTENSIONS, MASK_EXTENSIONS, FoundDataset, shorten
+from mask_utils import EXIF_ORIENTATION, FileProblem, is_lossy_file, open_image, read_pair
+from prepare_utils import undecoded
+from report_utils import ERROR, INFO, WARNING, DatasetReport, Finding, ImageRecord, finding
+from value_utils import class_faults, presence_faults, split_faults, transitions, value_faults
+
+__all__ = [
+    "DatasetReport",
+    "Finding",
+    "ImageRecord",
+    "find_faults",
+    "orphan_faults",
+    "quick_check",
+    "raise_on_errors",
+    "scan",
+]
+
+logger = logging.getLogger(__name__)
+
+# One process for so many images; starting more would cost more than it saves.
+IMAGES_PER_PROCESS, MAX_PROCESSES = 200, 8
+BLOCK, CHUNK = 1024, 16  # images handed to all processes, and to one, at a time
+ALIGNED_PER_SPLIT = 200  # images whose alignment is measured: a fault of the whole split shows in a part of it
+QUICK_SAMPLE = 100
+
+
+def quick_check(
+    dataset: DatasetDict,
+    label_map: LabelMap | None,
+    image_size: int | None = None,
+    num_images: int = QUICK_SAMPLE,
+    seed: int = 0,
+    num_channels: int = 3,
+) -> list[Finding]:
+    """What a seeded sample of a dataset shows, errors first; takes seconds.
+
+    What only a whole dataset can tell, as classes that never occur, is left out.
+
+    Args:
+        dataset: of `data_utils.load_segmentation_dataset`.
+        label_map: what the values in its masks mean.
+        image_size: short side in training, in pixels.
+        num_images: over all splits.
+        num_channels: of the images.
+    """
+    records = scan(dataset, label_map, num_images, 1, seed, progress=False, num_channels=num_channels)
+    return find_faults(records, label_map, image_size, complete=len(records) == sum(map(len, dataset.values())))
+
+
+def raise_on_errors(findings: Sequence[Finding], all_of_it: str = "") -> None:
+    """Logs what a check found; raises one UserError for all errors. all_of_it: the command for a complete check."""
+    for found in findings:
+        if found.severity != ERROR:
+            level = logging.WARNING if found.severity == WARNING else logging.INFO
+            logger.log(level, f"[{found.kind}] {found.message}: {found.fix}")
+    errors = [f"[{found.kind}] {found.message}: {found.fix}" for found in findings if found.severity == ERROR]
+    if errors:
+        raise UserError("\n  ".join([*errors, all_of_it] if all_of_it else errors))
+
+
+def find_faults(
+    records: Sequence[ImageRecord], label_map: LabelMap | None, image_size: int | None = None, complete: bool = True
+) -> list[Finding]:
+    """All findings, errors first.
+
+    Args:
+        records: of `scan`.
+        label_map: None where the classes cannot be told; values are then judged by themselves.
+        image_size: short side in training, in pixels; None: images are not judged by it.
+        complete: the records are of the whole dataset, so that what they do not show is not there.
+    """
+    readable = [record for record in records if not record.problem]
+    findings = [
+        *file_faults(records),
+        *exif_faults(records),
+        *image_faults(records, image_size),
+        *mask_form_faults(records),
+        *alignment_faults(readable),
+        *duplicate_faults(records),
+    ]
+    of_values = value_faults(readable, label_map)
+    if label_map is not None:
+        of_values += class_faults(readable, label_map, complete)
+        # Where values are wrong, that they leave classes out says nothing.
+        if complete and not any(found.severity == ERROR for found in of_values):
+            of_values += presence_faults(readable, label_map)
+    findings += of_values
+    if complete:
+        findings += split_faults(records)
+    return sorted(findings, key=lambda found: (ERROR, WARNING, INFO).index(found.severity))
+
+
+def orphan_faults(found: FoundDataset) -> list[Finding]:
+    """Images without masks and masks without images, in the folders that the pairs of a dataset come from."""
+    if found.layout in ("metadata", "Pascal VOC"):  # whose lists say which files belong to the dataset
+        return []
+    pairs = [pair for pairs in found.splits.values() for pair in pairs]
+    city = found.layout == "Cityscapes"
+    findings = []
+    for kind, attribute, extensions, ending, what, fix in (
+        (
+            "image-without-mask",
+            "image",
+            IMAGE_EXTENSIONS,
+            "_leftImg8bit" * city,
+            "images without a mask",
+            "label them",
+        ),
+        ("mask-without-image", "mask", MASK_EXTENSIONS, "_labelTrainIds" * city, "masks without an image", "add it"),
+    ):
+        files = {getattr(pair, attribute) for pair in pairs}
+        # A pair's name is its path below the folder of its split.
+        folders = {getattr(pair, attribute).parents[pair.name.count("/")] for pair in pairs}
+        alone = [
+            path
+            for folder in sorted(folders)
+            for path in sorted(folder.rglob("*"))
+            if path.suffix.lower() in extensions and path.stem.endswith(ending) and path not in files
+            if path.is_file() and not path.name.startswith(".")
+        ]
+        if alone:
+            message = f"{len(alone)} {what} are left out: {shorten(path.name for path in alone)}"
+            fix = f"{fix}, or give both the same name; --fix OUT_DIR writes a copy without them"
+            findings.append(finding(kind, WARNING, message, fix, map(str, alone)))
+    return findings
+
+
+# ---- scanning -------------------------------------------------------------------------------------------------------
+
+
+def scan(
+    dataset: DatasetDict,
+    label_map: LabelMap | None = None,
+    max_images: int | None = None,
+    num_proc: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    num_channels: int = 3,
+) -> list[ImageRecord]:
+    """Decodes every image and mask once and says what is known of them, in the order of the dataset.
+
+    Args:
+        dataset: of `data_utils.load_segmentation_dataset`.
+        label_map: gives the colours by which masks in colours are read.
+        max_images: a random sample of so many, parted among the splits by their size; None: all.
+        num_proc: processes; default: one for every 200 images, as far as there are CPUs, at most 8.
+        seed: of the sample. progress: shows a bar.
+        num_channels: of the images, as for `image_utils.read_channels`.
+    """
+    chosen = _choose({split: len(rows) for split, rows in dataset.items()}, max_images, seed)
+    if num_proc is None:
+        num_proc = max(1, min(os.cpu_count() or 1, MAX_PROCESSES, len(chosen) // IMAGES_PER_PROCESS))
+    dataset = DatasetDict({split: undecoded(rows) for split, rows in dataset.items()})
+    look = partial(_look_at, label_map=label_map, num_channels=num_channels)
+    with tqdm(total=len(chosen), desc="checking", unit=" images", disable=not progress) as bar:
+        records = []
+        for record in _map(look, ((split, dataset[split][i], align) for split, i, align in chosen), num_proc):
+            records.append(record)
+            bar.update()
+    return records
+
+
+def _choose(sizes: dict[str, int], max_images: int | None, seed: int) -> list[tuple[str, int, bool]]:
+    """(split, index, whether to measure its alignment) of the images to look at."""
+    total, rng = sum(sizes.values()), np.random.default_rng(seed)
+    chosen = []
+    for split, size in sizes.items():
+        count = size if max_images is None or max_images >= total else min(size, -(-max_images * size // total))
+        indices = np.sort(rng.permutation(size)[:count]).tolist()
+        step = -(-count // ALIGNED_PER_SPLIT)
+        chosen += [(split, index, place % step == 0) for place, index in enumerate(indices)]
+    return chosen
+
+
+def _map(function, tasks: Iterator, num_proc: int) -> Iterator:
+    """`map` in processes, in order. Tasks are handed out in blocks, as they may hold whole files."""
+    if num_proc == 1:
+        yield from map(function, tasks)
+        return
+    with ProcessPoolExecutor(num_proc) as pool:
+        block = []
+        for task in tasks:
+            block.append(task)
+            if len(block) == BLOCK:
+                yield from pool.map(function, block, chunksize=CHUNK)
+                block = []
+        yield from pool.map(function, block, chunksize=CHUNK)
+
+
+def _look_at(task: tuple[str, dict, bool], label_map: LabelMap | None, num_channels: int) -> ImageRecord:
+    """task: split, row with undecoded "image" and "label", whether to measure alignment."""
+    split, row, align = task
+    image, label, name = row["image"], row["label"], row["name"]
+    facts = {"image_file": _file(image, name), "mask_file": _file(label, name)}
+    source, file = image, facts["image_file"]
+    try:
+        picture = open_image(image, name) if num_channels in (1, 3) else _view_bands(image, name, num_channels)
+        upright = ImageOps.exif_transpose(picture)
+        facts |= {"image_mode": picture.mode, "orientation": picture.getexif().get(EXIF_ORIENTATION, 1)}
+        facts |= {"width": upright.width, "height": upright.height}
+        source, file = label, facts["mask_file"]
+        mask = open_image(label, name)
+        facts |= {"mask_mode": mask.mode, "mask_size": mask.size}
+        ids, note = read_pair(image, label, name, label_map, num_channels)
+    except FileProblem as problem:
+        kind = _kind(problem, source)
+        return ImageRecord(split, name, **facts, problem=kind, problem_file=file, detail=problem.detail)
+    rgb = upright.convert("RGB")
+    gray = rgb.convert("L")
+    facts |= {
+        "oddities": _oddities(picture, image, mask, label, gray),
+        "image_digest": _digest(rgb.tobytes(), rgb.size),
+        "image_hash": difference_hash(gray),
+        "thumbnail": thumbnail(gray),
+        "alignment": alignment(gray, ids) if align else (),
+    }
+    return ImageRecord(split, name, **facts, **_mask_facts(ids, mask), note=note)
+
+
+def _view_bands(image: dict | None, name: str, num_channels: int) -> Image.Image:
+    """Something to look at of an image that Pillow may not know."""
+    if image is None:
+        return open_image(image, name)
+    try:
+        return rgb_view(read_channels(image["path"] if image["bytes"] is None else image["bytes"], num_channels, name))
+    except UserError as error:
+        raise FileProblem("unreadable", str(error)) from None
+
+
+def _file(value: dict | None, name: str) -> str:
+    return (value and value["path"]) or name
+
+
+def _kind(problem: FileProblem, source: dict | None) -> str:
+    """A key of `PROBLEMS`, or why a file is unreadable: "empty", "truncated"."""
+    if problem.kind != "unreadable" or source is None:
+        return problem.kind
+    path, content = source["path"], source["bytes"]
+    if content == b"" or (content is None and os.path.isfile(path) and os.path.getsize(path) == 0):
+        return "empty"
+    early = ("truncated", "broken", "unexpected end", "not enough", "incomplete")
+    return "truncated" if any(word in problem.detail.lower() for word in early) else "unreadable"
+
+
+def _oddities(picture: Image.Image, image: dict, mask: Image.Image, label: dict, gray: Image.Image) -> tuple[str, ...]:
+    low, high = gray.getextrema()
+    oddities = {
+        "blank image": low == high,
+        "transparent image": picture.has_transparency_data and picture.convert("RGBA").getextrema()[3][0] < 255,
+        "animated image": _frames(picture.format, image) > 1,
+        "animated mask": _frames(mask.format, label) > 1,
+        "lossy mask": is_lossy_file(label),
+    }
+    return tuple(oddity for oddity, found in oddities.items() if found)
+
+
+def _frames(image_format: str | None, value: dict) -> int:
+    if image_format not in ("GIF", "TIFF", "WEBP"):  # others hold one, or thumbnails besides
+        return 1
+    with Image.open(value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])) as image:
+        return image.n_frames
+
+
+def _mask_facts(ids: np.ndarray, mask: Image.Image) -> dict:
+    if ids.dtype == np.uint8:
+        counts = np.bincount(ids.reshape(-1), minlength=256)
+        values = np.flatnonzero(counts)
+        counts = counts[values]
+    else:
+        values, counts = np.unique(ids, return_counts=True)
+    values = values.tolist()
+    crossings, ramps, ramp_values = transitions(ids)
+    palette = mask.getpalette() if mask.mode == "P" else []
+    return {
+        "raw_values": dict(zip(values, counts.tolist(), strict=True)),
+        "palette": {
+            v: "#{:02x}{:02x}{:02x}".format(*palette[3 * v : 3 * v + 3]) for v in values if 3 * v + 3 <= len(palette)
+        },
+        "crossings": crossings,
+        "ramps": ramps,
+        "ramp_values": ramp_values,
+        "mask_digest": _digest(ids.tobytes(), ids.shape),
+    }
+
+
+def _digest(content: bytes, size: tuple) -> str:
+    return hashlib.blake2b(content, digest_size=16, person=repr(size).encode()[:16]).hexdigest()

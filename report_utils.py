@@ -39,13 +39,11 @@ class ImageRecord:
         image_mode, mask_mode: Pillow's, as stored.
         raw_values: value in the mask → pixels.
         problem_file: the one of the two that `problem` is about.
-        problem, detail, note: what `prepare_utils.read_pair` said: a key of `PROBLEMS`, the file and what was found in
-            it, and how an odd mask was read; empty where all is well.
+        problem, detail, note: what `mask_utils.read_pair` said: a key of `PROBLEMS` ("empty" and "truncated" are kinds
+            of "unreadable"), the file and what was found in it, and how an odd mask was read; empty if all is well.
         orientation: the image's EXIF entry; 1 is upright.
-        oddities: of "animated image", "animated mask", "blank image", "transparent image", "JPEG mask", "empty file",
-            "truncated file".
+        oddities: of "animated image", "animated mask", "blank image", "transparent image", "lossy mask".
         mask_size: width and height of the mask as stored.
-        colors: of a colour mask, "#rrggbb" → pixels, the most frequent 256.
         palette: of an indexed mask, value → "#rrggbb", for those values that occur.
         crossings, ramps: places along rows and columns where one region ends and another begins whose value differs by
             two or more; those of them with thin runs of values in between, as interpolation leaves them.
@@ -72,7 +70,6 @@ class ImageRecord:
     orientation: int = 1
     oddities: tuple[str, ...] = ()
     mask_size: tuple[int, int] = (0, 0)
-    colors: dict[str, int] = field(default_factory=dict)
     palette: dict[int, str] = field(default_factory=dict)
     crossings: int = 0
     ramps: int = 0
