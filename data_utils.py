@@ -21,9 +21,12 @@ import datasets
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict, Features, Value
+from PIL import Image
 from torchvision.transforms.v2 import functional as tvF
 
+import visual_utils
 from cli_utils import UserError, nearest
+from image_utils import read_channels, rgb_view
 from label_utils import MAX_LABELS, LabelMap, read_class_list
 from layout_utils import detect_layout, find_dataset, shorten, standard_split_name
 from metrics_utils import IGNORE_INDEX
@@ -36,6 +39,7 @@ __all__ = [
     "LabelMap",
     "SegmentationDataset",
     "TrainTransform",
+    "augmentation_preview",
     "collate_eval",
     "collate_train",
     "load_segmentation_dataset",
@@ -360,12 +364,16 @@ def _read_split_file(path: Path, names: list[str], fraction: float) -> dict[str,
 class SegmentationDataset(torch.utils.data.Dataset):
     """Examples for the model from a split of `prepare_dataset`, decoded and transformed as they are read.
 
-    With a `TrainTransform`: float32 "pixel_values" (3, S, S) and uint8 "labels" (S, S), random as a function of seed,
+    With a `TrainTransform`: float32 "pixel_values" (C, S, S) and uint8 "labels" (S, S), random as a function of seed,
     epoch and index alone, so that neither a resumed run nor the number of workers changes them. With an
-    `EvaluationProtocol`: "pixel_values" (3, h, w) as the network is to see them, "labels" (H, W) as annotated.
+    `EvaluationProtocol`: "pixel_values" (C, h, w) as the network is to see them, "labels" (H, W) as annotated. The
+    protocol's number of channels decides how image files are read, see `read`.
     """
 
     def __init__(self, split: Dataset, transform: TrainTransform | EvaluationProtocol, seed: int = 0):
+        self.protocol = transform.protocol if isinstance(transform, TrainTransform) else transform
+        if self.protocol.num_channels != 3:
+            split = split.cast_column("image", datasets.Image(decode=False))
         self.split = split
         self.transform = transform
         self.seed = seed
@@ -379,19 +387,49 @@ class SegmentationDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def read(self, index: int) -> tuple[Image.Image | torch.Tensor, Image.Image]:
+        """Image and mask of training ids before any transform; the image is RGB, or uint8 (C, H, W) where the protocol
+        has another number of channels than three (see `image_utils.read_channels`, also for what it raises)."""
         row = self.split[index]
+        image = row["image"]
+        if self.protocol.num_channels != 3:
+            source = image["path"] if image["bytes"] is None else image["bytes"]
+            image = read_channels(source, self.protocol.num_channels, image["path"])
+        return image, row["label"]
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        image, label = self.read(index)
         if isinstance(self.transform, TrainTransform):
             rng = np.random.default_rng([self.seed, int(self._epoch), index])
-            return self.transform(row["image"], row["label"], rng)
-        return {
-            "pixel_values": self.transform.preprocess(row["image"]),
-            "labels": tvF.pil_to_tensor(row["label"])[0],
-        }
+            return self.transform(image, label, rng)
+        return {"pixel_values": self.transform.preprocess(image), "labels": tvF.pil_to_tensor(label)[0]}
+
+
+def augmentation_preview(
+    dataset: SegmentationDataset, label_map: LabelMap, samples: int = 8, draws: int = 4
+) -> Image.Image:
+    """What a training dataset's `TrainTransform` does, as a picture: some images, evenly spread, and what each becomes
+    in the first epochs, with its mask. Ignored pixels are black, and padding is the grey that normalises to zero.
+
+    Args:
+        samples: images, a row for each.
+        draws: epochs.
+    """
+    names, epoch = dataset.split["name"], int(dataset._epoch)
+    rows = []
+    for index in np.unique(np.linspace(0, len(dataset) - 1, samples).round().astype(int)).tolist():
+        drawn = []
+        for draw in range(draws):
+            dataset.set_epoch(draw)
+            example = dataset[index]
+            drawn.append((rgb_view(dataset.protocol.denormalize(example["pixel_values"])), example["labels"].numpy()))
+        rows.append((names[index], rgb_view(dataset.read(index)[0]), drawn))
+    dataset.set_epoch(epoch)
+    return visual_utils.augmentation_sheet(rows, label_map.colors(), label_map.id2label, IGNORE_INDEX)
 
 
 def collate_train(examples: list[dict]) -> dict[str, torch.Tensor]:
-    """→ float32 "pixel_values" (B, 3, S, S), int64 "labels" (B, S, S)."""
+    """→ float32 "pixel_values" (B, C, S, S), int64 "labels" (B, S, S)."""
     return {
         "pixel_values": torch.stack([example["pixel_values"] for example in examples]),
         "labels": torch.stack([example["labels"] for example in examples]).long(),

@@ -179,8 +179,8 @@ class EvaluationProtocol:
 
         C is `num_channels`, the first three being RGB.
         """
-        image = self._rgb_or_bgr(image)
-        return tvF.normalize(tvF.to_dtype(image, torch.float32, scale=True), self.image_mean, self.image_std)
+        scaled = tvF.to_dtype(self._rgb_or_bgr(image), torch.float32, scale=True)
+        return tvF.normalize(scaled, self.image_mean, self.image_std, inplace=True)
 
     def denormalize(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The inverse of `normalize`: float32 (…, C, H, W) → uint8, to be looked at."""

@@ -7,8 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from data_utils import LabelMap, SegmentationDataset, augmentation_preview, load_segmentation_dataset, prepare_dataset
 from protocol_utils import EvaluationProtocol
 from transform_utils import TrainTransform, distort_colors
+from visual_utils import DRAW_SIDE, LINE_HEIGHT, MARGIN
 
 IDENTITY = {"image_mean": (0.0, 0.0, 0.0), "image_std": (1.0, 1.0, 1.0)}
 
@@ -127,6 +129,27 @@ def test_ignored_pixels_do_not_count_in_the_crop_rule():
     assert rng.draws == 22  # the first window and ten more
 
 
+def test_bands_beyond_rgb_share_its_geometry_and_keep_their_values():
+    image, mask = blocks(96, 128)
+    rgb = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    five = torch.cat([rgb, rgb[:2]])
+    identity_5 = {"image_mean": (0.0,) * 5, "image_std": (1.0,) * 5}
+    for seed in range(5):
+        expected = TrainTransform(EvaluationProtocol(64, **IDENTITY))(image, mask, np.random.default_rng(seed))
+        plain = TrainTransform(EvaluationProtocol(64, **IDENTITY), photometric_distortion=False)
+        undistorted = plain(image, mask, np.random.default_rng(seed))
+        found = TrainTransform(EvaluationProtocol(64, **identity_5))(five, mask, np.random.default_rng(seed))
+        assert torch.equal(found["labels"], expected["labels"])
+        torch.testing.assert_close(found["pixel_values"][:3], expected["pixel_values"], atol=0.02, rtol=0)
+        torch.testing.assert_close(found["pixel_values"][3:], undistorted["pixel_values"][:2], atol=0.02, rtol=0)
+
+
+def test_grey_images():
+    image, mask = blocks(64, 64)
+    transform = TrainTransform(EvaluationProtocol(64, image_mean=(0.5,), image_std=(0.5,)))
+    assert transform(image.convert("L"), mask, np.random.default_rng(0))["pixel_values"].shape == (1, 64, 64)
+
+
 class Fixed:
     """A generator with chosen numbers: each step of the distortion takes one to decide and one for its strength."""
 
@@ -162,13 +185,24 @@ def test_brightness_and_contrast():
     assert distorted(color, OFF, ON, 0.5, OFF, OFF, ON) == [50, 5, 120]
 
 
+@pytest.mark.parametrize(
+    ("channels", "expected"), [([100], [130]), ([100, 50], [130, 50]), ([100, 100, 100, 7, 9], [130, 130, 130, 7, 9])]
+)
+def test_distortion_of_other_channels(channels, expected):
+    """(100 + 9) · 1.2 = 130.8 in grey, which saturation and hue leave as it is; other bands keep their values."""
+    image = torch.tensor(channels, dtype=torch.uint8)[:, None, None].expand(-1, 2, 5).contiguous()
+    result = distort_colors(image, Fixed(ON, 9.0, ON, 1.2, ON, 1.5, ON, 30.0, ON))
+    assert result[:, 1, 3].tolist() == expected
+    assert result.shape == (len(channels), 2, 5) and result.dtype == torch.uint8
+
+
 def test_contrast_before_or_after_saturation():
     color = [200, 100, 100]
     # Before: 255 (clipped), 150, 150, then grey; after: 200, 200, 200 at saturation 1/2 → 150, so order shows.
     before = distorted(color, OFF, ON, 1.5, ON, 0.5, OFF, ON)
     after = distorted(color, OFF, ON, 1.5, ON, 0.5, OFF, OFF)
-    np.testing.assert_allclose(before, [255, 202, 202], atol=3)
-    np.testing.assert_allclose(after, [255, 225, 225], atol=3)
+    assert before == [255, 202, 202]
+    assert after == [255, 225, 225]
 
 
 @pytest.mark.parametrize("color", [[200, 100, 50], [10, 250, 130], [90, 90, 90], [30, 60, 220]])
@@ -177,7 +211,7 @@ def test_saturation_and_hue_against_colorsys(color, saturation, degrees):
     hue, s, v = colorsys.rgb_to_hsv(*(channel / 255 for channel in color))
     expected = colorsys.hsv_to_rgb((hue + degrees / 360) % 1, min(1.0, s * saturation), v)
     found = distorted(color, OFF, OFF, ON, saturation, ON, float(degrees), OFF)
-    np.testing.assert_allclose(found, np.array(expected) * 255, atol=6)  # 8-bit hue: 1.4 degrees a step
+    np.testing.assert_allclose(found, np.array(expected) * 255, atol=0.51)
 
 
 def test_each_distortion_happens_half_of_the_time():
@@ -187,3 +221,45 @@ def test_each_distortion_happens_half_of_the_time():
     # A grey pixel shows brightness and contrast alone: neither in a quarter of all cases.
     assert (results == results[:, :1]).all()
     assert (results[:, 0] == 100).float().mean() == pytest.approx(0.25, abs=0.04)
+
+
+# ---- preview ----
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_preview_shows_what_training_sees(make_dataset, num_channels):
+    root = make_dataset("CamVid", count=5)
+    label_map = LabelMap({0: "wall", 1: "floor", 2: "sky"}, [[200, 0, 0], [0, 100, 0], [0, 0, 250]])
+    split = prepare_dataset(load_segmentation_dataset(dataset_dir=root), label_map)["train"]
+    # As large as the sheet's panels, which are then shown pixel by pixel.
+    normalization = {"image_mean": (0.5,) * num_channels, "image_std": (0.25,) * num_channels}
+    dataset = SegmentationDataset(split, TrainTransform(EvaluationProtocol(DRAW_SIDE, **normalization)), seed=3)
+    dataset.set_epoch(7)
+    sheet = np.asarray(augmentation_preview(dataset, label_map, samples=2, draws=3))
+    assert np.array_equal(sheet, np.asarray(augmentation_preview(dataset, label_map, samples=2, draws=3)))
+    cell = DRAW_SIDE + MARGIN
+    assert sheet.shape[1] == 7 * cell + MARGIN and sheet.shape[0] > 2 * (cell + LINE_HEIGHT)
+    palette = np.zeros((256, 3), np.uint8)
+    palette[:3] = label_map.palette
+    ignored = 0
+    for row, index in enumerate((0, 4)):
+        for draw in range(3):
+            dataset.set_epoch(draw)
+            example = dataset[index]
+            top, left = row * (cell + LINE_HEIGHT) + LINE_HEIGHT, MARGIN + (1 + 2 * draw) * cell
+            image, mask = (sheet[top : top + DRAW_SIDE, x : x + DRAW_SIDE].astype(int) for x in (left, left + cell))
+            shown = (example["pixel_values"] * 0.25 + 0.5) * 255
+            np.testing.assert_allclose(image, shown.permute(1, 2, 0).expand(-1, -1, 3), atol=0.51)
+            assert (mask == palette[example["labels"]]).all()
+            ignored += int((example["labels"] == 255).sum())
+    assert ignored > 0
+
+
+def test_preview_leaves_the_epoch_as_it_was(make_dataset):
+    label_map = LabelMap({0: "wall", 1: "floor", 2: "sky"})
+    split = prepare_dataset(load_segmentation_dataset(dataset_dir=make_dataset(count=1)), label_map)["train"]
+    dataset = SegmentationDataset(split, TrainTransform(EvaluationProtocol(32)), seed=3)
+    dataset.set_epoch(7)
+    before = dataset[0]["pixel_values"]
+    augmentation_preview(dataset, label_map)
+    assert torch.equal(dataset[0]["pixel_values"], before)
