@@ -265,10 +265,6 @@ def _prepare_example(image: dict, label: dict, name: str, label_map: LabelMap, n
     }
 
 
-# Until all modules use the public names.
-_FileProblem, _open, _read_pair = FileProblem, open_image, read_pair
-
-
 # ---- the verdict ----------------------------------------------------------------------------------------------------
 
 
