@@ -20,31 +20,40 @@ import logging
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import datasets
 import numpy as np
+import torch
 import transformers
 from datasets import Dataset, DatasetDict
 from tqdm import tqdm
-from transformers import set_seed
+from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 
 import visual_utils
+from adapt_utils import add_lora, enable_activation_checkpointing, freeze_encoder, merge_lora
+from checkpoint_utils import save_processor_config
 from cli_utils import UserError, parse_arguments, run_cli
 from data_utils import (
     DatasetArguments,
     LabelMap,
     SegmentationDataset,
     TrainTransform,
-    load_segmentation_dataset,
+    augmentation_preview,
+    load_from_arguments,
     prepare_dataset,
     read_class_list,
-    resolve_label_map,
 )
+from dry_run_utils import dry_run
 from hub_utils import training_hyperparameters, write_model_card
+from image_utils import rgb_view
+from inspect_utils import quick_check, raise_on_errors
 from metrics_utils import per_category_table, save_confusion, without_per_category
 from model_utils import describe_model, fixed_input_size, load_image_processor, load_model, load_trained_model
+from optimizer_utils import batch_norm_warning, check_schedule
 from protocol_utils import EvaluationProtocol
 from statistics_utils import bootstrap_interval, save_per_image
+from streaming_utils import StreamingDataset, check_streaming, load_streams
 from trainer_utils import SegmentationTrainer, SegmentationTrainingArguments, newest_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -52,7 +61,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class ModelArguments:
-    """Which model."""
+    """Which model, and what of it is trained in which way."""
 
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Hub id or folder of a pretrained model (default: nvidia/mit-b0)"}
@@ -65,6 +74,27 @@ class ModelArguments:
     )
     fused_ops: bool = field(
         default=True, metadata={"help": "the exact speed-ups of the decode head, the loss and the evaluation"}
+    )
+    num_channels: int | None = field(
+        default=None, metadata={"help": "bands of the images; default: 3, or what the trained model takes"}
+    )
+    single_logit: bool = field(
+        default=False, metadata={"help": "of two classes: one output with a sigmoid instead of two with a softmax"}
+    )
+    freeze_encoder: bool = field(default=False, metadata={"help": "train the head alone"})
+    lora_r: int | None = field(
+        default=None, metadata={"help": "train adapters of this rank in the encoder's attention, and the head (peft)"}
+    )
+    head_lr_multiplier: float = field(default=1.0, metadata={"help": "of the learning rate outside the encoder"})
+    ema_decay: float = field(
+        default=0.0,
+        metadata={"help": "evaluate and save an exponential moving average of the weights, as in 0.999; 0: none"},
+    )
+    sync_bn: bool = field(
+        default=False, metadata={"help": "BatchNorm statistics over the images of all GPUs (SyncBatchNorm)"}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "stop after so many evaluations without a new best"}
     )
 
 
@@ -98,9 +128,21 @@ class DataArguments(DatasetArguments):
         default_factory=lambda: [1.0], metadata={"help": "evaluation: averaged over these scales, as in 0.75 1 1.25"}
     )
     eval_flip: bool = field(default=False, metadata={"help": "evaluation: averaged with the mirrored image"})
+    threshold: float = field(
+        default=0.5, metadata={"help": "evaluation: of two classes, the probability above which a pixel is the second"}
+    )
     eval_on_train: bool = field(
         default=False,
         metadata={"help": "at the end also evaluate the training images, unaugmented, as train_mean_iou"},
+    )
+    check_data: bool = field(
+        default=True, metadata={"help": "look for faults in a sample of the data before training (check_dataset.py)"}
+    )
+    preview: str | None = field(
+        default=None, metadata={"help": "only write a picture of augmented training images to this file"}
+    )
+    dry_run: bool = field(
+        default=False, metadata={"help": "only try everything once, in small, and say what is to be expected"}
     )
 
 
@@ -124,6 +166,7 @@ def protocol_options(data_args: DataArguments) -> dict:
         "slide_stride": data_args.slide_stride,
         "scales": tuple(data_args.eval_scales),
         "flip": data_args.eval_flip,
+        "threshold": data_args.threshold,
     }
 
 
@@ -131,6 +174,11 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
     """Mistakes that the flags alone show, before any work. Resolves `--resume_from_checkpoint last` to a folder."""
     if not (data_args.dataset_dir or data_args.dataset_name):
         raise UserError("no data: give --dataset_dir FOLDER or --dataset_name HUB_ID")
+    if data_args.streaming:
+        evaluates = training_args.do_eval or training_args.do_predict
+        check_streaming(data_args, training_args.max_steps, data_args.max_eval_samples, evaluates)
+        if data_args.preview or data_args.eval_on_train:
+            raise UserError("--streaming keeps no training images: leave out --preview and --eval_on_train")
     if not (training_args.do_train or training_args.do_eval or training_args.do_predict or data_args.eval_on_train):
         raise UserError("nothing to do: give --do_train, --do_eval, --do_predict or several of them")
     if not training_args.do_train:
@@ -153,6 +201,24 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
             "checkpoint; the model, its card and its results are pushed once, at the end (--hub_strategy end)"
         )
     EvaluationProtocol(**protocol_options(data_args))  # raises on values that do not fit together
+    check_schedule(training_args)
+    if model_args.freeze_encoder and model_args.lora_r:
+        raise UserError("--freeze_encoder and --lora_r exclude each other: LoRA trains adapters in a frozen encoder")
+    if model_args.head_lr_multiplier <= 0:
+        raise UserError(f"--head_lr_multiplier is {model_args.head_lr_multiplier}; it must be positive, as in 10")
+    if model_args.ema_decay and (training_args.fsdp or training_args.deepspeed):
+        raise UserError("--ema_decay averages whole weights, which FSDP and DeepSpeed scatter; leave it out")
+    if model_args.sync_bn and training_args.world_size > 1 and training_args.device.type == "cpu":
+        raise UserError("--sync_bn needs GPUs; on several CPU processes leave it out")
+    if model_args.early_stopping_patience is not None:
+        if model_args.early_stopping_patience < 1:
+            raise UserError(
+                f"--early_stopping_patience is {model_args.early_stopping_patience}; it must be at least 1"
+            )
+        if training_args.do_train and not training_args.load_best_model_at_end:
+            raise UserError(
+                "--early_stopping_patience needs evaluations (--eval_strategy) and --load_best_model_at_end"
+            )
     resume = training_args.resume_from_checkpoint
     if resume and resume.lower() in ("last", "true"):
         training_args.resume_from_checkpoint = newest_checkpoint(training_args.output_dir)
@@ -190,8 +256,13 @@ def check_output_dir(output_dir: Path, label_map: LabelMap, training_args) -> No
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def choose_splits(dataset: DatasetDict, data_args: DataArguments, training_args) -> list[Dataset | None]:
-    """The split to train on and the one to evaluate, cut to `--max_…_samples`; None where none is there or needed."""
+def choose_splits(
+    dataset: DatasetDict, has_stream: bool, data_args: DataArguments, training_args
+) -> list[Dataset | None]:
+    """The split to train on and the one to evaluate, cut to `--max_…_samples`; None where none is there or needed.
+
+    has_stream: the training images are not in the dataset.
+    """
 
     def first(split: Dataset | None, count: int | None) -> Dataset | None:
         return split if split is None or count is None else split.take(min(count, len(split)))
@@ -199,7 +270,7 @@ def choose_splits(dataset: DatasetDict, data_args: DataArguments, training_args)
     train_split = first(dataset.get("train"), data_args.max_train_samples)
     eval_split = first(dataset.get("validation", dataset.get("test")), data_args.max_eval_samples)
     found = ", ".join(f"{name}: {len(split)}" for name, split in dataset.items())
-    if train_split is None and (training_args.do_train or data_args.eval_on_train):
+    if train_split is None and not has_stream and (training_args.do_train or data_args.eval_on_train):
         raise UserError(f"the dataset has no training split (found {found})")
     if eval_split is None and (training_args.do_eval or training_args.do_predict):
         raise UserError(
@@ -208,6 +279,21 @@ def choose_splits(dataset: DatasetDict, data_args: DataArguments, training_args)
         )
     logger.info(f"images by split: {found}")
     return [train_split, eval_split]
+
+
+def prepare_training(model: PreTrainedModel, model_args: ModelArguments, training_args) -> None:
+    """Freezes and adapts what the flags ask for, in place; warns of what does not go well together."""
+    if model_args.freeze_encoder:
+        freeze_encoder(model)
+    if model_args.lora_r is not None:
+        add_lora(model, model_args.lora_r)
+    if model_args.sync_bn:
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if training_args.gradient_checkpointing:
+        enable_activation_checkpointing(model)
+    warning = batch_norm_warning(model, training_args.per_device_train_batch_size)
+    if warning:
+        logger.warning(warning)
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -224,43 +310,58 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
     set_up_logging(training_args)
     check_arguments(model_args, data_args, training_args)
+    if not (data_args.dry_run or data_args.preview):
+        return run(model_args, data_args, training_args)
+    with TemporaryDirectory() as folder:
+        training_args.output_dir = folder
+        training_args.push_to_hub, training_args.report_to = False, []
+        return run(model_args, data_args, training_args)
+
+
+def run(
+    model_args: ModelArguments, data_args: DataArguments, training_args: SegmentationTrainingArguments
+) -> dict[str, float]:
+    """What `main` does with arguments that were checked."""
     set_seed(training_args.seed)
     output_dir = Path(training_args.output_dir)
     source = model_args.model_name_or_path or "nvidia/mit-b0"
 
     # A model that cannot be reached is found before data is prepared.
-    image_processor = load_image_processor(source, model_args.from_scratch, data_args.image_size)
+    image_processor = load_image_processor(
+        source, model_args.from_scratch, data_args.image_size, num_channels=model_args.num_channels
+    )
+    num_channels = EvaluationProtocol.from_image_processor(image_processor).num_channels
 
     # Data. The main process prepares it, the others read its cache.
+    stream = None
     with training_args.main_process_first(desc="preparing the dataset"):
-        dataset = load_segmentation_dataset(
-            dataset_dir=data_args.dataset_dir,
-            dataset_name=data_args.dataset_name,
-            dataset_config_name=data_args.dataset_config_name,
-            image_column=data_args.image_column,
-            label_column=data_args.label_column,
-            train_val_split=data_args.train_val_split,
-            seed=training_args.seed,
-            split_file=output_dir / "split.json",
-            token=training_args.hub_token,
-        )
-        label_map = resolve_label_map(
-            dataset,
-            dataset_dir=data_args.dataset_dir,
-            dataset_name=data_args.dataset_name,
-            id2label_file=data_args.id2label,
-            do_reduce_labels=data_args.do_reduce_labels,
-            ignore_values=tuple(data_args.ignore_values),
-        )
-        dataset = prepare_dataset(dataset, label_map)
+        if data_args.streaming:
+            stream, dataset, label_map = load_streams(data_args, data_args.max_eval_samples, training_args.hub_token)
+        else:
+            dataset, label_map = load_from_arguments(
+                data_args, training_args.seed, output_dir / "split.json", token=training_args.hub_token
+            )
+        if data_args.check_data and training_args.do_train and not data_args.streaming:
+            findings = quick_check(dataset, label_map, data_args.image_size, num_channels=num_channels)
+            raise_on_errors(findings, "all of it: python check_dataset.py, with the same flags for the data")
+        dataset = prepare_dataset(dataset, label_map, num_channels=num_channels)
     logger.info(f"annotation value -> training id\n{label_map.table()}")
-    train_split, eval_split = choose_splits(dataset, data_args, training_args)
+    train_split, eval_split = choose_splits(dataset, stream is not None, data_args, training_args)
 
     # Model.
     image_processor.do_reduce_labels = label_map.do_reduce_labels
     if training_args.do_train:
         check_output_dir(output_dir, label_map, training_args)
-        model = load_model(source, label_map.id2label, model_args.fused_ops, model_args.from_scratch)
+        model = load_model(
+            source,
+            label_map.id2label,
+            model_args.fused_ops,
+            model_args.from_scratch,
+            model_args.single_logit,
+            model_args.num_channels,
+        )
+        model.config.segmentation_label_map = label_map.to_config()
+        prepare_training(model, model_args, training_args)
     else:
         model = load_trained_model(source, model_args.fused_ops, id2label=label_map.id2label)
     logger.info(describe_model(model))
@@ -278,15 +379,30 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         data_args.flip_probability,
         data_args.photometric_distortion,
     )
+    if stream is not None:
+        train_dataset = StreamingDataset(stream, label_map, transform, training_args.seed)
+    else:
+        train_dataset = SegmentationDataset(train_split, transform, training_args.seed) if train_split else None
+    if data_args.preview:
+        augmentation_preview(train_dataset, label_map).save(data_args.preview)
+        logger.info(f"augmented training images: {data_args.preview}")
+        return {}
+    patience = model_args.early_stopping_patience
     trainer = SegmentationTrainer(
         model=model,
         args=training_args,
-        train_dataset=SegmentationDataset(train_split, transform, training_args.seed) if train_split else None,
+        train_dataset=train_dataset,
         eval_dataset=SegmentationDataset(eval_split, protocol) if eval_split else None,
         processing_class=image_processor,
         protocol=protocol,
         fused_ops=model_args.fused_ops,
+        id2label=label_map.id2label,
+        head_lr_multiplier=model_args.head_lr_multiplier,
+        ema_decay=model_args.ema_decay,
+        callbacks=[EarlyStoppingCallback(patience)] if patience and training_args.do_train else None,
     )
+    if data_args.dry_run:
+        return dry_run(trainer)
 
     # Train.
     train_metrics, eval_metrics = {}, {}
@@ -294,7 +410,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if trainer.is_world_process_zero():
             label_map.save(output_dir / "labels.json")
         train_metrics = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint).metrics
+        merge_lora(model)
         trainer.save_model(_internal_call=True)  # otherwise it would push to the Hub before there are results
+        if trainer.is_world_process_zero():
+            save_processor_config(output_dir, image_processor, protocol)
         trainer.save_state()
         trainer.save_metrics("train", train_metrics)
 
@@ -321,7 +440,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     # Predict.
     if training_args.do_predict:
-        write_predictions(trainer, eval_split, label_map, output_dir, data_args.max_predict_samples)
+        write_predictions(trainer, label_map, output_dir, data_args.max_predict_samples)
 
     # Publish.
     if trainer.is_world_process_zero() and training_args.do_train:
@@ -343,21 +462,20 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 
 def write_predictions(
-    trainer: SegmentationTrainer, split: Dataset, label_map: LabelMap, output_dir: Path, max_samples: int | None
+    trainer: SegmentationTrainer, label_map: LabelMap, output_dir: Path, max_samples: int | None
 ) -> None:
-    """Writes predictions and overlays, each process its share of the images, and a contact sheet."""
+    """Writes predictions and overlays of the evaluation images, each process its share, and a contact sheet."""
     folder = output_dir / "predictions"
-    names = split["name"][:max_samples]
+    names = trainer.eval_dataset.split["name"][:max_samples]
     palette = label_map.colors()
     raw_palette = visual_utils.raw_palette(palette, label_map.raw_values)
     process, processes = trainer.args.process_index, trainer.args.world_size
     for index in tqdm(range(process, len(names), processes), desc="predicting", disable=process > 0):
-        row = split[index]
-        prediction = trainer.predict_label_map(row["image"])
-        visual_utils.save_indexed_png(folder / f"{row['name']}.png", label_map.to_raw(prediction), raw_palette)
-        truth = np.asarray(row["label"])
-        panels = visual_utils.side_by_side(row["image"], truth, prediction, palette, label_map.id2label)
-        overlay_file = folder / "overlays" / f"{row['name']}.jpg"
+        name, (image, truth) = names[index], trainer.eval_dataset.read(index)
+        prediction = trainer.predict_label_map(image)
+        visual_utils.save_indexed_png(folder / f"{name}.png", label_map.to_raw(prediction), raw_palette)
+        panels = visual_utils.side_by_side(rgb_view(image), np.asarray(truth), prediction, palette, label_map.id2label)
+        overlay_file = folder / "overlays" / f"{name}.jpg"
         overlay_file.parent.mkdir(parents=True, exist_ok=True)
         panels.save(overlay_file, quality=90)
     trainer.accelerator.wait_for_everyone()

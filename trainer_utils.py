@@ -18,16 +18,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import SchedulerType, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import IntervalStrategy
 
 import hub_utils
 from data_utils import collate_eval, collate_train
+from ema_utils import WeightAverage
 from fused_utils import upsampled_cross_entropy
 from metrics_utils import IGNORE_INDEX, confusion_matrix, without_per_category
-from protocol_utils import EvaluationProtocol, label_map_of, protocol_logits, score_logits
+from optimizer_utils import groups_table, parameter_groups, poly_schedule, takes_parameter_groups
+from protocol_utils import EvaluationProtocol, label_map_of, protocol_logits, score_logits, two_class_logits
 from statistics_utils import ComputeStatistics, boundary_counts
 
 logger = logging.getLogger(__name__)
@@ -118,11 +120,25 @@ class SegmentationTrainer(Trainer):
             `data_utils.SegmentationDataset`s.
         protocol: how evaluation images were prepared; named in every result.
         fused_ops: the loss and the evaluation strip by strip; else as stock transformers computes them.
+        id2label: training id → name; None takes the model's, which has one of two where it has a single logit.
+        head_lr_multiplier: of the learning rate outside the encoder.
+        ema_decay: of the average of the weights that is evaluated and saved; 0 for the weights themselves.
     """
 
-    def __init__(self, *args, protocol: EvaluationProtocol, fused_ops: bool = True, **kwargs):
+    def __init__(
+        self,
+        *args,
+        protocol: EvaluationProtocol,
+        fused_ops: bool = True,
+        id2label: dict[int, str] | None = None,
+        head_lr_multiplier: float = 1.0,
+        ema_decay: float = 0.0,
+        **kwargs,
+    ):
         self.protocol = protocol
         self.fused_ops = fused_ops
+        self.head_lr_multiplier = head_lr_multiplier
+        self.weight_average = WeightAverage(ema_decay)
         super().__init__(
             *args,
             data_collator=collate_train,
@@ -130,15 +146,42 @@ class SegmentationTrainer(Trainer):
             compute_metrics=None,
             **kwargs,
         )
-        self.compute_metrics = ComputeStatistics(self.model.config.id2label)
+        self.compute_metrics = ComputeStatistics(id2label or self.model.config.id2label)
         # The loss is computed outside the model; handed on, `num_items_in_batch` would reach modules that ignore it.
         # (Upstream: huggingface/transformers#47688.)
         self.model_accepts_loss_kwargs = False
+        self.add_callback(self.weight_average)
         if self.train_dataset is not None:
             self.add_callback(_EpochCallback(self.train_dataset))
         for display in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # the first is a table in notebooks
             if self.pop_callback(display):
                 self.add_callback(_concise(display))
+
+    # ---- optimizer ------------------------------------------------------------------------------------------------
+
+    def get_optimizer_cls_and_kwargs(self, args, model=None):
+        """As the stock (static) method, which `create_optimizer` asks, with the groups of `parameter_groups`."""
+        optimizer_cls, options = super().get_optimizer_cls_and_kwargs(args, model)
+        if takes_parameter_groups(optimizer_cls, options):
+            groups = parameter_groups(model, args.learning_rate, args.weight_decay, self.head_lr_multiplier)
+            logger.info(f"{optimizer_cls.__name__}\n{groups_table(groups)}")
+            options["params"] = groups
+        elif self.head_lr_multiplier != 1:
+            logger.warning(f"--optim {args.optim} chooses its parameters itself: --head_lr_multiplier has no effect")
+        return optimizer_cls, options
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        """`--lr_scheduler_type polynomial` is the published schedule; every other type is stock."""
+        if self.lr_scheduler is None and self.args.lr_scheduler_type == SchedulerType.POLYNOMIAL:
+            self.lr_scheduler = poly_schedule(
+                self.optimizer if optimizer is None else optimizer,
+                num_training_steps,
+                self.args.get_warmup_steps(num_training_steps),
+                **(self.args.lr_scheduler_kwargs or {}),
+            )
+            # As the stock method does, so that the next `train()` makes a new one; there is no public way.
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
 
     # ---- loss -----------------------------------------------------------------------------------------------------
 
@@ -162,15 +205,16 @@ class SegmentationTrainer(Trainer):
         smoothing = self.args.label_smoothing_factor
         if num_items_in_batch is None:
             num_items_in_batch = (labels != IGNORE_INDEX).sum()
+        logits = two_class_logits(outputs.logits)
         if self.fused_ops:
             return upsampled_cross_entropy(
-                outputs.logits,
+                logits,
                 labels,
                 ignore_index=IGNORE_INDEX,
                 num_items_in_batch=num_items_in_batch,
                 label_smoothing=smoothing,
             )
-        logits = F.interpolate(outputs.logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+        logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
         loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum", label_smoothing=smoothing)
         return loss / torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1)
 
@@ -193,7 +237,8 @@ class SegmentationTrainer(Trainer):
         if self.args.world_size > 1:
             for buffer in self.accelerator.unwrap_model(self.model).buffers():
                 torch.distributed.broadcast(buffer, src=0)
-        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        with self.weight_average.applied(self.model):
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Scores each image at its annotation's size and returns counts instead of logits.
@@ -204,13 +249,15 @@ class SegmentationTrainer(Trainer):
             `compute_metrics`.
         """
         inputs = self._prepare_inputs(inputs)
-        num_labels = self.model.config.num_labels
+        num_labels = len(self.compute_metrics.id2label)
         matrices, mean_losses, valid_pixels, boundary = [], [], [], []
         for pixel_values, labels in zip(inputs["pixel_values"], inputs["labels"], strict=True):
             with torch.inference_mode(), self.compute_loss_context_manager():
                 logits = protocol_logits(model, pixel_values, self.protocol)
             with torch.inference_mode():
-                prediction, loss_sum, valid = score_logits(logits, labels[None], self.fused_ops)
+                prediction, loss_sum, valid = score_logits(
+                    logits, labels[None], self.fused_ops, self.protocol.threshold
+                )
                 matrices.append(confusion_matrix(prediction, labels[None], num_labels))
                 mean_losses.append((loss_sum / valid.clamp(min=1)).float())
                 valid_pixels.append(valid)
@@ -218,13 +265,15 @@ class SegmentationTrainer(Trainer):
         counts = (torch.stack(matrices), torch.cat(mean_losses), torch.cat(valid_pixels), torch.stack(boundary))
         return None, counts, torch.zeros(len(matrices), device=matrices[0].device)
 
-    def predict_label_map(self, image: Image.Image) -> np.ndarray:
-        """RGB image → uint8 training ids (H, W) at the image's size: the very prediction that `evaluate` scores."""
+    def predict_label_map(self, image: Image.Image | torch.Tensor) -> np.ndarray:
+        """RGB image, or uint8 (C, H, W) → uint8 training ids (H, W) at its size: the prediction `evaluate` scores."""
         model = self.accelerator.unwrap_model(self.model).eval()
+        size = (image.height, image.width) if isinstance(image, Image.Image) else tuple(image.shape[-2:])
         with torch.inference_mode(), self.compute_loss_context_manager():
             logits = protocol_logits(model, self.protocol.preprocess(image), self.protocol)
         with torch.inference_mode():
-            return label_map_of(logits, (image.height, image.width), self.fused_ops).cpu().numpy().astype(np.uint8)
+            prediction = label_map_of(logits, size, self.fused_ops, self.protocol.threshold)
+        return prediction.cpu().numpy().astype(np.uint8)
 
     # ---- the Hub ----------------------------------------------------------------------------------------------------
 
@@ -257,6 +306,13 @@ class SegmentationTrainer(Trainer):
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
+    def save_model(self, output_dir=None, _internal_call=False):
+        """Saves the weights that are evaluated; in a checkpoint, those in training go beside them."""
+        with self.weight_average.applied(self.model):
+            super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            self.weight_average.save_raw_weights(self.model, output_dir or self.args.output_dir)
+
     def _load_weights(self, folder: str) -> None:
         saved = type(self.accelerator.unwrap_model(self.model)).from_pretrained(folder, dtype=torch.float32)
         self.accelerator.unwrap_model(self.model).load_state_dict(saved.state_dict(), strict=True)
@@ -269,6 +325,7 @@ class SegmentationTrainer(Trainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._load_weights(resume_from_checkpoint)
+        self.weight_average.resume(self.model, resume_from_checkpoint)
 
     def _load_best_model(self):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
