@@ -46,9 +46,11 @@ logger = logging.getLogger(__name__)
 
 # One process for so many images; starting more would cost more than it saves.
 IMAGES_PER_PROCESS, MAX_PROCESSES = 200, 8
-BLOCK, CHUNK = 1024, 16  # images handed to all processes, and to one, at a time
+BLOCK, CHUNK = 128, 16  # images handed to all processes, and to one, at a time
 ALIGNED_PER_SPLIT = 200  # images whose alignment is measured: a fault of the whole split shows in a part of it
 QUICK_SAMPLE = 100
+# Those in which every file of a folder belongs to the dataset.
+FOLDER_LAYOUTS = ("ADE20K", "split folders", "images and masks by split", "CamVid", "Cityscapes", "images and masks")
 
 
 def quick_check(
@@ -61,7 +63,7 @@ def quick_check(
 ) -> list[Finding]:
     """What a seeded sample of a dataset shows, errors first; takes seconds.
 
-    What only a whole dataset can tell, as classes that never occur, is left out.
+    What only a whole dataset can tell, as classes that never occur, is left to `prepare_utils.prepare_dataset`.
 
     Args:
         dataset: of `data_utils.load_segmentation_dataset`.
@@ -71,7 +73,7 @@ def quick_check(
         num_channels: of the images.
     """
     records = scan(dataset, label_map, num_images, 1, seed, progress=False, num_channels=num_channels)
-    return find_faults(records, label_map, image_size, complete=len(records) == sum(map(len, dataset.values())))
+    return find_faults(records, label_map, image_size, complete=False)
 
 
 def raise_on_errors(findings: Sequence[Finding], all_of_it: str = "") -> None:
@@ -119,21 +121,14 @@ def find_faults(
 
 def orphan_faults(found: FoundDataset) -> list[Finding]:
     """Images without masks and masks without images, in the folders that the pairs of a dataset come from."""
-    if found.layout in ("metadata", "Pascal VOC"):  # whose lists say which files belong to the dataset
+    if found.layout not in FOLDER_LAYOUTS:  # in others lists say which files belong to the dataset
         return []
     pairs = [pair for pairs in found.splits.values() for pair in pairs]
-    city = found.layout == "Cityscapes"
+    endings = ("_leftImg8bit", "_labelTrainIds") if found.layout == "Cityscapes" else ("", "")
     findings = []
-    for kind, attribute, extensions, ending, what, fix in (
-        (
-            "image-without-mask",
-            "image",
-            IMAGE_EXTENSIONS,
-            "_leftImg8bit" * city,
-            "images without a mask",
-            "label them",
-        ),
-        ("mask-without-image", "mask", MASK_EXTENSIONS, "_labelTrainIds" * city, "masks without an image", "add it"),
+    for kind, attribute, extensions, ending, what in (
+        ("image-without-mask", "image", IMAGE_EXTENSIONS, endings[0], "images without a mask"),
+        ("mask-without-image", "mask", MASK_EXTENSIONS, endings[1], "masks without an image"),
     ):
         files = {getattr(pair, attribute) for pair in pairs}
         # A pair's name is its path below the folder of its split.
@@ -147,7 +142,7 @@ def orphan_faults(found: FoundDataset) -> list[Finding]:
         ]
         if alone:
             message = f"{len(alone)} {what} are left out: {shorten(path.name for path in alone)}"
-            fix = f"{fix}, or give both the same name; --fix OUT_DIR writes a copy without them"
+            fix = "add what is missing, or give both the same name; --fix OUT_DIR writes a copy without them"
             findings.append(finding(kind, WARNING, message, fix, map(str, alone)))
     return findings
 
