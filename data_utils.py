@@ -2,15 +2,15 @@
 
     dataset = load_segmentation_dataset(dataset_dir="my_photos")        # image, label as in the files, name
     label_map = resolve_label_map(dataset, dataset_dir="my_photos")     # raw annotation value <-> training id
+    # or both from a script's flags: dataset, label_map = load_from_arguments(data_args, seed)
     dataset = prepare_dataset(dataset, label_map)                       # labels checked and reduced, cached
     train_dataset = SegmentationDataset(dataset["train"], TrainTransform(protocol), seed=42)
     eval_dataset = SegmentationDataset(dataset["validation"], protocol)
 
-The steps have modules of their own: `layout_utils` finds pairs in a folder, `label_utils` knows the classes,
-`prepare_utils` checks and caches, `transform_utils` augments.
+The steps have modules of their own: `layout_utils` finds pairs in a folder, `split_utils` keeps some for validation,
+`label_utils` knows the classes, `prepare_utils` checks and caches, `transform_utils` augments.
 """
 
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -20,18 +20,20 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, Features, Value
+from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
 from PIL import Image
 from torchvision.transforms.v2 import functional as tvF
 
 import visual_utils
+from annotation_utils import annotated_classes
 from cli_utils import UserError, nearest
 from image_utils import read_channels, rgb_view
-from label_utils import MAX_LABELS, LabelMap, read_class_list
+from label_utils import MAX_LABELS, LabelMap, edit_classes, map_classes, read_class_list, read_label_mapping
 from layout_utils import detect_layout, find_dataset, shorten, standard_split_name
 from metrics_utils import IGNORE_INDEX
 from prepare_utils import annotation_values, first_line, prepare_dataset, undecoded
 from protocol_utils import EvaluationProtocol
+from split_utils import split_train
 from transform_utils import TrainTransform
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "augmentation_preview",
     "collate_eval",
     "collate_train",
+    "load_from_arguments",
     "load_segmentation_dataset",
     "prepare_dataset",
     "read_class_list",
@@ -51,7 +54,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 LABELS = Path(__file__).parent / "labels"
-CLASS_LIST_FILES = ("id2label.json", "labels.json", "classes.json")
+# Ours, then those of CamVid and CVAT.
+CLASS_LIST_FILES = ("id2label.json", "labels.json", "classes.json", "class_dict.csv", "labelmap.txt")
 IMAGE_COLUMNS = ("image", "pixel_values", "img", "images", "input", "photo", "picture")
 LABEL_COLUMNS = (
     *("label", "annotation", "mask", "segmentation_mask", "semantic_mask", "segmentation", "labels", "annotations"),
@@ -72,7 +76,10 @@ class DatasetArguments:
     label_column: str | None = field(default=None, metadata={"help": "default: found by name and type"})
     id2label: str | None = field(
         default=None,
-        metadata={"help": "class names: JSON {id: name}, a list of {id, name, color}, or a CSV with those"},
+        metadata={
+            "help": "class names: JSON {id: name}, a list of {id, name, color}, a CSV with those or name, r, g, b, or "
+            "CVAT's labelmap.txt"
+        },
     )
     do_reduce_labels: bool | None = field(
         default=None,
@@ -90,13 +97,40 @@ class DatasetArguments:
     train_val_split: float | None = field(
         default=None, metadata={"help": "share of the images kept for validation where the dataset has no such split"}
     )
+    split_groups: str | None = field(
+        default=None,
+        metadata={
+            "help": "with --train_val_split: regular expression; images in whose names it (its first group, if it has "
+            "one) finds the same text stay together, as in '^(video_\\d+)_'"
+        },
+    )
+    merge_classes: list[str] = field(
+        default_factory=list, metadata={"help": "classes to join under a name, as in car,truck,bus=vehicle"}
+    )
+    drop_classes: list[str] = field(
+        default_factory=list, metadata={"help": "classes whose pixels are ignored, by name"}
+    )
+    label_map: str | None = field(
+        default=None,
+        metadata={
+            "help": "instead: JSON, YAML or CSV from annotation values or class names to training names or ids "
+            "(null: ignored)"
+        },
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "read --dataset_name while training instead of downloading it first; needs --max_steps, a class "
+            "list and, for evaluation, --max_eval_samples"
+        },
+    )
 
 
 # ---- classes --------------------------------------------------------------------------------------------------------
 
 
 def resolve_label_map(
-    dataset: DatasetDict,
+    dataset: DatasetDict | None,
     dataset_dir: str | os.PathLike | None = None,
     dataset_name: str | None = None,
     id2label_file: str | os.PathLike | None = None,
@@ -104,18 +138,26 @@ def resolve_label_map(
     ignore_values: Sequence[int] = (),
     cache_dir: str | os.PathLike | None = None,
     num_proc: int | None = None,
+    merge_classes: Sequence[str] = (),
+    drop_classes: Sequence[str] = (),
+    label_map_file: str | os.PathLike | None = None,
 ) -> LabelMap:
     """Decides which classes a dataset has and whether its labels are to be reduced; logs both.
 
-    The class list is, in this order: `id2label_file`; `id2label.json`, `labels.json` or `classes.json` inside
-    `dataset_dir`; ADE20K's or Cityscapes' for a folder in their layout and for scene_parse_150; else one class for
-    each value up to the highest in any mask, called `class_0`, `class_1`, … after the value.
+    The class list is, in this order: `id2label_file`; one of `CLASS_LIST_FILES` inside `dataset_dir`; the names in
+    annotations that outline objects (COCO, Labelme, YOLO); ADE20K's or Cityscapes' for a folder in their layout and
+    for scene_parse_150; else the values that occur in the masks, each called `class_` and its value. A value that
+    never occurs is then no class and gets no id.
 
     Args:
-        dataset: of `load_segmentation_dataset`; masks are read only where the classes come from them.
+        dataset: of `load_segmentation_dataset`; masks are read only where the classes come from them, which None
+            forbids.
         do_reduce_labels: None means on for the ADE20K layout and scene_parse_150, else off.
         ignore_values: raw values that are ignored, besides 255.
         cache_dir, num_proc: as for `prepare_dataset`.
+        merge_classes, drop_classes: see `label_utils.edit_classes`.
+        label_map_file: instead of these two, see `label_utils.map_classes`. Names of training ids are then those of
+            `id2label_file`.
     """
     layout = detect_layout(dataset_dir) if dataset_dir else None
     if dataset_name and "scene_parse_150" in dataset_name:
@@ -126,22 +168,47 @@ def resolve_label_map(
     logger.info(
         f"label reduction (raw 0 ignored, others down by one): {'on' if do_reduce_labels else 'off'}, {source}"
     )
+    mapping = read_label_mapping(label_map_file) if label_map_file else None
 
-    inside = [Path(dataset_dir, name) for name in CLASS_LIST_FILES] if dataset_dir else []
-    shipped = {"ADE20K": LABELS / "ade20k.json", "Cityscapes": LABELS / "cityscapes.json"}.get(layout)
-    file = id2label_file or next((path for path in inside if path.is_file()), shipped)
-    if file:
-        id2label, palette = read_class_list(file)
-        logger.info(f"{len(id2label)} classes from {file}")
+    classes = _known_classes(dataset, dataset_dir, id2label_file, layout, do_reduce_labels)
+    ignore_values = tuple(ignore_values)
+    if classes:
+        label_map = LabelMap(*classes, do_reduce_labels, ignore_values)
+    elif mapping is not None:
+        label_map = None
+    elif dataset is None:
+        raise UserError("--streaming needs to know the classes beforehand: give --id2label FILE or --label_map FILE")
     else:
-        palette = None
-        values = annotation_values(dataset, cache_dir, num_proc)
-        id2label = _infer_classes(values, do_reduce_labels, ignore_values)
-    return LabelMap(id2label, palette, do_reduce_labels, tuple(ignore_values))
+        label_map = _infer_classes(annotation_values(dataset, cache_dir, num_proc), do_reduce_labels, ignore_values)
+
+    if mapping is not None:
+        return map_classes(mapping, label_map_file, label_map, classes if id2label_file else None, ignore_values)
+    if merge_classes or drop_classes:
+        return edit_classes(label_map, merge_classes, drop_classes)
+    return label_map
 
 
-def _infer_classes(values: set[int], do_reduce_labels: bool, ignore_values: Sequence[int]) -> dict[int, str]:
-    """One class for each value from the first to the highest; those in between may be missing in the masks."""
+def _known_classes(
+    dataset: DatasetDict | None, dataset_dir, id2label_file, layout: str | None, do_reduce_labels: bool
+) -> tuple[dict[int, str], list[list[int]] | None] | None:
+    """Names and colours by training id, from the first place that has them; None where none has."""
+    inside = [Path(dataset_dir, name) for name in CLASS_LIST_FILES] if dataset_dir else []
+    file = id2label_file or next((path for path in inside if path.is_file()), None)
+    names = annotated_classes(dataset) if dataset is not None and file is None else None
+    if names:
+        first = int(do_reduce_labels)
+        logger.info(f"{len(names) - first} classes, as the annotations name them")
+        return {value - first: name for value, name in names.items() if value >= first}, None
+    file = file or {"ADE20K": LABELS / "ade20k.json", "Cityscapes": LABELS / "cityscapes.json"}.get(layout)
+    if file is None:
+        return None
+    classes = read_class_list(file)
+    logger.info(f"{len(classes[0])} classes from {file}")
+    return classes
+
+
+def _infer_classes(values: set[int], do_reduce_labels: bool, ignore_values: tuple[int, ...]) -> LabelMap:
+    """One class for each value that occurs."""
     classes = sorted(values - {IGNORE_INDEX, *ignore_values} - ({0} if do_reduce_labels else set()))
     if not classes:
         raise UserError("no mask holds a value that stands for a class, so there is nothing to learn")
@@ -155,11 +222,62 @@ def _infer_classes(values: set[int], do_reduce_labels: bool, ignore_values: Sequ
         f"no class list was given: classes are named after the values in the masks ({listed}); "
         "--id2label FILE gives them names"
     )
+    id2label = {i: f"class_{raw}" for i, raw in enumerate(classes)}
     first = int(do_reduce_labels)
-    return {raw - first: f"class_{raw}" for raw in range(first, classes[-1] + 1)}
+    if classes == list(range(first, first + len(classes))):
+        return LabelMap(id2label, None, do_reduce_labels, ignore_values)
+    raw_to_id = {raw: i for i, raw in enumerate(classes)} | ({0: IGNORE_INDEX} if do_reduce_labels else {})
+    return LabelMap(id2label, ignore_values=ignore_values, raw_to_id=raw_to_id)
 
 
 # ---- loading --------------------------------------------------------------------------------------------------------
+
+
+def load_from_arguments(
+    args: DatasetArguments,
+    seed: int = 42,
+    split_file: str | os.PathLike | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    token: str | None = None,
+) -> tuple[DatasetDict, LabelMap]:
+    """What a script's flags ask for: the dataset as its files have it, and what their values mean.
+
+    Args:
+        seed, split_file, token: as for `load_segmentation_dataset`.
+        cache_dir: as for `prepare_dataset`.
+
+    Raises:
+        UserError: flags that do not fit together, and whatever is wrong with dataset or classes.
+    """
+    if not (args.dataset_dir or args.dataset_name):
+        raise UserError("no data: give --dataset_dir FOLDER or --dataset_name HUB_ID")
+    if args.label_map and (args.merge_classes or args.drop_classes):
+        raise UserError("--label_map says it all: leave out --merge_classes and --drop_classes, or --label_map")
+    dataset = load_segmentation_dataset(
+        dataset_dir=args.dataset_dir,
+        dataset_name=args.dataset_name,
+        dataset_config_name=args.dataset_config_name,
+        image_column=args.image_column,
+        label_column=args.label_column,
+        train_val_split=args.train_val_split,
+        split_groups=args.split_groups,
+        seed=seed,
+        split_file=split_file,
+        token=token,
+    )
+    label_map = resolve_label_map(
+        dataset,
+        dataset_dir=args.dataset_dir,
+        dataset_name=args.dataset_name,
+        id2label_file=args.id2label,
+        do_reduce_labels=args.do_reduce_labels,
+        ignore_values=args.ignore_values,
+        cache_dir=cache_dir,
+        merge_classes=args.merge_classes,
+        drop_classes=args.drop_classes,
+        label_map_file=args.label_map,
+    )
+    return dataset, label_map
 
 
 def load_segmentation_dataset(
@@ -173,6 +291,7 @@ def load_segmentation_dataset(
     split_file: str | os.PathLike | None = None,
     cache_dir: str | os.PathLike | None = None,
     token: str | None = None,
+    split_groups: str | None = None,
 ) -> DatasetDict:
     """Loads a dataset from a folder (layouts: `layout_utils.LAYOUTS`) or through `datasets`.
 
@@ -181,8 +300,7 @@ def load_segmentation_dataset(
         dataset_name: Hub id, a folder of `save_to_disk`, a parquet file, or anything `datasets.load_dataset` takes.
         image_column, label_column: default: found by name and type.
         train_val_split: share of the training images that becomes the validation split, for datasets without one.
-        seed: of that split.
-        split_file: JSON file that keeps the names of both sides; where it exists, it decides.
+        seed, split_file, split_groups: of that split, as for `split_utils.split_train`.
         cache_dir, token: as for `datasets.load_dataset`.
 
     Returns:
@@ -194,17 +312,19 @@ def load_segmentation_dataset(
     """
     if (dataset_dir is None) == (dataset_name is None):
         raise ValueError("give either dataset_dir or dataset_name")
+    if split_groups is not None and train_val_split is None:
+        raise UserError("--split_groups belongs to a split: add --train_val_split 0.2")
     if dataset_dir is not None:
         found = find_dataset(dataset_dir, image_column, label_column)
         dataset = DatasetDict({split: _dataset_of_pairs(pairs) for split, pairs in found.splits.items()})
     else:
-        loaded = _load_through_datasets(str(dataset_name), dataset_config_name, cache_dir, token)
+        loaded = load_through_datasets(str(dataset_name), dataset_config_name, cache_dir, token)
         dataset = _standard_splits(loaded, dataset_name)
         dataset = DatasetDict(
-            {split: _standard_columns(rows, split, image_column, label_column) for split, rows in dataset.items()}
+            {split: standard_columns(rows, split, image_column, label_column) for split, rows in dataset.items()}
         )
     if train_val_split is not None:
-        dataset = _split_train(dataset, train_val_split, seed, split_file)
+        dataset = split_train(dataset, train_val_split, seed, split_file, split_groups)
     return dataset
 
 
@@ -220,16 +340,25 @@ def _dataset_of_pairs(pairs) -> Dataset:
     )
 
 
-def _load_through_datasets(name: str, config: str | None, cache_dir, token) -> DatasetDict:
+def load_through_datasets(
+    name: str, config: str | None, cache_dir=None, token: str | None = None, streaming: bool = False
+) -> DatasetDict | IterableDatasetDict:
+    """What `--dataset_name` names, with its own splits and columns.
+
+    Raises:
+        UserError: it cannot be reached or read.
+    """
     path = Path(name)
     saved = [path / file for file in ("dataset_dict.json", "state.json") if (path / file).is_file()]
+    if saved and streaming:
+        raise UserError(f"--streaming: {name} is on this disk already; leave the flag out")
     try:
         if saved:
             loaded = datasets.load_from_disk(name)
         elif path.suffix == ".parquet":
-            loaded = datasets.load_dataset("parquet", data_files=name, cache_dir=cache_dir)
+            loaded = datasets.load_dataset("parquet", data_files=name, cache_dir=cache_dir, streaming=streaming)
         else:
-            loaded = datasets.load_dataset(name, config, cache_dir=cache_dir, token=token)
+            loaded = datasets.load_dataset(name, config, cache_dir=cache_dir, token=token, streaming=streaming)
     except ConnectionError as error:  # includes `OfflineModeIsEnabled`
         raise UserError(
             f"--dataset_name {name}: the Hub cannot be reached ({first_line(error)}); "
@@ -262,9 +391,21 @@ def _standard_splits(dataset: DatasetDict, name) -> DatasetDict:
     return DatasetDict(splits)
 
 
-def _standard_columns(split: Dataset, split_name: str, image_column: str | None, label_column: str | None) -> Dataset:
+def find_columns(
+    split: Dataset | IterableDataset, image_column: str | None, label_column: str | None
+) -> tuple[str, str]:
+    """The names of the image column and the label column: those asked for, or those found by name and type.
+
+    Raises:
+        UserError: there is no such column, or several.
+    """
     image_column = _find_column(split, "image", image_column, IMAGE_COLUMNS, taken=label_column)
-    label_column = _find_column(split, "label", label_column, LABEL_COLUMNS, taken=image_column)
+    return image_column, _find_column(split, "label", label_column, LABEL_COLUMNS, taken=image_column)
+
+
+def standard_columns(split: Dataset, split_name: str, image_column: str | None, label_column: str | None) -> Dataset:
+    """The columns "image", "label" and "name" as `load_segmentation_dataset` promises them."""
+    image_column, label_column = find_columns(split, image_column, label_column)
     split = split.select_columns([image_column, label_column])
     # Renamed in one go, as "label" may well be what the image column is called.
     split = split.rename_columns({image_column: "image", label_column: "label"})
@@ -281,7 +422,9 @@ def _is_image(feature) -> bool:
     return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and feature.keys() == {"bytes", "path"})
 
 
-def _find_column(split: Dataset, kind: str, wanted: str | None, known: Sequence[str], taken: str | None) -> str:
+def _find_column(
+    split: Dataset | IterableDataset, kind: str, wanted: str | None, known: Sequence[str], taken: str | None
+) -> str:
     """The column of images with a known name, or else the only one whose name says nothing; `taken` is the other."""
     if wanted is not None:
         if wanted not in split.features:
@@ -300,62 +443,6 @@ def _find_column(split: Dataset, kind: str, wanted: str | None, known: Sequence[
         f"{' and '.join(candidates) or 'none'} of the columns could be the {kind}s: {described}; "
         f"say which with --{kind}_column (it must hold `datasets.Image`)"
     )
-
-
-def _split_train(dataset: DatasetDict, fraction: float, seed: int, split_file) -> DatasetDict:
-    """Parts the training split in two by a seeded permutation, or as `split_file` says."""
-    if "validation" in dataset:
-        raise UserError(
-            f"--train_val_split {fraction}: the dataset has a validation split of "
-            f"{len(dataset['validation'])} images; leave the flag out"
-        )
-    if "train" not in dataset:
-        raise UserError(f"--train_val_split {fraction}: the dataset has no training split, only {', '.join(dataset)}")
-    train = dataset["train"]
-    names = list(train["name"])
-    split_file = Path(split_file) if split_file is not None else None
-    if split_file is not None and split_file.is_file():
-        sides = _read_split_file(split_file, names, fraction)
-        logger.info(f"training and validation images as listed in {split_file}")
-    else:
-        count = min(max(round(fraction * len(names)), 1), len(names) - 1)
-        if count < 1:
-            raise UserError(f"--train_val_split {fraction}: a training split of {len(names)} image cannot be parted")
-        order = np.random.default_rng(seed).permutation(len(names))
-        sides = {"train": sorted(order[count:].tolist()), "validation": sorted(order[:count].tolist())}
-        if split_file is not None:
-            listed = {side: [names[index] for index in indices] for side, indices in sides.items()}
-            content = {"train_val_split": fraction, "seed": seed, **listed}
-            split_file.parent.mkdir(parents=True, exist_ok=True)
-            split_file.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-    logger.info(
-        f"split by --train_val_split {fraction}: train {len(sides['train'])}, validation {len(sides['validation'])}"
-    )
-    parts = {side: train.select(indices) for side, indices in sides.items()}
-    return DatasetDict(parts | {name: rows for name, rows in dataset.items() if name != "train"})
-
-
-def _read_split_file(path: Path, names: list[str], fraction: float) -> dict[str, list[int]]:
-    """Rows of both sides, in the file's order."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        made_with = content["train_val_split"]
-        sides = {side: list(content[side]) for side in ("train", "validation")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); delete it to split anew") from None
-    if made_with != fraction:
-        raise UserError(
-            f"--train_val_split is {fraction}, but {path} was made with {made_with}; "
-            "give that value, or delete the file, or give another --output_dir"
-        )
-    changed = sorted(set(names) ^ {*sides["train"], *sides["validation"]})
-    if changed:
-        raise UserError(
-            f"{path} does not fit the dataset: {len(changed)} names are in one of the two only "
-            f"({shorten(changed)}); delete it to split anew, or give another --output_dir"
-        )
-    position = {name: index for index, name in enumerate(names)}
-    return {side: [position[name] for name in listed] for side, listed in sides.items()}
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Loading from folders and through `datasets`, splitting, and what the model gets to see."""
+"""Loading from folders and through `datasets`, deciding on classes, and what the model gets to see."""
 
 import io
 import json
@@ -16,13 +16,16 @@ from torch.utils.data import DataLoader
 import data_utils
 from cli_utils import UserError
 from data_utils import (
+    DatasetArguments,
     LabelMap,
     SegmentationDataset,
     TrainTransform,
     collate_eval,
     collate_train,
+    load_from_arguments,
     load_segmentation_dataset,
     prepare_dataset,
+    resolve_label_map,
 )
 from protocol_utils import EvaluationProtocol
 
@@ -198,62 +201,93 @@ def test_one_source_is_needed(tmp_path):
             load_segmentation_dataset(**options)
 
 
-# ---- splitting ----
+# ---- classes ----
 
 
-def split(root, fraction=0.3, **options):
-    dataset = load_segmentation_dataset(dataset_dir=root, train_val_split=fraction, **options)
-    return dataset["train"]["name"][:], dataset["validation"]["name"][:]
+def resolve(root, **options):
+    return resolve_label_map(load_segmentation_dataset(dataset_dir=root), dataset_dir=root, **options)
 
 
-def test_train_val_split(make_dataset, tmp_path, caplog):
+def test_values_that_never_occur_are_no_classes(make_dataset, caplog):
     caplog.set_level(logging.INFO)
-    root, file = make_dataset("images and masks", count=10), tmp_path / "out" / "split.json"
-    train, validation = split(root, split_file=file)
-    assert len(train) == 7 and len(validation) == 3 and not set(train) & set(validation)
-    assert sorted(train + validation) == [f"train_{i}" for i in range(10)]
-    assert validation == [f"train_{i}" for i in sorted(np.random.default_rng(42).permutation(10)[:3])]
-    assert "train 7, validation 3" in caplog.text
-    assert json.loads(file.read_text()) == {
-        "train_val_split": 0.3,
-        "seed": 42,
-        "train": train,
-        "validation": validation,
+    label_map = resolve(make_dataset(values=(0, 2, 5, 200, 255)), ignore_values=(5,))
+    assert label_map.id2label == {0: "class_0", 1: "class_2", 2: "class_200"}
+    assert label_map.raw_values == [0, 2, 200] and label_map.value_ids[5] == 255
+    assert "named after the values in the masks (0, 2, 200)" in caplog.text
+    reduced = resolve(make_dataset(values=(0, 1, 3), folder="reduced"), do_reduce_labels=True)
+    assert reduced.id2label == {0: "class_1", 1: "class_3"}
+    assert reduced.value_ids == {0: 255, 1: 0, 3: 1, 255: 255}
+    dense = resolve(make_dataset(values=(0, 1, 2), folder="dense"), do_reduce_labels=True)
+    assert dense == LabelMap({0: "class_1", 1: "class_2"}, do_reduce_labels=True)
+
+
+def test_class_lists_of_camvid_and_cvat_are_found(make_dataset, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    root = make_dataset()
+    (root / "labelmap.txt").write_text("# label:color_rgb:parts:actions\nroad:1,2,3::\nsky:4,5,6::\ntree:7,8,9::\n")
+    assert resolve(root).id2label == {0: "road", 1: "sky", 2: "tree"}
+    (root / "class_dict.csv").write_text("name,r,g,b\ncar,1,1,1\nbus,2,2,2\nvan,3,3,3\n")
+    assert resolve(root).id2label == {0: "car", 1: "bus", 2: "van"}
+    assert "3 classes from" in caplog.text and "class_dict.csv" in caplog.text
+    (root / "id2label.json").write_text('{"0": "a", "1": "b", "2": "c"}')
+    assert resolve(root).id2label == {0: "a", 1: "b", 2: "c"}
+
+
+def test_classes_that_the_annotations_name(tmp_path):
+    """COCO: the names of its categories, and the background."""
+    Image.new("RGB", (12, 8)).save(tmp_path / "a.png")
+    outline = {"id": 1, "image_id": 1, "category_id": 7, "segmentation": [[0, 0, 6, 0, 6, 7, 0, 7]]}
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 12, "height": 8}],
+        "annotations": [outline],
+        "categories": [{"id": 3, "name": "car"}, {"id": 7, "name": "sky"}],
     }
-    assert split(root) == (train, validation)  # seeded
-    assert split(root, seed=1) != (train, validation)
-    assert split(root, seed=1, split_file=file) == (train, validation)  # the file decides
-    assert str(file) in caplog.text
-    assert [len(side) for side in split(root, 0.001)] == [9, 1] and [len(side) for side in split(root, 0.999)] == [
-        1,
-        9,
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    assert resolve(tmp_path).id2label == {0: "background", 1: "car", 2: "sky"}
+    reduced = resolve(tmp_path, do_reduce_labels=True)
+    assert reduced.id2label == {0: "car", 1: "sky"} and reduced.raw_values == [1, 2]
+    assert resolve(tmp_path, drop_classes=["background"], merge_classes=["car,sky=thing"]).raw_values == [1]
+    (tmp_path / "classes.json").write_text('{"0": "a", "1": "b", "2": "from a file"}')
+    assert resolve(tmp_path).id2label[2] == "from a file"
+
+
+def test_editing_reaches_the_masks(make_dataset, tmp_path):
+    """0 and 2 joined, 1 dropped, through `prepare_dataset` and back."""
+    root = make_dataset(values=(0, 1, 2, 255))
+    (root / "labels.json").write_text('{"0": "car", "1": "sky", "2": "bus"}')
+    args = DatasetArguments(dataset_dir=str(root), merge_classes=["car,bus=vehicle"], drop_classes=["sky"])
+    dataset, label_map = load_from_arguments(args, cache_dir=tmp_path / "cache")
+    row = prepare_dataset(dataset, label_map)["train"][0]
+    assert row["class_pixels"] == [48] and np.asarray(row["label"])[0].tolist() == [0, 255, 0, 255] * 3
+    assert label_map.to_raw(np.array([[0, 255]], np.uint8)).tolist() == [[0, 255]]
+
+
+def test_a_label_map_file(make_dataset, tmp_path):
+    root, file = make_dataset(values=(0, 1, 2)), tmp_path / "map.yaml"
+    file.write_text("{0: null, 1: thing, 2: thing}")
+    args = DatasetArguments(dataset_dir=str(root), label_map=str(file))
+    assert load_from_arguments(args)[1].id2label == {0: "thing"}  # no class list, and none is made up
+    names = tmp_path / "names.json"
+    names.write_text('{"0": "first", "1": "second"}')
+    file.write_text("{0: null, 1: 1, 2: 0}")
+    label_map = load_from_arguments(DatasetArguments(dataset_dir=str(root), label_map=str(file), id2label=str(names)))[
+        1
     ]
+    assert label_map.id2label == {0: "first", 1: "second"} and label_map.raw_values == [2, 1]
+    with pytest.raises(UserError, match="--label_map says it all: leave out --merge_classes and --drop_classes"):
+        load_from_arguments(DatasetArguments(dataset_dir=str(root), label_map=str(file), drop_classes=["x"]))
 
 
-def test_a_split_file_that_does_not_fit(make_dataset, tmp_path):
-    root, file = make_dataset("images and masks", count=4), tmp_path / "split.json"
-    split(root, split_file=file)
-    with pytest.raises(UserError, match="is 0.5, but .*split.json was made with 0.3"):
-        split(root, 0.5, split_file=file)
-    (root / "images" / "train_2.jpeg").rename(root / "images" / "new.jpeg")
-    (root / "masks" / "train_2.bmp").rename(root / "masks" / "new.bmp")
-    with pytest.raises(UserError, match=r"split.json does not fit the dataset: 2 names .*\(new, train_2\); delete it"):
-        split(root, split_file=file)
-    file.write_text("{")
-    with pytest.raises(UserError, match="split.json is damaged"):
-        split(root, split_file=file)
-
-
-def test_splits_that_are_refused(make_dataset):
-    with pytest.raises(UserError, match="has a validation split of 2 images; leave the flag out"):
-        split(make_dataset())
-    with pytest.raises(UserError, match="a training split of 1 image cannot be parted"):
-        split(make_dataset("images and masks", count=1, folder="one"))
-    root = make_dataset(folder="only_test")
-    (root / "train").rename(root / "test")
-    (root / "val").rename(root.parent / "elsewhere")
-    with pytest.raises(UserError, match="has no training split, only test"):
-        split(root)
+def test_arguments_reach_the_split(make_dataset, tmp_path):
+    root = make_dataset("images and masks", count=6)
+    args = DatasetArguments(dataset_dir=str(root), train_val_split=0.3, split_groups=r"\d")
+    file = tmp_path / "split.json"
+    dataset, label_map = load_from_arguments(args, seed=7, split_file=file)
+    assert [len(rows) for rows in dataset.values()] == [4, 2] and label_map.num_labels == 3
+    content = json.loads(file.read_text())
+    assert (content["seed"], content["split_groups"], content["train_val_split"]) == (7, r"\d", 0.3)
+    with pytest.raises(UserError, match="no data: give --dataset_dir FOLDER or --dataset_name HUB_ID"):
+        load_from_arguments(DatasetArguments())
 
 
 # ---- reading ----
