@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tqdm import tqdm
+from transformers import PretrainedConfig
 from transformers.utils import cached_file
 
 import visual_utils
@@ -123,11 +124,12 @@ def find_device(name: str | None) -> torch.device:
         raise UserError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
 
 
-def find_label_map(name_or_path: str, id2label: dict[int, str], image_processor) -> LabelMap:
+def find_label_map(name_or_path: str, config: PretrainedConfig, image_processor) -> LabelMap:
     """A trained model's classes with their colours and the values that stand for them in annotation files.
 
-    Colours are those of the model's `labels.json` or of a list in `labels/`, whichever has the model's class names. A
-    model with a single logit, whose configuration can name but one class, has the two of its `labels.json`.
+    Models trained here have the values in their configuration; of others the image processor says whether labels were
+    reduced. Colours are those of the model's `labels.json` or of a list in `labels/`, whichever has the model's class
+    names. A model with a single logit, whose configuration can name but one class, has the two of its `labels.json`.
     """
     files = sorted((Path(__file__).parent / "labels").glob("*.json"))
     own_file = None
@@ -136,7 +138,8 @@ def find_label_map(name_or_path: str, id2label: dict[int, str], image_processor)
         files.insert(0, own_file)
     except OSError:
         pass  # only models trained here have it
-    single_logit, palette = len(id2label) == 1, None
+    id2label, palette = config.id2label, None
+    single_logit = len(id2label) == 1
     if single_logit:
         id2label = {0: "background", 1: id2label[0]}
     for file in files:
@@ -147,6 +150,9 @@ def find_label_map(name_or_path: str, id2label: dict[int, str], image_processor)
         if names == id2label or (single_logit and file == own_file and len(names) == 2):
             id2label, palette = names, colors
             break
+    recorded = config.to_dict().get("segmentation_label_map")
+    if recorded is not None:
+        return LabelMap.from_config(recorded, id2label, palette)
     try:
         # As it stands in the file: older models, NVIDIA's own among them, say `reduce_labels`, which transformers 5
         # reads without acting on it.
@@ -181,15 +187,15 @@ def main(argv: list[str] | None = None) -> list[Path]:
 
     model = load_trained_model(args.model, args.fused_ops).to(device)
     image_processor = load_image_processor(args.model, image_size=args.image_size)
-    label_map = find_label_map(args.model, model.config.id2label, image_processor)
+    label_map = find_label_map(args.model, model.config, image_processor)
     if args.threshold != 0.5 and label_map.num_labels != 2:
         raise UserError(f"--threshold is for two classes; {args.model} has {label_map.num_labels}")
     asked_for = EvaluationProtocol.from_image_processor(image_processor)
     fixed_size = fixed_input_size(model, asked_for.short_side)
     protocol = EvaluationProtocol.from_image_processor(image_processor, fixed_size, **options)
     logger.info(f"{describe_model(model)}, on {device}; short side {protocol.short_side}")
-    first, last = label_map.raw_values[0], label_map.raw_values[-1]
-    logger.info(f"values in the PNGs: {first} {label_map.id2label[0]} … {last} {label_map.id2label[last - first]}")
+    names = [f"{value} {label_map.id2label[i]}" for i, value in enumerate(label_map.raw_values)]
+    logger.info(f"values in the PNGs: {names[0]} … {names[-1]}")
 
     palette = label_map.colors()
     raw_palette = visual_utils.raw_palette(palette, label_map.raw_values)
