@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 PUBLISHED_FILES = (
     "config.json",
     "preprocessor_config.json",
+    "processor_config.json",
     "model.safetensors",
     "model-?????-of-?????.safetensors",
     "model.safetensors.index.json",
@@ -89,6 +90,8 @@ def write_model_card(
     dataset_split: str | None = "validation",
     do_reduce_labels: bool = False,
     ignore_values: tuple[int, ...] = (),
+    class_table: str | None = None,
+    single_logit: bool = False,
     hyperparameters: dict[str, object] | None = None,
     license: str | None = None,
 ) -> Path:
@@ -104,6 +107,8 @@ def write_model_card(
         from_scratch: instead, the variant or `config.json` whose weights were random.
         dataset: Hub id or folder; of a folder the last name alone is mentioned.
         do_reduce_labels, ignore_values: how annotation values became class ids.
+        class_table: annotation value → class, where classes were merged, dropped or mapped.
+        single_logit: the model has one output for two classes.
         hyperparameters: printed name → value (see `training_hyperparameters`); None where nothing was trained.
         license: licence id of the published weights; none is claimed unless it is given.
     """
@@ -143,7 +148,7 @@ def write_model_card(
         _introduction(output_dir, base_model, from_scratch, dataset, dataset_config),
         _picture(output_dir),
         _usage(repo_id),
-        _labels(do_reduce_labels, ignore_values),
+        _labels(do_reduce_labels, ignore_values, class_table, single_logit),
         _results(output_dir, metrics, scores),
         _training(hyperparameters),
         _versions(),
@@ -237,16 +242,25 @@ label_map = processor.post_process_semantic_segmentation(outputs, target_sizes=[
 ```"""
 
 
-def _labels(do_reduce_labels: bool, ignore_values: tuple[int, ...]) -> str:
-    if do_reduce_labels:
-        rule = "value 0 is ignored, and value n means class n - 1 (`do_reduce_labels`)"
+def _labels(
+    do_reduce_labels: bool, ignore_values: tuple[int, ...], class_table: str | None, single_logit: bool
+) -> str:
+    if class_table:
+        text = f"Values in the annotation files and the classes they became:\n\n```\n{class_table}\n```\n\n"
     else:
         rule = "value n means class n"
-    ignored = ", ".join(str(value) for value in sorted({*ignore_values, 255}))
-    return (
-        f"## Labels\n\nIn the annotation files {rule}; ignored in training and evaluation: {ignored}. "
-        "The names of the classes are in `config.json` and `labels.json`."
-    )
+        if do_reduce_labels:
+            rule = "value 0 is ignored, and value n means class n - 1 (`do_reduce_labels`)"
+        ignored = ", ".join(str(value) for value in sorted({*ignore_values, 255}))
+        text = f"In the annotation files {rule}; ignored in training and evaluation: {ignored}. "
+    names = "The names of the classes are in `config.json` and `labels.json`."
+    if single_logit:
+        names = (
+            "The names of both classes are in `labels.json`. The model has one output: a pixel is of the second class "
+            "where it is above 0. `pipeline` and `post_process_semantic_segmentation` take the highest of several "
+            "outputs and do not fit such a model; `predict.py` does."
+        )
+    return f"## Labels\n\n{text}{names}"
 
 
 def _results(output_dir: Path, metrics: dict | None, scores: dict[str, float]) -> str:

@@ -16,6 +16,7 @@ No network, no data, a few minutes on a CPU (`make demo`):
 Every flag can stand in the YAML file of `--config`; flags on the command line win.
 """
 
+import json
 import logging
 import shutil
 from dataclasses import dataclass, field
@@ -242,6 +243,13 @@ def check_output_dir(output_dir: Path, label_map: LabelMap, training_args) -> No
                 f"now {len(now)}: {', '.join(now[:3])} …); give another --output_dir"
             )
     if training_args.resume_from_checkpoint:
+        config = json.loads(Path(training_args.resume_from_checkpoint, "config.json").read_text(encoding="utf-8"))
+        if config.get("segmentation_label_map") != label_map.to_config():
+            raise UserError(
+                f"{training_args.resume_from_checkpoint} was trained with another meaning of the annotation values "
+                f"({config.get('segmentation_label_map')}, now {label_map.to_config()}); resume it with the flags it "
+                "was started with"
+            )
         return
     checkpoint = newest_checkpoint(output_dir)
     if checkpoint and not finished.is_file():
@@ -279,6 +287,17 @@ def choose_splits(
         )
     logger.info(f"images by split: {found}")
     return [train_split, eval_split]
+
+
+def other_settings(model_args: ModelArguments) -> dict[str, object]:
+    """For the model card: the flags of `ModelArguments` about training that were not left at their defaults."""
+    names = ("freeze_encoder", "lora_r", "head_lr_multiplier", "ema_decay", "sync_bn", "early_stopping_patience")
+    defaults = ModelArguments()
+    return {
+        name.replace("_", " "): getattr(model_args, name)
+        for name in names
+        if getattr(model_args, name) != getattr(defaults, name)
+    }
 
 
 def prepare_training(model: PreTrainedModel, model_args: ModelArguments, training_args) -> None:
@@ -454,7 +473,10 @@ def run(
             dataset_config=data_args.dataset_config_name,
             do_reduce_labels=label_map.do_reduce_labels,
             ignore_values=label_map.ignore_values,
-            hyperparameters=training_hyperparameters(training_args, trainer.state.global_step),
+            class_table=label_map.table() if label_map.raw_to_id else None,
+            single_logit=model.config.num_labels == 1,
+            hyperparameters=training_hyperparameters(training_args, trainer.state.global_step)
+            | other_settings(model_args),
         )
     if training_args.push_to_hub:
         trainer.push_to_hub()
