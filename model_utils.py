@@ -13,16 +13,15 @@ import torch
 from torch import nn
 from transformers import (
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
-    AutoConfig,
-    AutoImageProcessor,
     AutoModelForSemanticSegmentation,
     PretrainedConfig,
     PreTrainedModel,
     SegformerConfig,
     SegformerForSemanticSegmentation,
-    SegformerImageProcessor,
 )
 
+from adapt_utils import encoder_name, set_num_channels, with_channels
+from checkpoint_utils import WITHOUT_NETWORK, first_few, load_image_processor, one_line, read_config
 from cli_utils import UserError, nearest
 from fused_utils import fuse_decode_head, fuse_model, upsampled_argmax, upsampled_cross_entropy
 from metrics_utils import IGNORE_INDEX
@@ -41,6 +40,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_encoder_name = encoder_name  # for optimizer_utils, until it imports it from adapt_utils
+
 # Where they differ from SegformerConfig's defaults, which are B0's, with drop path and head dropout 0.1 for all.
 # Source: mmsegmentation, configs/segformer/segformer_mit-b{0..5}_8xb2-160k_ade20k-512x512.py.
 _WIDE = {"hidden_sizes": [64, 128, 320, 512]}
@@ -57,14 +58,14 @@ MIT_VARIANTS = {
 # MobileViT's last convolution, which only its classifier uses.
 _OLD_HEADS = {"classifier", "lm_head", "layernorm", "head", "auxiliary_head", "pooler", "conv_1x1_exp"}
 
-_WITHOUT_NETWORK = "without network: a local folder as the model, or training with --from_scratch mit-b0"
-
 
 def load_model(
     name_or_path: str = "nvidia/mit-b0",
     id2label: dict[int, str] | None = None,
     fused_ops: bool = True,
     from_scratch: str | None = None,
+    single_logit: bool = False,
+    num_channels: int | None = None,
     **kwargs,
 ) -> PreTrainedModel:
     """A float32 segmentation model with the given classes, ready to be trained.
@@ -81,20 +82,29 @@ def load_model(
         fused_ops: the faster decode head and encoder, see `fused_utils.fuse_model`.
         from_scratch: instead of a checkpoint, random weights: `mit-b0` … `mit-b5`, or a `config.json` (or the folder
             that holds it) of any segmentation model. Needs no network.
+        single_logit: of two classes, one output instead of two: the logit z of the second, whose probability is the
+            sigmoid of z (`protocol_utils.two_class_logits`). The configuration names the second class alone.
+        num_channels: of the images; None for what the checkpoint takes. RGB filters are taken over as
+            `adapt_utils.with_channels` says.
         kwargs: fields of the model's configuration, for instance `drop_path_rate=0.2`.
 
     Raises:
         UserError: the checkpoint cannot be reached or read, is no segmentation architecture, or lacks or contradicts
-            part of the encoder; an unknown variant or configuration field.
+            part of the encoder; an unknown variant or configuration field; `single_logit` without two classes; a
+            number of channels that the architecture or the checkpoint cannot be given.
     """
     source = from_scratch or name_or_path
-    config = _scratch_config(from_scratch) if from_scratch else _read_config(name_or_path)
+    config = _scratch_config(from_scratch) if from_scratch else read_config(name_or_path)
     old_id2label = config.id2label
-    _configure(config, source, id2label, kwargs)
+    _configure(config, source, id2label, single_logit, kwargs)
     if from_scratch:
+        if num_channels is not None:
+            set_num_channels(config, num_channels)
         model = _build(config, source)
     else:
         model = _load_pretrained(name_or_path, config, old_id2label)
+        if num_channels is not None:
+            model = with_channels(model, num_channels)
     _freeze_unused_parameters(model)
     return fuse_model(model) if fused_ops else model
 
@@ -107,25 +117,27 @@ def load_trained_model(
     Args:
         name_or_path: Hub id or folder.
         fused_ops: as for `load_model`.
-        id2label: the classes of the data it is to be evaluated on; None for those it was trained on.
+        id2label: the classes of the data it is to be evaluated on; None for those it was trained on. Two classes fit
+            a model with a single logit.
 
     Raises:
         UserError: as `load_model`, and where the checkpoint is no trained segmentation model or has another number of
             classes.
     """
-    config = _read_config(name_or_path)
+    config = read_config(name_or_path)
     if not _is_segmentation_checkpoint(config):
         raise UserError(
             f"{name_or_path} is no trained segmentation model but {' '.join(config.architectures or ['unnamed'])}; "
             "fine-tune it first with run_segmentation.py --do_train"
         )
     old_id2label = config.id2label
-    if id2label is not None and len(id2label) != len(old_id2label):
+    single_logit = id2label is not None and (len(id2label), len(old_id2label)) == (2, 1)
+    if id2label is not None and len(id2label) != len(old_id2label) and not single_logit:
         raise UserError(
-            f"{name_or_path} was trained on {len(old_id2label)} classes ({_first(old_id2label.values())}), the data "
-            f"has {len(id2label)} ({_first(id2label.values())})"
+            f"{name_or_path} was trained on {len(old_id2label)} classes ({first_few(old_id2label.values())}), the "
+            f"data has {len(id2label)} ({first_few(id2label.values())})"
         )
-    _configure(config, name_or_path, id2label, {})
+    _configure(config, name_or_path, id2label, single_logit, {})
     model = _load_pretrained(name_or_path, config, old_id2label).eval()
     return fuse_model(model) if fused_ops else model
 
@@ -154,94 +166,33 @@ def fixed_input_size(model: PreTrainedModel, image_size: int | None = None) -> i
 def describe_model(model: PreTrainedModel) -> str:
     """One line: architecture, millions of parameters in encoder and head, and how many of them are not trained."""
     total = sum(parameter.numel() for parameter in model.parameters())
-    encoder = sum(parameter.numel() for parameter in model.get_submodule(_encoder_name(model)).parameters())
+    encoder = sum(parameter.numel() for parameter in model.get_submodule(encoder_name(model)).parameters())
     frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+    num_labels = model.config.num_labels
     return (
         f"{type(model).__name__}: {total / 1e6:.2f} M parameters (encoder {encoder / 1e6:.2f} M, head "
         f"{(total - encoder) / 1e6:.2f} M{f'; {frozen / 1e6:.2f} M not trained' if frozen else ''}), "
-        f"{model.config.num_labels} classes"
+        f"{f'{num_labels} classes' if num_labels > 1 else 'a single logit for two classes'}"
     )
-
-
-def load_image_processor(
-    name_or_path: str = "nvidia/mit-b0",
-    from_scratch: str | None = None,
-    image_size: int | None = None,
-    do_reduce_labels: bool | None = None,
-):
-    """The image processor to be saved with the model, set to what training does.
-
-    Args:
-        name_or_path: Hub id or folder; where it has no image processor, SegFormer's with its defaults is taken.
-        from_scratch: as for `load_model`; not None means SegFormer's.
-        image_size: side in pixels of its squares; None keeps the checkpoint's.
-        do_reduce_labels: None keeps the checkpoint's.
-
-    Raises:
-        UserError: the checkpoint cannot be reached or read.
-    """
-    if from_scratch:
-        image_processor = SegformerImageProcessor()
-    else:
-        _read_config(name_or_path)  # so that an unreachable Hub is not taken for a missing preprocessor_config.json
-        try:
-            image_processor = AutoImageProcessor.from_pretrained(name_or_path)
-        except (OSError, ValueError) as error:
-            if Path(name_or_path, "preprocessor_config.json").exists():
-                raise UserError(
-                    f"{name_or_path}/preprocessor_config.json cannot be read: {_one_line(error)}"
-                ) from error
-            logger.warning(f"{name_or_path} has no image processor; SegFormer's is used")
-            image_processor = SegformerImageProcessor()
-    settings = image_processor.to_dict()
-    # The name of `do_reduce_labels` in old files, which transformers 5 hands on without acting on it.
-    settings.pop("reduce_labels", None)
-    # A mask has to cover the image, whole and at the size that was asked for.
-    changes = {key: False for key in ("do_center_crop", "keep_aspect_ratio") if settings.get(key)}
-    if image_size is not None:
-        changes["size"] = {"height": image_size, "width": image_size}
-    if do_reduce_labels is not None:
-        changes["do_reduce_labels"] = do_reduce_labels
-    return type(image_processor).from_dict(settings | changes)
 
 
 def _scratch_config(from_scratch: str) -> PretrainedConfig:
     if from_scratch in MIT_VARIANTS:
         return SegformerConfig(**MIT_VARIANTS[from_scratch])
     if Path(from_scratch).exists():
-        return _read_config(from_scratch)
+        return read_config(from_scratch)
     raise UserError(
         f"--from_scratch {from_scratch}{nearest(from_scratch, MIT_VARIANTS)} is neither a file or folder here nor one "
         f"of {', '.join(MIT_VARIANTS)}"
     )
 
 
-def _read_config(name_or_path: str) -> PretrainedConfig:
-    """The configuration of a segmentation architecture from the Hub, a folder, or a `config.json`."""
-    path = Path(name_or_path)
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise UserError(
-            f"folder {path} holds no config.json, so no model (found: {_first(p.name for p in path.iterdir())})"
-        )
-    try:
-        config = AutoConfig.from_pretrained(name_or_path)
-    except Exception as error:  # a damaged file can raise anything
-        if path.exists():
-            raise UserError(f"the configuration in {path} cannot be read: {_one_line(error)}") from error
-        raise UserError(
-            f"{name_or_path} is no folder here, and the Hub did not give it: {_one_line(error)} (private and gated "
-            f"models need `hf auth login`; {_WITHOUT_NETWORK})"
-        ) from error
-    if type(config) not in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
-        known = sorted(config_class.model_type for config_class in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING)
-        raise UserError(
-            f"{name_or_path} is of type {config.model_type}; transformers segments images with {', '.join(known)}"
-        )
-    return config
-
-
 def _configure(
-    config: PretrainedConfig, source: str, id2label: dict[int, str] | None, overrides: dict[str, object]
+    config: PretrainedConfig,
+    source: str,
+    id2label: dict[int, str] | None,
+    single_logit: bool,
+    overrides: dict[str, object],
 ) -> None:
     """Sets the classes, the overrides and what training here asks of every model, in place."""
     known = config.to_dict()
@@ -252,8 +203,15 @@ def _configure(
             setattr(config, key, value)
         except Exception as error:  # the configuration checks types with an exception of its own
             raise UserError(
-                f"{key}={value!r} does not fit the configuration of {source}: {_one_line(error)}"
+                f"{key}={value!r} does not fit the configuration of {source}: {one_line(error)}"
             ) from error
+    if single_logit:
+        classes = id2label or config.id2label
+        if len(classes) != 2:
+            raise UserError(
+                f"--single_logit is for two classes, not {len(classes)} ({first_few(classes.values())}): leave it out"
+            )
+        id2label = {0: classes[1]}
     if id2label is not None:
         config.id2label = dict(id2label)
         config.label2id = {name: index for index, name in id2label.items()}
@@ -269,7 +227,7 @@ def _build(config: PretrainedConfig, source: str) -> PreTrainedModel:
     try:
         model = AutoModelForSemanticSegmentation.from_config(config, dtype=torch.float32)
     except Exception as error:  # lists of different lengths, sizes that do not divide: each fails in its own way
-        raise UserError(f"no model can be built from the configuration of {source}: {_one_line(error)}") from error
+        raise UserError(f"no model can be built from the configuration of {source}: {one_line(error)}") from error
     if isinstance(model, SegformerForSemanticSegmentation):
         _initialize_convolutions(model)
     return model
@@ -297,7 +255,7 @@ def _load_pretrained(name_or_path: str, config: PretrainedConfig, old_id2label: 
         )
     except Exception as error:  # missing, truncated and foreign files raise anything from OSError to IndexError
         raise UserError(
-            f"the weights of {name_or_path} cannot be loaded: {_one_line(error)} ({_WITHOUT_NETWORK})"
+            f"the weights of {name_or_path} cannot be loaded: {one_line(error)} ({WITHOUT_NETWORK})"
         ) from error
     _judge_loading(name_or_path, model, info, trained, old_id2label)
     # `save_pretrained` reverts only those key mappings that loading has used: an encoder's checkpoint would be saved
@@ -315,7 +273,7 @@ def _judge_loading(
     name_or_path: str, model: PreTrainedModel, info: dict, trained: bool, old_id2label: dict[int, str]
 ) -> None:
     """Raises UserError unless all that is missing, left over or of another shape has a known reason; logs the rest."""
-    encoder = _encoder_name(model) + "."
+    encoder = encoder_name(model) + "."
     old, new = len(old_id2label), model.config.num_labels
     mismatched = {key: (tuple(found), tuple(needed)) for key, found, needed in info["mismatched_keys"]}
     if trained:
@@ -334,12 +292,12 @@ def _judge_loading(
         wrong_shape = {key: shapes for key, shapes in mismatched.items() if key.startswith(encoder)}
     faults = []
     if missing:
-        faults.append(f"missing {_first(sorted(missing))}")
+        faults.append(f"missing {first_few(sorted(missing))}")
     if unexpected:
-        faults.append(f"unexpected {_first(sorted(unexpected))}")
+        faults.append(f"unexpected {first_few(sorted(unexpected))}")
     if wrong_shape:
         shapes = (f"{key} {found} instead of {needed}" for key, (found, needed) in sorted(wrong_shape.items()))
-        faults.append(f"of another shape {_first(shapes)}")
+        faults.append(f"of another shape {first_few(shapes)}")
     if faults:
         raise UserError(f"{name_or_path} does not fit a {type(model).__name__}: {'; '.join(faults)}")
 
@@ -351,8 +309,8 @@ def _judge_loading(
     )
     if trained and old == new and list(old_id2label.values()) != list(model.config.id2label.values()):
         logger.warning(
-            f"{name_or_path} was trained on {old} classes of other names ({_first(old_id2label.values())}; here "
-            f"{_first(model.config.id2label.values())}); its classifier is kept"
+            f"{name_or_path} was trained on {old} classes of other names ({first_few(old_id2label.values())}; here "
+            f"{first_few(model.config.id2label.values())}); its classifier is kept"
         )
 
 
@@ -378,11 +336,6 @@ def _is_segmentation_checkpoint(config: PretrainedConfig) -> bool:
     return MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING[type(config)].__name__ in (config.architectures or [])
 
 
-def _encoder_name(model: PreTrainedModel) -> str:
-    # UperNet names no base model.
-    return model.base_model_prefix or "backbone"
-
-
 def _modules(all_keys: Iterable[str], keys: set[str]) -> str:
     """The outermost modules whose tensors are all among `keys`, as a readable list."""
     all_keys = list(all_keys)
@@ -393,17 +346,7 @@ def _modules(all_keys: Iterable[str], keys: set[str]) -> str:
         whole = (p for p in prefixes if all(other in keys for other in all_keys if other.startswith(p)))
         return next(whole, key).removesuffix(".")
 
-    return _first(dict.fromkeys(outermost(key) for key in all_keys if key in keys))
-
-
-def _first(items: Iterable[str], count: int = 4) -> str:
-    items = list(items)
-    return ", ".join(items[:count]) + (f" … ({len(items)} in all)" if len(items) > count else "")
-
-
-def _one_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return first_few(dict.fromkeys(outermost(key) for key in all_keys if key in keys))
 
 
 def _round_up(side: int, multiple: int) -> int:

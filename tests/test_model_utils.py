@@ -6,9 +6,8 @@ import huggingface_hub
 import pytest
 import torch
 import transformers as T
-from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import AutoModelForSemanticSegmentation
 
 import fused_utils
 from cli_utils import UserError
@@ -23,6 +22,7 @@ from model_utils import (
 )
 
 ID2LABEL = {0: "sky", 1: "road", 2: "car", 3: "tree"}
+LOGGERS = ("model_utils", "checkpoint_utils")
 OLD_NAMES = {0: "wall", 1: "floor", 2: "lamp"}
 
 STAGES = {"hidden_sizes": [8, 16, 24, 32], "depths": [1] * 4}
@@ -93,8 +93,8 @@ def assert_equal_tensors(found, expected, keys=None):
 
 @pytest.fixture
 def log(caplog):
-    caplog.set_level(logging.INFO, logger="model_utils")
-    return lambda: "\n".join(record.getMessage() for record in caplog.records if record.name == "model_utils")
+    caplog.set_level(logging.INFO)
+    return lambda: "\n".join(record.getMessage() for record in caplog.records if record.name in LOGGERS)
 
 
 @pytest.fixture
@@ -403,6 +403,39 @@ def test_overrides(trained):
         load_model(str(trained), ID2LABEL, hidden_sizes=[8, 16, 24, 64])
 
 
+# ---- a single logit -------------------------------------------------------------------------------------------------
+
+BINARY = {0: "background", 1: "crack"}
+
+
+def test_a_single_logit_for_two_classes(mit_b0, tmp_path, log):
+    model = load_model(str(mit_b0), BINARY, single_logit=True)
+    assert model.config.num_labels == 1 and model.config.id2label == {0: "crack"}
+    assert model(pixel_values=tiny_images()).logits.shape == (2, 1, 16, 16)
+    assert describe_model(model).endswith(", a single logit for two classes")
+    model.save_pretrained(tmp_path / "out")
+    reloaded, info = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values()) and reloaded.config.id2label == {0: "crack"}
+    for id2label in (BINARY, None):
+        again = load_trained_model(str(tmp_path / "out"), id2label=id2label)
+        assert_equal_tensors(again.state_dict(), model.state_dict())
+        assert again.config.id2label == {0: "crack"}
+    # Trained further, with or without it.
+    again = load_model(str(tmp_path / "out"), BINARY, single_logit=True)
+    assert_equal_tensors(again.state_dict(), model.state_dict())
+    load_model(str(tmp_path / "out"), BINARY)
+    assert "208 tensors loaded, fresh: none" in log()
+    assert "206 tensors loaded, fresh: decode_head.classifier, 1 classes there and 2 here" in log()
+
+
+def test_a_single_logit_is_for_two_classes(mit_b0, tmp_path):
+    with pytest.raises(UserError, match=r"--single_logit is for two classes, not 4 \(sky, road, car, tree\): leave"):
+        load_model(str(mit_b0), ID2LABEL, single_logit=True)
+    load_model(from_scratch="mit-b0", id2label=BINARY, single_logit=True).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"trained on 1 classes \(crack\), the data has 4"):
+        load_trained_model(str(tmp_path), id2label=ID2LABEL)
+
+
 # ---- other architectures --------------------------------------------------------------------------------------------
 
 ENCODERS = {
@@ -542,44 +575,6 @@ def test_describe_model(trained):
     assert describe_model(load_model(from_scratch="mit-b0", id2label=ID2LABEL)) == (
         "SegformerForSemanticSegmentation: 3.72 M parameters (encoder 3.32 M, head 0.40 M), 4 classes"
     )
-
-
-def test_image_processor_says_what_training_did(trained, tmp_path, log):
-    processor = load_image_processor(str(trained), image_size=64, do_reduce_labels=True)
-    assert f"{trained} has no image processor; SegFormer's is used" in log()
-    processor.save_pretrained(tmp_path)
-    saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
-    assert saved["size"] == {"height": 64, "width": 64} and saved["do_reduce_labels"] is True
-    again = load_image_processor(str(shutil.copytree(trained, tmp_path / "model")))
-    assert again.do_reduce_labels is False
-    shutil.copy(tmp_path / "preprocessor_config.json", tmp_path / "model")
-    again = load_image_processor(str(tmp_path / "model"))
-    assert again.do_reduce_labels is True
-    assert again(Image.new("RGB", (90, 70)), return_tensors="pt")["pixel_values"].shape == (1, 3, 64, 64)
-
-
-def test_image_processor_from_scratch_is_segformers(offline):
-    processor = load_image_processor("nvidia/mit-b0", from_scratch="mit-b0")
-    assert type(processor) is T.SegformerImageProcessor
-    assert processor.to_dict()["size"] == {"height": 512, "width": 512}
-
-
-@pytest.mark.parametrize("kind", [T.MobileViTImageProcessor, T.DPTImageProcessor, T.BeitImageProcessor])
-def test_image_processors_show_the_whole_image(kind, trained_copy):
-    kind(**({"keep_aspect_ratio": True} if kind is T.DPTImageProcessor else {})).save_pretrained(trained_copy)
-    processor = load_image_processor(str(trained_copy), image_size=96, do_reduce_labels=False)
-    processor.save_pretrained(trained_copy)
-    image = Image.new("RGB", (200, 100))
-    for p in (processor, AutoImageProcessor.from_pretrained(trained_copy)):
-        assert type(p) is kind
-        assert p(image, return_tensors="pt")["pixel_values"].shape == (1, 3, 96, 96)
-        assert p.do_reduce_labels is False
-
-
-def test_damaged_image_processors_are_not_replaced(trained_copy):
-    (trained_copy / "preprocessor_config.json").write_text("{ not")
-    with pytest.raises(UserError, match="preprocessor_config.json cannot be read"):
-        load_image_processor(str(trained_copy))
 
 
 def test_convolutions_start_as_in_the_papers_code():
