@@ -49,11 +49,15 @@ __all__ = [
     "PROBLEMS",
     "FileProblem",
     "annotation_values",
+    "cached_map",
     "file_name",
     "first_line",
     "ids_of",
+    "likely_cause",
+    "mask_values",
     "open_image",
     "prepare_dataset",
+    "prepare_example",
     "read_pair",
     "undecoded",
 ]
@@ -105,7 +109,7 @@ def prepare_dataset(
     )
     options = {"label_map": label_map, "num_channels": num_channels}
     prepared = {
-        name: _cached_map(split, _prepare_example, features, options, cache_dir, num_proc, f"{name}: preparing")
+        name: cached_map(split, prepare_example, features, options, cache_dir, num_proc, f"{name}: preparing")
         for name, split in dataset.items()
     }
     _raise_problems(dataset, prepared, label_map)
@@ -131,7 +135,7 @@ def annotation_values(
     values: set[int] = set()
     unread = []
     for name, split in dataset.items():
-        found = _cached_map(split, _mask_values, features, {}, cache_dir, num_proc, f"{name}: reading mask values")
+        found = cached_map(split, mask_values, features, {}, cache_dir, num_proc, f"{name}: reading mask values")
         values.update(*found["raw_values"])
         rows = undecoded(split)
         unread += [(rows, index) for index, found_here in enumerate(found["raw_values"]) if not found_here]
@@ -149,7 +153,7 @@ def undecoded(split: Dataset) -> Dataset:
     return split.cast_column("label", datasets.Image(decode=False))
 
 
-def _cached_map(
+def cached_map(
     split: Dataset, function: Callable, features: Features, options: dict, cache_dir, num_proc, description: str
 ) -> Dataset:
     """The columns that `function(image, label, name, **options)` makes, read from a file if it was made before."""
@@ -191,7 +195,7 @@ def _cached_map(
 
 
 def _cache_key(split: Dataset, function: Callable, options: dict) -> str:
-    """Hash of everything that the result of `_cached_map` depends on."""
+    """Hash of everything that the result of `cached_map` depends on."""
     digest = hashlib.sha256()
     for module_file in (__file__, label_utils.__file__, mask_utils.__file__):
         digest.update(Path(module_file).read_bytes())
@@ -218,7 +222,7 @@ def _cache_key(split: Dataset, function: Callable, options: dict) -> str:
 # ---- one example ----------------------------------------------------------------------------------------------------
 
 
-def _mask_values(image: dict, label: dict, name: str) -> dict:
+def mask_values(image: dict, label: dict, name: str) -> dict:
     """The distinct values of a mask; none for one that cannot be used, of which `prepare_dataset` will tell."""
     try:
         mask, _ = ids_of(open_image(label, name), name)
@@ -227,7 +231,7 @@ def _mask_values(image: dict, label: dict, name: str) -> dict:
     return {"raw_values": np.unique(mask).tolist()}
 
 
-def _prepare_example(image: dict, label: dict, name: str, label_map: LabelMap, num_channels: int) -> dict:
+def prepare_example(image: dict, label: dict, name: str, label_map: LabelMap, num_channels: int) -> dict:
     """One row of `prepare_dataset`. What is wrong is returned, never raised, so that all of it can be told at once."""
     result = {
         "label": None,
@@ -265,6 +269,10 @@ def _prepare_example(image: dict, label: dict, name: str, label_map: LabelMap, n
     }
 
 
+# Until `split_utils` and `streaming_utils` use the public names.
+_cached_map, _mask_values, _prepare_example = cached_map, mask_values, prepare_example
+
+
 # ---- the verdict ----------------------------------------------------------------------------------------------------
 
 
@@ -280,7 +288,7 @@ def _raise_problems(dataset: DatasetDict, prepared: dict[str, Dataset], label_ma
     lines = []
     for problem, (what, fix) in PROBLEMS.items():
         if problem in details:
-            fix = fix or _likely_cause(all_values, label_map)
+            fix = fix or likely_cause(all_values, label_map)
             lines.append(f"{len(details[problem])} {what} - {shorten(details[problem])}: {fix}")
     if lines:
         raise UserError("\n  ".join(lines))
@@ -325,7 +333,7 @@ def _refuse_colors(rows: list[dict], count: int) -> None:
     listed = shorten([f"{color >> 16} {color >> 8 & 255} {color & 255}" for color in sorted(colors)], 8)
     few = len(colors) <= MAX_COLORS
     raise UserError(
-        f"{count} masks ({shorten(files, 1)}) show classes in colours, {len(colors)} of them in {len(files)} masks "
+        f"{count} masks ({files[0]} …) show classes in colours, {len(colors)} different ones in {len(files)} of them "
         f"({listed}): {COLOR_LIST if few else EXPORT_AGAIN}"
     )
 
@@ -339,7 +347,7 @@ def _refuse_binary_masks(values: set[int], dataset: DatasetDict) -> None:
         )
 
 
-def _likely_cause(all_values: set[int], label_map: LabelMap) -> str:
+def likely_cause(all_values: set[int], label_map: LabelMap) -> str:
     """Why masks may hold values that are no class, and what would mend it."""
     unknown = label_map.unknown_values(np.array(sorted(all_values))).tolist()
     first, last = label_map.raw_values[0], label_map.raw_values[-1]
@@ -380,3 +388,6 @@ def _log_oddities(split_name: str, split: Dataset, prepared: Dataset, label_map:
         logger.warning(
             f"{len(absent)} of {label_map.num_labels} classes never occur in training: {shorten(absent, 8)}"
         )
+
+
+_likely_cause = likely_cause  # until `streaming_utils` uses the public name

@@ -145,7 +145,7 @@ def test_stray_colors():
         ("JPEG", {"quality": 100}, True),
         ("WEBP", {}, True),
         ("WEBP", {"lossless": True}, False),
-        ("WEBP", {"exif": b"Exif\0\0"}, True),  # makes it an extended file
+        ("WEBP", {"icc_profile": b"odd"}, True),  # makes it an extended file
         ("WEBP", {"exif": b"Exif\0\0", "lossless": True, "icc_profile": b"odd"}, False),
         ("PNG", {}, False),
         ("TIFF", {}, False),

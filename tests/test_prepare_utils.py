@@ -246,11 +246,11 @@ def test_odd_but_valid_is_logged(make_dataset, caplog):
 def calls(monkeypatch):
     """Counts the examples that are computed rather than read."""
     counted = []
-    original = prepare_utils._prepare_example
+    original = prepare_utils.prepare_example
     monkeypatch.setattr(
-        prepare_utils, "_prepare_example", lambda *args, **kwargs: (counted.append(1), original(*args, **kwargs))[1]
+        prepare_utils, "prepare_example", lambda *args, **kwargs: (counted.append(1), original(*args, **kwargs))[1]
     )
-    prepare_utils._prepare_example.__name__ = original.__name__
+    prepare_utils.prepare_example.__name__ = original.__name__
     return counted
 
 
@@ -337,8 +337,8 @@ def test_an_interrupted_run_leaves_no_cache(make_dataset, tmp_path, monkeypatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_utils, "_prepare_example", interrupted)
-        interrupted.__name__ = "_prepare_example"
+        patch.setattr(prepare_utils, "prepare_example", interrupted)
+        interrupted.__name__ = "prepare_example"
         with pytest.raises(KeyboardInterrupt):
             prepare(root, cache_dir=cache)
     counted = calls(monkeypatch)
@@ -488,12 +488,14 @@ def test_colors_without_a_list_of_classes(make_dataset):
     with pytest.raises(UserError) as caught:
         resolve(root)
     assert (
-        "4 masks (train_0.png and 3 more) show classes in colours, 3 of them in 4 masks (0 100 0, 128 64 128, 128 128 "
+        "4 masks (train_0.png …) show classes in colours, 3 different ones in 4 of them (0 100 0, 128 64 128, 128 128 "
         "128): give the list of classes with their colours: --id2label FILE" in str(caught.value)
     )
     noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     overwrite_mask(noise)(root)
-    with pytest.raises(UserError, match=r"show classes in colours, 240\d of them .* export them again as PNG files"):
+    with pytest.raises(
+        UserError, match=r"in colours, 240\d different ones .* export them again as PNG"
+    ):
         resolve(root)
 
 
