@@ -45,12 +45,12 @@ from layout_utils import (
     shorten,
     yolo_file,
 )
+from mask_utils import EXIF_ORIENTATION
 from metrics_utils import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
 
 INDEX = "drawn_masks.json"  # beside the cached masks: classes, pairs and what was odd
-EXIF_ORIENTATION = 0x0112
 # One process for so many images; starting more would cost more than it saves.
 IMAGES_PER_PROCESS, MAX_PROCESSES = 500, 8
 # Names of other programs for what is not outlined, and for what is neither.

@@ -493,9 +493,7 @@ def test_colors_without_a_list_of_classes(make_dataset):
     )
     noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     overwrite_mask(noise)(root)
-    with pytest.raises(
-        UserError, match=r"in colours, 240\d different ones .* export them again as PNG"
-    ):
+    with pytest.raises(UserError, match=r"in colours, 240\d different ones .* export them again as PNG"):
         resolve(root)
 
 
