@@ -2,16 +2,19 @@
 
 import io
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 import torch
+from datasets import Dataset
 from PIL import Image
 
 from cli_utils import UserError
 from data_utils import LabelMap, SegmentationDataset, TrainTransform, load_segmentation_dataset, prepare_dataset
 from image_utils import read_channels, rgb_view
+from prepare_utils import undecoded
 from protocol_utils import EvaluationProtocol
 
 PLAIN_4 = {"image_mean": (0.0,) * 4, "image_std": (1.0,) * 4}
@@ -151,11 +154,13 @@ def four_bands(make_dataset):
     return bands, prepare_dataset(load_segmentation_dataset(dataset_dir=root), names)["train"]
 
 
-@pytest.mark.parametrize("in_memory", [False, True])
-def test_datasets_read_the_bands_that_the_protocol_asks_for(four_bands, in_memory):
+@pytest.mark.parametrize("in_table", [False, True])
+def test_datasets_read_the_bands_that_the_protocol_asks_for(four_bands, in_table):
     bands, split = four_bands
-    if in_memory:  # images inside Arrow tables have bytes instead of a path
-        split = split.map(lambda row: {}, new_fingerprint="in-memory", keep_in_memory=True)
+    if in_table:  # as Hub datasets are: bytes instead of a path
+        files = [Path(file["path"]).read_bytes() for file in undecoded(split)["image"]]
+        table = {"image": [{"bytes": file, "path": None} for file in files], "label": split["label"]}
+        split = Dataset.from_dict(table, features=split.select_columns(["image", "label"]).features)
     protocol = EvaluationProtocol(16, size_divisor=8, **PLAIN_4)
     dataset = SegmentationDataset(split, protocol)
     image, label = dataset.read(1)

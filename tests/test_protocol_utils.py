@@ -66,6 +66,9 @@ def test_without_normalisation_and_in_bgr():
     image = Image.new("RGB", (32, 32), (255, 0, 51))
     protocol = EvaluationProtocol(32, image_mean=(0.0,) * 3, image_std=(1.0,) * 3, flip_channels=True)
     np.testing.assert_allclose(protocol.preprocess(image)[:, 0, 0].numpy(), [0.2, 0, 1], atol=1e-6)
+    five = EvaluationProtocol(32, image_mean=(0.0,) * 5, image_std=(1.0,) * 5, flip_channels=True)
+    bands = torch.tensor([255, 0, 51, 102, 153], dtype=torch.uint8)[:, None, None].expand(-1, 32, 32)
+    np.testing.assert_allclose(five.preprocess(bands)[:, 0, 0].numpy(), [0.2, 0, 1, 0.4, 0.6], atol=1e-6)
 
 
 @pytest.mark.parametrize("channels", [1, 4, 6])
@@ -82,7 +85,8 @@ def test_images_with_other_numbers_of_channels(channels):
         alone = EvaluationProtocol(32, image_mean=(one_mean,), image_std=(one_std,))
         torch.testing.assert_close(found, alone.preprocess(Image.fromarray(band.numpy()))[0], atol=0.02, rtol=0)
     unchanged = SegformerImageProcessor(do_normalize=False, image_mean=mean, image_std=std)
-    assert EvaluationProtocol.from_image_processor(unchanged).image_std == (1.0,) * channels
+    protocol = EvaluationProtocol.from_image_processor(unchanged)
+    assert (protocol.image_mean, protocol.image_std) == ((0.0,) * channels, (1.0,) * channels)
 
 
 def test_a_tensor_is_an_image():
