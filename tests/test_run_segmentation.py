@@ -24,6 +24,7 @@ from trainer_utils import newest_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CLASSES = {"0": "background", "1": "disc", "2": "bar"}
+FIRST_CONVOLUTION = "segformer.encoder.patch_embeddings.0.proj.weight"
 
 
 def draw_pair(rng, height, width, offset):
@@ -302,6 +303,15 @@ def test_two_processes_equal_one(flags, run, data, tiny_config, tmp_path):
         (["--dataset_dir", "x", "--do_train", "--slide_crop", "100"], "--slide_crop is 100"),
         (["--dataset_dir", "no/such/place", "--do_train", "--from_scratch", "mit-b0"], "no/such/place"),
         (["--dataset_dir", "x", "--do_train"], "nvidia/mit-b0.*--from_scratch"),
+        (["--dataset_dir", "x", "--do_train", "--freeze_encoder", "--lora_r", "4"], "exclude each other"),
+        (["--dataset_dir", "x", "--do_train", "--head_lr_multiplier", "0"], "must be positive"),
+        (["--dataset_dir", "x", "--do_train", "--early_stopping_patience", "0"], "at least 1"),
+        (
+            ["--dataset_dir", "x", "--do_train", "--early_stopping_patience", "1", "--eval_strategy", "no"],
+            "needs evaluations",
+        ),
+        (["--dataset_dir", "x", "--do_train", "--threshold", "1"], "--threshold is 1"),
+        (["--dataset_dir", "x", "--do_train", "--streaming"], "--streaming reads --dataset_name"),
         (["--dataset_dir", "x", "--do_trian"], r"did you mean --do_train\?"),
         (["--dataset_dir", "x", "--do_train", "--lr_scheduler_type", "cosin"], "cosin"),
     ],
@@ -374,8 +384,9 @@ def test_push_publishes_model_card_and_results_and_nothing_else(flags, tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
         files = server.files("tester/tiny")
     assert set(files) == set(
-        """model.safetensors config.json preprocessor_config.json labels.json README.md sample.jpg all_results.json
-        train_results.json eval_results.json per_category.csv confusion_matrix.npy""".split()
+        """model.safetensors config.json preprocessor_config.json processor_config.json labels.json README.md
+        sample.jpg all_results.json train_results.json eval_results.json per_category.csv
+        confusion_matrix.npy""".split()
     )
     assert files["model.safetensors"] == (output_dir / "model.safetensors").read_bytes()
     mean_iou = read(output_dir / "eval_results.json")["eval_mean_iou"]
@@ -398,3 +409,119 @@ def test_a_push_that_fails_in_the_middle_loses_nothing(flags, tmp_path):
     assert "results are safe in" in done.stderr and "hf upload tester/tiny" in done.stderr
     for name in ("model.safetensors", "eval_results.json", "README.md", "contact_sheet.png"):
         assert (tmp_path / "out" / name).is_file()
+
+
+# ---- options of training --------------------------------------------------------------------------------------------
+
+
+def brief(flags, output_dir, *options, steps=2):
+    """Arguments for a few steps, then an evaluation."""
+    return [*flags, "--do_train", "--do_eval", "--max_steps", str(steps), "--output_dir", str(output_dir), *options]
+
+
+@pytest.mark.parametrize("ade20k", [False, True])
+def test_a_dry_run_tells_and_leaves_nothing(tmp_path, flags, capsys, ade20k):
+    data = make_dataset(tmp_path / "set", ade20k)
+    before = sorted(tmp_path.rglob("*"))
+    options = ["--dataset_dir", str(data), "--dry_run", "--lr_scheduler_type", "polynomial", "--warmup_steps", "5"]
+    results = run_segmentation.main(brief(flags, tmp_path / "out", *options, steps=40))
+    assert results["perfect_mean_iou"] == 1.0
+    assert results["training_hours"] == pytest.approx(results["seconds_per_step"] * 40 / 3600)
+    assert sorted(tmp_path.rglob("*")) == before
+    log = capsys.readouterr().err
+    for told in ("encoder norms", "step        5: 0.00875", "effective batch: 2", "MiB", "-> 1 disc", "40 steps"):
+        assert told in log, told
+
+
+def test_a_preview_is_all_that_is_written(tmp_path, flags):
+    picture = tmp_path / "preview.png"
+    assert run_segmentation.main(brief(flags, tmp_path / "out", "--preview", str(picture))) == {}
+    assert list(tmp_path.iterdir()) == [picture]
+    with Image.open(picture) as image:
+        assert image.width > 300 and len(image.getcolors(10**6)) > 100
+
+
+def test_a_frozen_encoder_stays_as_it_was(run, flags, tmp_path):
+    start = load_file(run[0] / "model.safetensors")
+    argv = [flag if flag != "--from_scratch" else "--model_name_or_path" for flag in flags]
+    argv[1] = str(run[0])
+    run_segmentation.main(brief(argv, tmp_path, "--freeze_encoder"))
+    trained = load_file(tmp_path / "model.safetensors")
+    same = {name for name, tensor in trained.items() if torch.equal(tensor, start[name])}
+    assert {name for name in trained if name.startswith("segformer.")} == same
+
+
+def test_a_single_logit_is_trained_scored_and_predicted(flags, tmp_path):
+    data = make_dataset(tmp_path / "set")
+    options = ["--dataset_dir", str(data), "--merge_classes", "bar=disc", "--single_logit"]
+    output_dir = tmp_path / "out"
+    metrics = run_segmentation.main(brief(flags, output_dir, *options, "--do_predict", steps=40))
+    assert read(output_dir / "config.json")["id2label"] == {"0": "disc"}
+    assert load_file(output_dir / "model.safetensors")["decode_head.classifier.weight"].shape[0] == 1
+    assert metrics["eval_mean_iou"] > 0.5
+    assert np.load(output_dir / "confusion_matrix.npy").shape == (2, 2)
+    total = np.zeros((2, 2), np.int64)
+    for file in sorted((data / "val" / "masks").iterdir()):
+        truth = np.array(Image.open(file))
+        truth[truth == 2] = 1
+        predicted = np.array(Image.open(output_dir / "predictions" / file.name))
+        assert set(np.unique(predicted)) <= {0, 1}  # of the two values merged, that of the class whose name is kept
+        total += confusion_matrix(predicted, truth, 2).numpy()
+    np.testing.assert_array_equal(total, np.load(output_dir / "confusion_matrix.npy"))
+    evaluate = ["--model_name_or_path", str(output_dir), "--image_size", "64", "--use_cpu", "--do_eval"]
+    evaluate += [*options[:-1], "--id2label", str(data / "classes.json"), "--output_dir", str(tmp_path / "again")]
+    assert run_segmentation.main(evaluate)["eval_mean_iou"] == metrics["eval_mean_iou"]
+    stricter = run_segmentation.main([*evaluate, "--threshold", "0.9"])
+    assert stricter["eval_loss"] == metrics["eval_loss"] and "probability of 0.9" in stricter["eval_protocol"]
+    matrix = np.load(tmp_path / "again" / "confusion_matrix.npy")
+    assert matrix[:, 1].sum() < total[:, 1].sum()
+
+
+def test_images_of_four_bands(flags, tmp_path):
+    data = make_dataset(tmp_path / "set")
+    for file in data.rglob("images/*.png"):
+        image = Image.open(file).convert("RGB")
+        image.putalpha(Image.fromarray(np.array(image)[..., 0] // 2))
+        image.save(file)
+    options = ["--dataset_dir", str(data), "--num_channels", "4", "--do_predict"]
+    metrics = run_segmentation.main(brief(flags, tmp_path / "out", *options, steps=4))
+    assert load_file(tmp_path / "out" / "model.safetensors")[FIRST_CONVOLUTION].shape[1] == 4
+    assert len(read(tmp_path / "out" / "preprocessor_config.json")["image_mean"]) == 4
+    evaluate = ["--model_name_or_path", str(tmp_path / "out"), "--dataset_dir", str(data), "--image_size", "64"]
+    evaluate += [
+        "--id2label",
+        str(data / "classes.json"),
+        "--do_eval",
+        "--use_cpu",
+        "--output_dir",
+        str(tmp_path / "2"),
+    ]
+    assert run_segmentation.main(evaluate)["eval_loss"] == metrics["eval_loss"]
+
+
+def test_averaged_weights_are_what_is_evaluated_and_saved(flags, tmp_path):
+    options = ["--ema_decay", "0.9", "--eval_strategy", "no"]
+    metrics = run_segmentation.main(brief(flags, tmp_path / "ema", *options, steps=6))
+    run_segmentation.main(brief(flags, tmp_path / "raw", *options[2:], steps=6))
+    averaged, raw = (load_file(tmp_path / name / "model.safetensors") for name in ("ema", "raw"))
+    assert not all(torch.equal(averaged[name], raw[name]) for name in raw)
+    evaluate = [*flags[2:], "--model_name_or_path", str(tmp_path / "ema"), "--do_eval"]
+    again = run_segmentation.main([*evaluate, "--output_dir", str(tmp_path / "again")])
+    assert again["eval_loss"] == metrics["eval_loss"]
+
+
+def test_training_stops_early(flags, tmp_path):
+    options = ["--early_stopping_patience", "1", "--learning_rate", "0", "--eval_strategy", "steps"]
+    options += ["--eval_steps", "1", "--save_strategy", "steps", "--save_steps", "1"]
+    run_segmentation.main(brief(flags, tmp_path, *options, steps=9))
+    assert read(tmp_path / "trainer_state.json")["global_step"] == 2
+
+
+def test_faults_of_the_data_are_found_before_training(flags, tmp_path):
+    data = make_dataset(tmp_path / "set")
+    for file in (data / "train" / "masks").iterdir():
+        mask = np.array(Image.open(file))
+        Image.fromarray(np.where(mask == 2, 9, mask)).save(file)
+    with pytest.raises(UserError, match=r"9.*(?s:.*)check_dataset.py"):
+        run_segmentation.main(brief(flags, tmp_path / "out", "--dataset_dir", str(data)))
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
