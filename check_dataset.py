@@ -1,0 +1,203 @@
+"""Says what is wrong with a dataset before anybody waits for a training run.
+
+    python check_dataset.py my_photos
+    python check_dataset.py my_photos --ignore_values 11 --image_size 512 --json report.json
+    python check_dataset.py --dataset_name scene_parse_150 --max_images 2000
+
+The flags that say which data and what its annotations mean are those of `run_segmentation.py`. Reads every file and
+prints a verdict, what was found and how to mend it, and tables.
+
+The exit code is 0, 2 where there are errors, and under `--strict` 1 where there are warnings.
+"""
+
+import json
+import logging
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from cli_utils import UserError, parse_arguments, run_cli
+from data_utils import DatasetArguments, LabelMap, load_from_arguments, load_segmentation_dataset
+from inspect_utils import find_faults, orphan_faults, scan
+from layout_utils import find_dataset
+from report_utils import ERROR, DatasetReport, Finding, ImageRecord
+from value_utils import count_class_pixels
+
+CLASSES_SHOWN, VALUES_SHOWN = 40, 40
+
+
+@dataclass
+class CheckArguments:
+    """How to check, and what to write."""
+
+    image_size: int = field(default=512, metadata={"help": "short side in training; images are judged by it"})
+    num_channels: int = field(default=3, metadata={"help": "of the images"})
+    json: str | None = field(default=None, metadata={"help": "write the report to this file, for programs"})
+    strict: bool = field(default=False, metadata={"help": "warnings lead to exit code 1"})
+    num_proc: int | None = field(default=None, metadata={"help": "processes; default: by images and CPUs"})
+    max_images: int | None = field(default=None, metadata={"help": "look at a random sample of so many"})
+    seed: int = field(default=42, metadata={"help": "of the sample, and of --train_val_split"})
+
+
+def parse(argv: list[str] | None) -> tuple[CheckArguments, DatasetArguments]:
+    """Flags, of which the first may be the dataset's folder alone."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and not argv[0].startswith("-"):
+        argv.insert(0, "--dataset_dir")
+    args, data_args = parse_arguments(
+        (CheckArguments, DatasetArguments),
+        argv,
+        description=__doc__,
+        exclusive=(("dataset_dir", "dataset_name"),),
+    )
+    for name in ("image_size", "num_channels", "num_proc", "max_images"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} is {value}; it must be at least 1")
+    if not (data_args.dataset_dir or data_args.dataset_name):
+        raise UserError("no data: name a folder, or give --dataset_name HUB_ID")
+    if data_args.streaming:
+        raise UserError("--streaming: a check reads all of a dataset, so leave the flag out")
+    return args, data_args
+
+
+def check(args: CheckArguments, data_args: DatasetArguments) -> tuple[DatasetReport, LabelMap | None]:
+    """Loads, scans and judges a dataset. Where it cannot be loaded, the report says why and has no records."""
+    started = time.perf_counter()
+    source = str(data_args.dataset_dir or data_args.dataset_name)
+    layout, label_map, findings, unclear = "Hub dataset", None, [], []
+    try:
+        if data_args.dataset_dir:
+            found = find_dataset(data_args.dataset_dir, data_args.image_column, data_args.label_column)
+            layout, findings = found.layout, orphan_faults(found)
+        try:
+            dataset, label_map = load_from_arguments(data_args, args.seed)
+        except UserError as error:
+            # The files may be there and the classes be what is wrong; then the values tell why.
+            unclear = [Finding("classes-unclear", ERROR, str(error), "give the list of classes with --id2label")]
+            dataset = load_segmentation_dataset(
+                dataset_dir=data_args.dataset_dir,
+                dataset_name=data_args.dataset_name,
+                dataset_config_name=data_args.dataset_config_name,
+                image_column=data_args.image_column,
+                label_column=data_args.label_column,
+            )
+    except UserError as error:
+        fault = Finding("not-loadable", ERROR, str(error), "see the README for layouts and flags", (source,), 1)
+        return DatasetReport(source, layout, {}, {}, {}, [], [fault], time.perf_counter() - started), None
+    records = scan(dataset, label_map, args.max_images, args.num_proc, args.seed, num_channels=args.num_channels)
+    splits = {split: len(rows) for split, rows in dataset.items()}
+    faults = find_faults(records, label_map, args.image_size, complete=len(records) == sum(splits.values()))
+    # What is wrong with the values says more than that no classes could be made of them.
+    findings = [*([] if any(found.severity == ERROR for found in faults) else unclear), *faults, *findings]
+    pixels = count_class_pixels(records, label_map) if label_map else {}
+    report = DatasetReport(
+        dataset=source,
+        layout=layout,
+        splits=splits,
+        id2label=label_map.id2label if label_map else {},
+        class_pixels={split: counts.tolist() for split, counts in pixels.items()},
+        records=records,
+        findings=findings,
+        seconds=time.perf_counter() - started,
+    )
+    return report, label_map
+
+
+# ---- for a person ---------------------------------------------------------------------------------------------------
+
+
+def as_text(report: DatasetReport, label_map: LabelMap | None) -> str:
+    """The verdict, the findings, and tables of what is there."""
+    lines = [f"verdict: {report.verdict()}"]
+    lines += [""] * bool(report.findings)
+    for found in report.findings:
+        lines += [f"{found.severity} [{found.kind}] {found.message}", f"    fix: {found.fix}"]
+    counts = ", ".join(f"{split}: {count}" for split, count in report.splits.items())
+    rate = f"{len(report.records) / report.seconds:.0f} images/s" if report.records else "none"
+    lines += ["", f"dataset   {report.dataset}: {report.layout} layout"]
+    lines += [f"pairs     {counts or 'none'}; looked at {len(report.records)} in {report.seconds:.1f} s ({rate})"]
+    if report.records:
+        lines += tables(report.records)
+        lines += [""] + value_table(report.records, label_map)
+    if report.class_pixels:
+        lines += [""] + class_table(report)
+    return "\n".join(lines)
+
+
+def tables(records: list[ImageRecord]) -> list[str]:
+    """Sizes and modes."""
+    decoded = [record for record in records if record.width]
+    sizes = Counter((record.width, record.height) for record in decoded)
+    listed = ", ".join(f"{width}x{height}: {count}" for (width, height), count in sizes.most_common(4))
+    more = f" and {len(sizes) - 4} other sizes" if len(sizes) > 4 else ""
+    lines = [f"sizes     {listed}{more}"]
+    for title, modes in (
+        ("images", Counter(record.image_mode for record in decoded)),
+        ("masks", Counter(record.mask_mode for record in records if record.mask_mode)),
+    ):
+        lines.append(f"{title:<9} {', '.join(f'mode {mode}: {count}' for mode, count in modes.most_common())}")
+    return lines
+
+
+def value_table(records: list[ImageRecord], label_map: LabelMap | None) -> list[str]:
+    """What stands in the masks: value, share of all pixels, masks with it, what it means."""
+    pixels, masks = Counter(), Counter()
+    for record in records:
+        pixels.update(record.raw_values)
+        masks.update(record.raw_values.keys())
+    total = sum(pixels.values())
+    lines = [f"{'value':>7} {'pixels':>9} {'masks':>7}  meaning"]
+    for value in sorted(pixels)[:VALUES_SHOWN]:
+        meaning = "" if label_map is None else meaning_of(value, label_map)
+        lines.append(f"{value:>7} {pixels[value] / total:>9.3%} {masks[value]:>7}  {meaning}")
+    if len(pixels) > VALUES_SHOWN:
+        lines.append(f"        and {len(pixels) - VALUES_SHOWN} more values")
+    return lines
+
+
+def meaning_of(value: int, label_map: LabelMap) -> str:
+    """ "3 road", "ignored" or "no class"."""
+    training_id = label_map.value_ids.get(value)
+    if training_id is None:
+        return "no class"
+    name = label_map.id2label.get(training_id)
+    return "ignored" if name is None else f"{training_id} {name}"
+
+
+def class_table(report: DatasetReport) -> list[str]:
+    """Each class's share of the labelled pixels of each split, most frequent first, and its weight in the loss."""
+    shares = {split: np.array(counts) / max(sum(counts), 1) for split, counts in report.class_pixels.items()}
+    order = np.argsort(-sum(shares.values()), kind="stable").tolist()
+    width = max(len(name) for name in report.id2label.values())
+    weights = report.class_weights
+    lines = ["   ".join([f" id {'class':<{width}}", *(f"{split:>10}" for split in shares), "weight" * bool(weights)])]
+    for i in order[:CLASSES_SHOWN]:
+        cells = [f"{i:>3} {report.id2label[i]:<{width}}", *(f"{share[i]:>10.3%}" for share in shares.values())]
+        lines.append("   ".join([*cells, f"{weights[i]:6.2f}" if weights else ""]).rstrip())
+    if len(order) > CLASSES_SHOWN:
+        lines.append(f"    and {len(order) - CLASSES_SHOWN} more classes")
+    return lines
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Checks a dataset and prints what was found; returns the exit code.
+
+    argv: command-line arguments without the program's name; None takes them from the command line.
+    Raises `cli_utils.UserError` for flags that do not fit; what is wrong with the dataset is reported, not raised.
+    """
+    args, data_args = parse(argv)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.ERROR)
+    report, label_map = check(args, data_args)
+    print(as_text(report, label_map))
+    if args.json:
+        Path(args.json).write_text(json.dumps(report.to_json(), indent=1), encoding="utf-8")
+    return report.exit_code(args.strict)
+
+
+if __name__ == "__main__":
+    run_cli(lambda: sys.exit(main()))
