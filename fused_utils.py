@@ -51,7 +51,9 @@ class _AddLinear(torch.autograd.Function):
     def backward(ctx, gradient):
         hidden, weight = ctx.saved_tensors
         rows = gradient.permute(0, 2, 3, 1).reshape(-1, weight.shape[0])
-        return gradient, (rows @ weight).view_as(hidden), rows.T @ hidden.reshape(-1, weight.shape[1])
+        # A frozen encoder needs none.
+        grad_hidden = (rows @ weight).view_as(hidden) if ctx.needs_input_grad[1] else None
+        return gradient, grad_hidden, rows.T @ hidden.reshape(-1, weight.shape[1])
 
 
 class _ReluDropout(torch.autograd.Function):

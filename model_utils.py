@@ -40,7 +40,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_encoder_name = encoder_name  # for optimizer_utils, until it imports it from adapt_utils
 
 # Where they differ from SegformerConfig's defaults, which are B0's, with drop path and head dropout 0.1 for all.
 # Source: mmsegmentation, configs/segformer/segformer_mit-b{0..5}_8xb2-160k_ade20k-512x512.py.

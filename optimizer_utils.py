@@ -7,8 +7,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, SchedulerType, TrainingArguments
 
+from adapt_utils import encoder_name
 from cli_utils import UserError, nearest
-from model_utils import _encoder_name
 
 NORM_LAYERS = (
     nn.LayerNorm,
@@ -38,7 +38,7 @@ def parameter_groups(
         Dicts with "name", "params", "lr" and "weight_decay". Every parameter that requires a gradient is in one of
         them, once.
     """
-    encoder = {id(parameter) for parameter in model.get_submodule(_encoder_name(model)).parameters()}
+    encoder = {id(parameter) for parameter in model.get_submodule(encoder_name(model)).parameters()}
     norms = {
         id(parameter)
         for module in model.modules()

@@ -49,6 +49,7 @@ from dry_run_utils import dry_run
 from hub_utils import training_hyperparameters, write_model_card
 from image_utils import rgb_view
 from inspect_utils import quick_check, raise_on_errors
+from losses_utils import check_loss, class_weights, parse_loss, read_class_weights
 from metrics_utils import per_category_table, save_confusion, without_per_category
 from model_utils import describe_model, fixed_input_size, load_image_processor, load_model, load_trained_model
 from optimizer_utils import batch_norm_warning, check_schedule
@@ -85,6 +86,13 @@ class ModelArguments:
     freeze_encoder: bool = field(default=False, metadata={"help": "train the head alone"})
     lora_r: int | None = field(
         default=None, metadata={"help": "train adapters of this rank in the encoder's attention, and the head (peft)"}
+    )
+    loss: str = field(
+        default="ce", metadata={"help": "ce, focal, ohem, dice, lovasz, or a sum of some, as in ce+dice"}
+    )
+    class_weights: str | None = field(
+        default=None,
+        metadata={"help": "auto (rare classes count more), or a file with a weight for each class: JSON or CSV"},
     )
     head_lr_multiplier: float = field(default=1.0, metadata={"help": "of the learning rate outside the encoder"})
     ema_decay: float = field(
@@ -202,7 +210,12 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
             "checkpoint; the model, its card and its results are pushed once, at the end (--hub_strategy end)"
         )
     EvaluationProtocol(**protocol_options(data_args))  # raises on values that do not fit together
+    check_loss(model_args.loss, training_args.label_smoothing_factor, model_args.class_weights)
     check_schedule(training_args)
+    if model_args.from_scratch and (model_args.freeze_encoder or model_args.lora_r):
+        raise UserError("--freeze_encoder and --lora_r keep a pretrained encoder; --from_scratch has none")
+    if model_args.class_weights == "auto" and data_args.streaming:
+        raise UserError("--class_weights auto counts all pixels first, which --streaming cannot: give a file")
     if model_args.freeze_encoder and model_args.lora_r:
         raise UserError("--freeze_encoder and --lora_r exclude each other: LoRA trains adapters in a frozen encoder")
     if model_args.head_lr_multiplier <= 0:
@@ -259,7 +272,13 @@ def check_output_dir(output_dir: Path, label_map: LabelMap, training_args) -> No
         )
     if finished.is_file() and training_args.process_index == 0:
         logger.warning(f"{output_dir} holds a finished run with the same classes, which this one replaces")
-        results = ("*_results.json", "confusion_matrix.npy", "per_category.csv", "per_image.npz")
+        results = (
+            "*_results.json",
+            "processor_config.json",
+            "confusion_matrix.npy",
+            "per_category.csv",
+            "per_image.npz",
+        )
         for path in [path for pattern in ("checkpoint-*", *results) for path in output_dir.glob(pattern)]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -289,9 +308,31 @@ def choose_splits(
     return [train_split, eval_split]
 
 
+def find_class_weights(choice: str | None, split: Dataset | None, label_map: LabelMap) -> torch.Tensor | None:
+    """What `--class_weights` asks for, float32 (num_labels,), logged; None for none."""
+    if choice is None or (choice == "auto" and split is None):
+        return None
+    if choice == "auto":
+        weights = class_weights(np.array(split["class_pixels"]))
+    else:
+        weights = read_class_weights(choice, label_map.id2label)
+    listed = ", ".join(f"{label_map.id2label[i]} {weights[i]:.2f}" for i in np.argsort(-weights).tolist())
+    logger.info(f"class weights: {listed}")
+    return torch.tensor(weights, dtype=torch.float32)
+
+
 def other_settings(model_args: ModelArguments) -> dict[str, object]:
     """For the model card: the flags of `ModelArguments` about training that were not left at their defaults."""
-    names = ("freeze_encoder", "lora_r", "head_lr_multiplier", "ema_decay", "sync_bn", "early_stopping_patience")
+    names = (
+        "loss",
+        "class_weights",
+        "freeze_encoder",
+        "lora_r",
+        "head_lr_multiplier",
+        "ema_decay",
+        "sync_bn",
+        "early_stopping_patience",
+    )
     defaults = ModelArguments()
     return {
         name.replace("_", " "): getattr(model_args, name)
@@ -365,6 +406,12 @@ def run(
             raise_on_errors(findings, "all of it: python check_dataset.py, with the same flags for the data")
         dataset = prepare_dataset(dataset, label_map, num_channels=num_channels)
     logger.info(f"annotation value -> training id\n{label_map.table()}")
+    if label_map.num_labels == 1:
+        raise UserError(
+            f"there is but one class ({label_map.id2label[0]}): nothing to tell apart; see check_dataset.py"
+        )
+    if data_args.threshold != 0.5 and label_map.num_labels != 2:
+        raise UserError(f"--threshold is for two classes; the data has {label_map.num_labels}")
     train_split, eval_split = choose_splits(dataset, stream is not None, data_args, training_args)
 
     # Model.
@@ -416,6 +463,8 @@ def run(
         protocol=protocol,
         fused_ops=model_args.fused_ops,
         id2label=label_map.id2label,
+        losses=parse_loss(model_args.loss),
+        class_weights=find_class_weights(model_args.class_weights, train_split, label_map),
         head_lr_multiplier=model_args.head_lr_multiplier,
         ema_decay=model_args.ema_decay,
         callbacks=[EarlyStoppingCallback(patience)] if patience and training_args.do_train else None,
@@ -432,7 +481,8 @@ def run(
         merge_lora(model)
         trainer.save_model(_internal_call=True)  # otherwise it would push to the Hub before there are results
         if trainer.is_world_process_zero():
-            save_processor_config(output_dir, image_processor, protocol)
+            sizes = zip(eval_split["height"], eval_split["width"], strict=True) if eval_split else ()
+            save_processor_config(output_dir, image_processor, protocol, sizes)
         trainer.save_state()
         trainer.save_metrics("train", train_metrics)
 

@@ -11,12 +11,12 @@ What differs from the stock Trainer, and why:
 import json
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from transformers import SchedulerType, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
@@ -24,9 +24,10 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import IntervalStrategy
 
 import hub_utils
+from adapt_utils import merged_state_dict, save_adapters, with_adapters
 from data_utils import collate_eval, collate_train
 from ema_utils import WeightAverage
-from fused_utils import upsampled_cross_entropy
+from losses_utils import segmentation_loss
 from metrics_utils import IGNORE_INDEX, confusion_matrix, without_per_category
 from optimizer_utils import groups_table, parameter_groups, poly_schedule, takes_parameter_groups
 from protocol_utils import EvaluationProtocol, label_map_of, protocol_logits, score_logits, two_class_logits
@@ -121,6 +122,8 @@ class SegmentationTrainer(Trainer):
         protocol: how evaluation images were prepared; named in every result.
         fused_ops: the loss and the evaluation strip by strip; else as stock transformers computes them.
         id2label: training id → name; None takes the model's, which has one of two where it has a single logit.
+        losses: of `losses_utils.parse_loss`.
+        class_weights: float (num_labels,), for the losses that take them.
         head_lr_multiplier: of the learning rate outside the encoder.
         ema_decay: of the average of the weights that is evaluated and saved; 0 for the weights themselves.
     """
@@ -131,18 +134,22 @@ class SegmentationTrainer(Trainer):
         protocol: EvaluationProtocol,
         fused_ops: bool = True,
         id2label: dict[int, str] | None = None,
+        losses: Sequence[str] = ("ce",),
+        class_weights: torch.Tensor | None = None,
         head_lr_multiplier: float = 1.0,
         ema_decay: float = 0.0,
         **kwargs,
     ):
         self.protocol = protocol
         self.fused_ops = fused_ops
+        self.losses = losses
+        self.class_weights = class_weights
         self.head_lr_multiplier = head_lr_multiplier
         self.weight_average = WeightAverage(ema_decay)
         super().__init__(
             *args,
             data_collator=collate_train,
-            compute_loss_func=self.pixel_cross_entropy,
+            compute_loss_func=self.upsampled_loss,
             compute_metrics=None,
             **kwargs,
         )
@@ -196,27 +203,22 @@ class SegmentationTrainer(Trainer):
             valid_pixels = self.accelerator.reduce(torch.as_tensor(valid_pixels, device=device), reduction="sum")
         return batch_samples, valid_pixels
 
-    def pixel_cross_entropy(self, outputs, labels, num_items_in_batch=None):
-        """Cross-entropy at the labels' resolution: summed over pixels, divided by `num_items_in_batch`.
+    def upsampled_loss(self, outputs, labels, num_items_in_batch=None):
+        """The losses at the labels' resolution, of all pixels of the batch that `num_items_in_batch` counts.
 
         labels: int64 (B, H, W). `--label_smoothing_factor` applies. The Trainer multiplies by the number of processes,
         over which DDP averages.
         """
-        smoothing = self.args.label_smoothing_factor
-        if num_items_in_batch is None:
-            num_items_in_batch = (labels != IGNORE_INDEX).sum()
         logits = two_class_logits(outputs.logits)
-        if self.fused_ops:
-            return upsampled_cross_entropy(
-                logits,
-                labels,
-                ignore_index=IGNORE_INDEX,
-                num_items_in_batch=num_items_in_batch,
-                label_smoothing=smoothing,
-            )
-        logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
-        loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum", label_smoothing=smoothing)
-        return loss / torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1)
+        return segmentation_loss(
+            logits,
+            labels,
+            self.losses,
+            weight=None if self.class_weights is None else self.class_weights.to(logits.device),
+            num_items_in_batch=num_items_in_batch,
+            label_smoothing=self.args.label_smoothing_factor,
+            fused_ops=self.fused_ops,
+        )
 
     # ---- evaluation -----------------------------------------------------------------------------------------------
 
@@ -313,10 +315,18 @@ class SegmentationTrainer(Trainer):
         if self.args.should_save:
             self.weight_average.save_raw_weights(self.model, output_dir or self.args.output_dir)
 
+    def _save(self, output_dir=None, state_dict=None):
+        """With LoRA, the merged weights, which any program can load, and the adapters beside them."""
+        model = self.accelerator.unwrap_model(self.model)
+        super()._save(output_dir, merged_state_dict(model) if state_dict is None else state_dict)
+        if self.args.should_save:
+            save_adapters(model, output_dir or self.args.output_dir)
+
     def _load_weights(self, folder: str) -> None:
-        saved = type(self.accelerator.unwrap_model(self.model)).from_pretrained(folder, dtype=torch.float32)
-        self.accelerator.unwrap_model(self.model).load_state_dict(saved.state_dict(), strict=True)
-        logger.info(f"restored all {len(saved.state_dict())} tensors from {folder}")
+        model = self.accelerator.unwrap_model(self.model)
+        saved = type(model).from_pretrained(folder, dtype=torch.float32).state_dict()
+        model.load_state_dict(with_adapters(saved, model, folder), strict=True)
+        logger.info(f"restored all {len(saved)} tensors from {folder}")
 
     # `save_pretrained` writes the key names of older transformers; the two methods below load the raw file without
     # mapping them back and only warn that nothing matched. Upstream: huggingface/transformers#43701, #48805 (open).

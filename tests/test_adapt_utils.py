@@ -419,3 +419,27 @@ def test_mistakes_with_channels():
 def test_from_scratch_with_other_channels(make_model):
     model = make_model(num_channels=5)
     assert model.segformer.stages[0].patch_embeddings.proj.weight.shape == (8, 5, 7, 7)
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.5])
+def test_a_resumed_run_with_lora_ends_as_if_it_had_not_stopped(make_model, tmp_path, ema_decay):
+    def run(seed, **resume):
+        arguments = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "save_total_limit": None}
+        args = SegmentationTrainingArguments(
+            output_dir=str(tmp_path / "run"), do_train=True, use_cpu=True, eval_strategy="no", learning_rate=0.01,
+            disable_tqdm=True, **arguments,
+        )
+        model = add_lora(make_model(seed=seed), 2)
+        torch.manual_seed(0)
+        trainer = SegmentationTrainer(
+            model=model, args=args, train_dataset=Samples(), protocol=EvaluationProtocol(64), ema_decay=ema_decay
+        )
+        trainer.train(**resume)
+        return weights(model)
+
+    whole = run(seed=0)
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    assert not changed(whole, run(seed=1, resume_from_checkpoint=str(checkpoint)))
+    # What was evaluated, as a standard folder.
+    _, info = T.SegformerForSemanticSegmentation.from_pretrained(checkpoint, output_loading_info=True)
+    assert not any(info.values())
