@@ -525,3 +525,20 @@ def test_faults_of_the_data_are_found_before_training(flags, tmp_path):
     with pytest.raises(UserError, match=r"9.*(?s:.*)check_dataset.py"):
         run_segmentation.main(brief(flags, tmp_path / "out", "--dataset_dir", str(data)))
     assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+def test_losses_and_class_weights_reach_training(flags, tmp_path):
+    (tmp_path / "weights.json").write_text("[1, 5, 1]")
+
+    def losses_of(name, *options):
+        run_segmentation.main(brief(flags, tmp_path / name, "--eval_strategy", "no", *options))
+        log = read(tmp_path / name / "trainer_state.json")["log_history"]
+        return [entry["loss"] for entry in log if "loss" in entry]
+
+    combined = ["--loss", "ce+dice", "--class_weights", "auto"]
+    fused, stock = losses_of("fused", *combined), losses_of("stock", *combined, "--no_fused_ops")
+    np.testing.assert_allclose(fused, stock, rtol=1e-2)  # dropout draws in its own way
+    plain = losses_of("plain")
+    weighted = losses_of("weighted", "--class_weights", str(tmp_path / "weights.json"))
+    assert len({round(losses[0], 3) for losses in (fused, plain, weighted)}) == 3
+    assert "loss | ce+dice" in (tmp_path / "fused" / "README.md").read_text()
