@@ -47,7 +47,7 @@ PROBLEMS = {
         "masks have lossy compression (JPEG or WebP) and hold values that are no class",
         "it changes values; write masks as PNG files from their source",
     ),
-    "values": ("masks hold values that are no class", None),  # see `_likely_cause`
+    "values": ("masks hold values that are no class", None),  # see `prepare_utils.likely_cause`
 }
 
 

@@ -269,10 +269,6 @@ def prepare_example(image: dict, label: dict, name: str, label_map: LabelMap, nu
     }
 
 
-# Until `split_utils` and `streaming_utils` use the public names.
-_cached_map, _mask_values, _prepare_example = cached_map, mask_values, prepare_example
-
-
 # ---- the verdict ----------------------------------------------------------------------------------------------------
 
 
@@ -388,6 +384,3 @@ def _log_oddities(split_name: str, split: Dataset, prepared: Dataset, label_map:
         logger.warning(
             f"{len(absent)} of {label_map.num_labels} classes never occur in training: {shorten(absent, 8)}"
         )
-
-
-_likely_cause = likely_cause  # until `streaming_utils` uses the public name

@@ -105,8 +105,8 @@ def group_keys(names: Sequence[str], pattern: str) -> list[str]:
 def values_by_image(split: Dataset) -> list[set[int]]:
     """The distinct raw values of each mask; none for one that cannot be used. Cached."""
     features = Features({"raw_values": List(Value("int64"))})
-    found = prepare_utils._cached_map(
-        split, prepare_utils._mask_values, features, {}, None, None, "reading mask values for the split"
+    found = prepare_utils.cached_map(
+        split, prepare_utils.mask_values, features, {}, None, None, "reading mask values for the split"
     )
     return [set(values) for values in found["raw_values"]]
 

@@ -183,9 +183,9 @@ def _prepared_label(
     image: dict | None, label: dict | None, name: str, label_map: LabelMap, num_channels: int
 ) -> Image.Image:
     """The mask of one example as `prepare_dataset` makes it; a UserError where that would raise one."""
-    row = prepare_utils._prepare_example(image, label, name, label_map=label_map, num_channels=num_channels)
+    row = prepare_utils.prepare_example(image, label, name, label_map=label_map, num_channels=num_channels)
     if row["problem"]:
         what, fix = prepare_utils.PROBLEMS[row["problem"]]
-        fix = fix or prepare_utils._likely_cause(set(row["raw_values"]), label_map)
+        fix = fix or prepare_utils.likely_cause(set(row["raw_values"]), label_map)
         raise UserError(f"1 {what} - train: {row['detail']}: {fix}")
     return Image.open(io.BytesIO(row["label"]["bytes"]))
