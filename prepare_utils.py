@@ -1,6 +1,7 @@
 """Preparing a dataset once: every image and mask decoded and checked, labels reduced, pixels counted; cached.
 
-`prepare_dataset` is what runs need; `annotation_values` looks at the masks alone.
+`prepare_dataset` is what runs need, `prepare_one` what streams do; `annotation_values` and `values_by_image` look at
+the masks alone.
 """
 
 import hashlib
@@ -49,17 +50,16 @@ __all__ = [
     "PROBLEMS",
     "FileProblem",
     "annotation_values",
-    "cached_map",
     "file_name",
     "first_line",
     "ids_of",
     "likely_cause",
-    "mask_values",
     "open_image",
     "prepare_dataset",
-    "prepare_example",
+    "prepare_one",
     "read_pair",
     "undecoded",
+    "values_by_image",
 ]
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,8 @@ logger = logging.getLogger(__name__)
 IMAGES_PER_PROCESS, MAX_PROCESSES = 500, 8
 EXPORT_AGAIN = "lossy masks have mixed colours; export them again as PNG files, resized with nearest neighbour only"
 SAMPLED_MASKS = 20  # whose colours are listed where there is no list of classes
+COLOR_VALUES = 1 << 24  # added to packed colours, so that none is taken for an annotation value
+MASK_VALUES = Features({"raw_values": List(Value("int64")), "colors": List(Value("int64"))})
 
 
 def prepare_dataset(
@@ -131,17 +133,50 @@ def annotation_values(
     Raises:
         UserError: masks show classes in colours, or are pictures of two classes with the values 0 and 255.
     """
-    features = Features({"raw_values": List(Value("int64"))})
     values: set[int] = set()
     unread = []
     for name, split in dataset.items():
-        found = cached_map(split, mask_values, features, {}, cache_dir, num_proc, f"{name}: reading mask values")
+        found = cached_map(split, mask_values, MASK_VALUES, {}, cache_dir, num_proc, f"{name}: reading mask values")
         values.update(*found["raw_values"])
         rows = undecoded(split)
         unread += [(rows, index) for index, found_here in enumerate(found["raw_values"]) if not found_here]
     _refuse_colors([rows[index] for rows, index in unread[:SAMPLED_MASKS]], len(unread))
     _refuse_binary_masks(values, dataset)
     return values
+
+
+def values_by_image(split: Dataset) -> list[set[int]]:
+    """The distinct raw values of each mask; none for one that cannot be used. Cached.
+
+    Where masks show classes in colours, these stand for the values: `COLOR_VALUES` + 24 bits of RGB.
+    """
+    found = cached_map(split, mask_values, MASK_VALUES, {}, None, None, "reading mask values for the split")
+    rows = list(zip(found["raw_values"], found["colors"], strict=True))
+    # A grey mask among them, as one without any object, shows colours as well.
+    in_colors = any(colors and not values for values, colors in rows)
+    return [
+        {COLOR_VALUES + color for color in colors} if in_colors and colors else set(values) for values, colors in rows
+    ]
+
+
+def prepare_one(
+    image: dict | None, label: dict | None, name: str, label_map: LabelMap, num_channels: int = 3
+) -> Image.Image:
+    """The mask of a single training example as `prepare_dataset` makes it, PIL L of training ids.
+
+    Args:
+        image, label: {"bytes", "path"}. name: what messages call the example.
+        num_channels: of the image.
+
+    Raises:
+        UserError: where `prepare_dataset` would raise one for this example.
+    """
+    row = prepare_example(image, label, name, label_map, num_channels)
+    if row["problem"]:
+        what, fix = PROBLEMS[row["problem"]]
+        fix = fix or likely_cause(set(row["raw_values"]), label_map)
+        raise UserError(f"1 {what} - train: {row['detail']}: {fix}")
+    return Image.open(io.BytesIO(row["label"]["bytes"]))
 
 
 # ---- the cache ------------------------------------------------------------------------------------------------------
@@ -223,12 +258,18 @@ def _cache_key(split: Dataset, function: Callable, options: dict) -> str:
 
 
 def mask_values(image: dict, label: dict, name: str) -> dict:
-    """The distinct values of a mask; none for one that cannot be used, of which `prepare_dataset` will tell."""
+    """The distinct values of a mask, and the packed colours of one with several channels, unless these are too many
+    for classes; neither for one that cannot be used, of which `prepare_dataset` will tell."""
+    result = {"raw_values": [], "colors": []}
     try:
-        mask, _ = ids_of(open_image(label, name), name)
+        mask = open_image(label, name)
+        if mask.mode in ("RGB", "RGBA"):
+            colors = np.unique(packed_colors(np.asarray(mask)[..., :3])).tolist()
+            result["colors"] = colors if len(colors) <= MAX_COLORS else []
+        result["raw_values"] = np.unique(ids_of(mask, name)[0]).tolist()
     except FileProblem:
-        return {"raw_values": []}
-    return {"raw_values": np.unique(mask).tolist()}
+        pass
+    return result
 
 
 def prepare_example(image: dict, label: dict, name: str, label_map: LabelMap, num_channels: int) -> dict:

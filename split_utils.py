@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets import DatasetDict
 
-import prepare_utils
 from cli_utils import UserError
 from layout_utils import shorten
 from metrics_utils import IGNORE_INDEX
+from prepare_utils import COLOR_VALUES, values_by_image
 
 logger = logging.getLogger(__name__)
 
@@ -102,15 +102,6 @@ def group_keys(names: Sequence[str], pattern: str) -> list[str]:
     return keys
 
 
-def values_by_image(split: Dataset) -> list[set[int]]:
-    """The distinct raw values of each mask; none for one that cannot be used. Cached."""
-    features = Features({"raw_values": List(Value("int64"))})
-    found = prepare_utils.cached_map(
-        split, prepare_utils.mask_values, features, {}, None, None, "reading mask values for the split"
-    )
-    return [set(values) for values in found["raw_values"]]
-
-
 # ---- stratification -------------------------------------------------------------------------------------------------
 
 
@@ -123,7 +114,7 @@ def stratify(keys: Sequence[str], values: Sequence[set[int]], fraction: float, s
 
     Args:
         keys: group of each image.
-        values: of `values_by_image`; 255 does not count.
+        values: of `prepare_utils.values_by_image`; 255 does not count.
         fraction: wanted share of the images.
         seed: of the order in which groups of equal size are given away.
 
@@ -183,8 +174,12 @@ def _warn_of_one_sided_values(values: list[set[int]], sides: dict[str, list[int]
         if alone:
             logger.warning(
                 f"{len(alone)} of {len(found['train'] | found['validation'])} annotation values occur in {side} only: "
-                f"{shorten(map(str, alone), 8)}"
+                f"{shorten(map(_described, alone), 8)}"
             )
+
+
+def _described(value: int) -> str:
+    return str(value) if value < COLOR_VALUES else f"#{value - COLOR_VALUES:06x}"
 
 
 # ---- the file -------------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@
 Training images are checked as they are drawn, by the code and with the messages of `prepare_dataset`.
 """
 
-import io
 import itertools
 import logging
 from collections.abc import Iterator
@@ -20,7 +19,6 @@ import torch
 from datasets import Dataset, DatasetDict, Features, IterableDataset
 from PIL import Image
 
-import prepare_utils
 from cli_utils import UserError
 from data_utils import (
     DatasetArguments,
@@ -32,6 +30,7 @@ from data_utils import (
 )
 from image_utils import read_channels
 from layout_utils import standard_split_name
+from prepare_utils import prepare_one
 from transform_utils import TrainTransform
 
 logger = logging.getLogger(__name__)
@@ -173,19 +172,7 @@ class StreamingDataset(torch.utils.data.IterableDataset):
         image, label = row["image"], row["label"]
         name = Path(image["path"]).stem if image and image["path"] else description
         num_channels = self.transform.protocol.num_channels
-        label = _prepared_label(image, label, name, self.label_map, num_channels)
+        label = prepare_one(image, label, name, self.label_map, num_channels)
         if num_channels != 3:
             return read_channels(image["bytes"], num_channels, name), label
         return datasets.Image(mode="RGB").decode_example(image), label
-
-
-def _prepared_label(
-    image: dict | None, label: dict | None, name: str, label_map: LabelMap, num_channels: int
-) -> Image.Image:
-    """The mask of one example as `prepare_dataset` makes it; a UserError where that would raise one."""
-    row = prepare_utils.prepare_example(image, label, name, label_map=label_map, num_channels=num_channels)
-    if row["problem"]:
-        what, fix = prepare_utils.PROBLEMS[row["problem"]]
-        fix = fix or prepare_utils.likely_cause(set(row["raw_values"]), label_map)
-        raise UserError(f"1 {what} - train: {row['detail']}: {fix}")
-    return Image.open(io.BytesIO(row["label"]["bytes"]))

@@ -7,6 +7,7 @@ import logging
 import numpy as np
 import pytest
 from conftest import save_pair
+from PIL import Image
 
 from cli_utils import UserError
 from data_utils import load_segmentation_dataset
@@ -153,6 +154,21 @@ def test_rare_classes_are_on_both_sides(tmp_path, caplog):
             assert all(any(rare in values[name] for name in side) for side in (train, validation))
         assert "1 of 7 annotation values occur in train only: 99" in caplog.text and "i19" in train
     assert "in validation only" not in caplog.text
+
+
+def test_rare_colors_are_on_both_sides(tmp_path, caplog):
+    """Twenty images; pure blue, 255 as a number, and green are in two masks each, one colour is in one alone."""
+    rare = {0: (0, 0, 255), 1: (0, 0, 255), 2: (0, 255, 0), 3: (0, 255, 0), 4: (1, 2, 3)}
+    for n in range(20):
+        mask = np.zeros((6, 8, 3), np.uint8)  # those that stay black have equal channels
+        mask[:3] = rare.get(n, 0)
+        save_pair(tmp_path / "images" / f"i{n:02d}.png", tmp_path / "masks" / f"i{n:02d}.png", mask[..., 0])
+        Image.fromarray(mask).save(tmp_path / "masks" / f"i{n:02d}.png")
+    for seed in range(4):
+        caplog.clear()
+        _, validation = split(tmp_path, 0.1, seed=seed)
+        assert len({"i00", "i01"} & set(validation)) == len({"i02", "i03"} & set(validation)) == 1
+        assert "1 of 4 annotation values occur in train only: #010203" in caplog.text
 
 
 def test_shares_of_classes():
