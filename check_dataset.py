@@ -5,7 +5,9 @@
     python check_dataset.py --dataset_name scene_parse_150 --max_images 2000
 
 The flags that say which data and what its annotations mean are those of `run_segmentation.py`. Reads every file and
-prints a verdict, what was found and how to mend it, and tables.
+prints a verdict, what was found and how to mend it, and tables. A clean copy of what can be mended without a person:
+
+    python check_dataset.py my_photos --fix my_clean_photos
 
 The exit code is 0, 2 where there are errors, and under `--strict` 1 where there are warnings.
 """
@@ -19,9 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from datasets import DatasetDict
 
 from cli_utils import UserError, parse_arguments, run_cli
 from data_utils import DatasetArguments, LabelMap, load_from_arguments, load_segmentation_dataset
+from fix_utils import check_out_dir, write_clean_copy
 from inspect_utils import find_faults, orphan_faults, scan
 from layout_utils import find_dataset
 from report_utils import ERROR, DatasetReport, Finding, ImageRecord
@@ -37,6 +41,7 @@ class CheckArguments:
     image_size: int = field(default=512, metadata={"help": "short side in training; images are judged by it"})
     num_channels: int = field(default=3, metadata={"help": "of the images"})
     json: str | None = field(default=None, metadata={"help": "write the report to this file, for programs"})
+    fix: str | None = field(default=None, metadata={"help": "write a clean copy into this new folder"})
     strict: bool = field(default=False, metadata={"help": "warnings lead to exit code 1"})
     num_proc: int | None = field(default=None, metadata={"help": "processes; default: by images and CPUs"})
     max_images: int | None = field(default=None, metadata={"help": "look at a random sample of so many"})
@@ -62,10 +67,16 @@ def parse(argv: list[str] | None) -> tuple[CheckArguments, DatasetArguments]:
         raise UserError("no data: name a folder, or give --dataset_name HUB_ID")
     if data_args.streaming:
         raise UserError("--streaming: a check reads all of a dataset, so leave the flag out")
+    if args.fix:
+        if args.max_images is not None:
+            raise UserError("--fix writes all of a dataset, so leave out --max_images")
+        check_out_dir(args.fix, data_args.dataset_dir or data_args.dataset_name)
     return args, data_args
 
 
-def check(args: CheckArguments, data_args: DatasetArguments) -> tuple[DatasetReport, LabelMap | None]:
+def check(
+    args: CheckArguments, data_args: DatasetArguments
+) -> tuple[DatasetReport, LabelMap | None, DatasetDict | None]:
     """Loads, scans and judges a dataset. Where it cannot be loaded, the report says why and has no records."""
     started = time.perf_counter()
     source = str(data_args.dataset_dir or data_args.dataset_name)
@@ -88,7 +99,7 @@ def check(args: CheckArguments, data_args: DatasetArguments) -> tuple[DatasetRep
             )
     except UserError as error:
         fault = Finding("not-loadable", ERROR, str(error), "see the README for layouts and flags", (source,), 1)
-        return DatasetReport(source, layout, {}, {}, {}, [], [fault], time.perf_counter() - started), None
+        return DatasetReport(source, layout, {}, {}, {}, [], [fault], time.perf_counter() - started), None, None
     records = scan(dataset, label_map, args.max_images, args.num_proc, args.seed, num_channels=args.num_channels)
     splits = {split: len(rows) for split, rows in dataset.items()}
     faults = find_faults(records, label_map, args.image_size, complete=len(records) == sum(splits.values()))
@@ -105,7 +116,7 @@ def check(args: CheckArguments, data_args: DatasetArguments) -> tuple[DatasetRep
         findings=findings,
         seconds=time.perf_counter() - started,
     )
-    return report, label_map
+    return report, label_map, dataset
 
 
 # ---- for a person ---------------------------------------------------------------------------------------------------
@@ -192,10 +203,15 @@ def main(argv: list[str] | None = None) -> int:
     """
     args, data_args = parse(argv)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.ERROR)
-    report, label_map = check(args, data_args)
+    report, label_map, dataset = check(args, data_args)
     print(as_text(report, label_map))
     if args.json:
         Path(args.json).write_text(json.dumps(report.to_json(), indent=1), encoding="utf-8")
+    if args.fix:
+        if dataset is None:
+            raise UserError(f"--fix {args.fix}: the dataset cannot be loaded, so there is nothing to copy")
+        copy = write_clean_copy(dataset, label_map, report, data_args, args.fix, args.num_channels)
+        print(f"\n{copy.summary}")
     return report.exit_code(args.strict)
 
 
