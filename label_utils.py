@@ -54,6 +54,8 @@ class LabelMap:
         limit = MAX_LABELS - self.do_reduce_labels  # raw 255 is ignored, so reduction leaves 1 … 254
         if not 0 < self.num_labels <= limit:
             raise UserError(f"{self.num_labels} classes; a class list has 1 to {limit}")
+        if not self.class_values:
+            raise UserError("no class is left: --ignore_values has the values of all")
         if self.raw_to_id is not None:
             if self.do_reduce_labels:
                 raise ValueError("with raw_to_id, which says it all, do_reduce_labels must be False")
@@ -77,6 +79,11 @@ class LabelMap:
             classes = {i + self.do_reduce_labels: i for i in range(self.num_labels)}
             ignored = [0] if self.do_reduce_labels else []
         return classes | dict.fromkeys([*ignored, *self.ignore_values, IGNORE_INDEX], IGNORE_INDEX)
+
+    @property
+    def class_values(self) -> list[int]:
+        """Raw values that stand for a class, sorted."""
+        return sorted(raw for raw, i in self.value_ids.items() if i != IGNORE_INDEX)
 
     @property
     def raw_values(self) -> list[int]:
@@ -121,6 +128,22 @@ class LabelMap:
     def unknown_values(self, values: np.ndarray) -> np.ndarray:
         """Those of some raw values that are neither a class nor ignored."""
         return values[~np.isin(values, list(self.value_ids))]
+
+    def describe_values(self) -> str:
+        """ "0 to 4, 7 are classes and 255 is ignored", for messages."""
+        runs: list[list[int]] = []
+        for value in self.class_values:
+            if runs and value == runs[-1][-1] + 1:
+                runs[-1].append(value)
+            else:
+                runs.append([value])
+        listed = shorten((f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in runs), 8)
+        return f"{listed} {'is a class' if listed.isdigit() else 'are classes'} and 255 is ignored"
+
+    def suggests_reduction(self, unknown: Sequence[int]) -> bool:
+        """Whether values that are no class may be there because ids count from 1 instead of 0."""
+        last = self.class_values[-1]
+        return not self.do_reduce_labels and list(unknown) == [last + 1] and self.value_ids.keys() >= set(range(last))
 
     def reduce(self, mask: np.ndarray) -> np.ndarray:
         """Raw annotation, integers of any shape → training ids, uint8 of that shape. The input stays as it is.
@@ -288,6 +311,13 @@ def edit_classes(label_map: LabelMap, merge: Sequence[str] = (), drop: Sequence[
             if name in new_names:
                 raise UserError(f"--merge_classes puts {name} into both {new_names[name]} and {new}")
             new_names[name] = new
+    used = {label_map.id2label[label_map.value_ids[raw]] for raw in label_map.class_values}
+    for name in new_names:
+        if name not in used:
+            raise UserError(
+                f"--merge_classes puts {name} into {new_names[name]}, but --ignore_values has its annotation value "
+                f"{label_map.raw_values[label_map.label2id[name]]}: leave it out of one of the two"
+            )
     _check_names("--drop_classes", drop, label_map.label2id)
     both = [name for name in drop if name in new_names]
     if both:

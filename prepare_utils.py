@@ -387,14 +387,12 @@ def _refuse_binary_masks(values: set[int], dataset: DatasetDict) -> None:
 def likely_cause(all_values: set[int], label_map: LabelMap) -> str:
     """Why masks may hold values that are no class, and what would mend it."""
     unknown = label_map.unknown_values(np.array(sorted(all_values))).tolist()
-    first, last = label_map.raw_values[0], label_map.raw_values[-1]
-    listed = shorten(map(str, unknown), 5)
-    known = f"{first} to {last} are classes and 255 is ignored"
-    if unknown == [last + 1] and label_map.do_reduce_labels:
+    listed, known = shorten(map(str, unknown), 5), label_map.describe_values()
+    if label_map.do_reduce_labels and unknown == [label_map.class_values[-1] + 1]:
         return f"{known}. Label reduction is on: does the list of classes (--id2label) lack one?"
-    if unknown == [last + 1] and 0 not in all_values:
+    if label_map.suggests_reduction(unknown) and 0 not in all_values:
         return f"{known}; 0 never occurs, so ids seem to count from 1: --do_reduce_labels"
-    if unknown == [last + 1]:
+    if label_map.suggests_reduction(unknown):
         return (
             f"{known}. If 0 stands for unlabelled and ids count from 1: --do_reduce_labels. If {unknown[0]} stands "
             f"for void: --ignore_values {unknown[0]}. Else the list of classes (--id2label) lacks one"

@@ -80,7 +80,7 @@ def value_faults(records: Sequence[ImageRecord], label_map: LabelMap | None) -> 
         pixels.update(record.raw_values)
     if not pixels:
         return []
-    classes = set(_classes(label_map)) if label_map else set()
+    classes = set(label_map.class_values) if label_map else set()
     unknown = {record.key: set(_unknown(record, label_map)) for record in records}
     findings = []
 
@@ -135,11 +135,6 @@ def value_faults(records: Sequence[ImageRecord], label_map: LabelMap | None) -> 
     return findings
 
 
-def _classes(label_map: LabelMap) -> list[int]:
-    """Raw values that stand for a class."""
-    return sorted(raw for raw, i in label_map.value_ids.items() if i != IGNORE_INDEX)
-
-
 def _unknown(record: ImageRecord, label_map: LabelMap | None) -> list[int]:
     values = np.array(sorted(record.raw_values), np.int64)
     known = label_map.value_ids if label_map else range(IGNORE_INDEX + 1)
@@ -171,9 +166,7 @@ def _explain_unknown(values: set[int], unknown: list[int], label_map: LabelMap |
             f"Values reach {max(unknown)}: they count objects, or belong to a much larger list of classes",
             "map them to classes with --label_map FILE, or export masks of class ids",
         )
-    classes = _classes(label_map)
-    first, last = classes[0], classes[-1]
-    known = f"{first} to {last} are classes and 255 is ignored"
+    known = label_map.describe_values()
     listed = shorten(map(str, unknown), 5)
     if unknown == [IGNORE_INDEX - 1]:
         return (
@@ -181,16 +174,16 @@ def _explain_unknown(values: set[int], unknown: list[int], label_map: LabelMap |
             "254 is what 0 becomes when labels are reduced twice, and class 0 became 255",
             "write the masks anew from the originals, not reduced; --do_reduce_labels reduces them in reading",
         )
-    factor = _scale(values, last)
+    factor = _scale(values, label_map.class_values[-1])
     if factor:
         return (
             "mask-values-scaled",
             f"They were multiplied by about {factor:g} to be seen; {known}",
             f"divide them by {factor:g}, or name them in --label_map FILE",
         )
-    if unknown == [last + 1] and not label_map.do_reduce_labels and 0 not in values:
+    if label_map.suggests_reduction(unknown) and 0 not in values:
         return "mask-reduction-needed", f"{known}; 0 never occurs, so ids count from 1", "--do_reduce_labels"
-    if unknown == [last + 1] and not label_map.do_reduce_labels:
+    if label_map.suggests_reduction(unknown):
         fix = (
             f"--do_reduce_labels if 0 stands for unlabelled and ids count from 1; --ignore_values {unknown[0]} if "
             f"{unknown[0]} stands for void; else the list of classes (--id2label) lacks one"
@@ -216,7 +209,7 @@ def _scale(values: set[int], last: int) -> float | None:
 
 def _doubtful_values(records: Sequence[ImageRecord], values: set[int], label_map: LabelMap) -> list[Finding]:
     """Values that are all valid, but fit the classes better one place further up or down."""
-    classes, files = _classes(label_map), keys_of(records)
+    classes, files = label_map.class_values, keys_of(records)
     if label_map.do_reduce_labels:
         down = set(range(label_map.num_labels)) <= values and label_map.num_labels not in values
         done = IGNORE_INDEX in values and 0 in values and label_map.num_labels not in values

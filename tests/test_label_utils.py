@@ -195,6 +195,25 @@ def test_several_values_of_one_class():
         label_map.reduce(np.array([0, 1, 8]))
 
 
+def test_values_are_described():
+    assert LabelMap(names(3)).describe_values() == "0 to 2 are classes and 255 is ignored"
+    assert LabelMap(names(2), do_reduce_labels=True).describe_values() == "1 to 2 are classes and 255 is ignored"
+    assert LabelMap(names(1)).describe_values() == "0 is a class and 255 is ignored"
+    scattered = LabelMap(names(2), raw_to_id={24: 1, 8: 0, 7: 0, 9: 255, 30: 1, 31: 1})
+    assert scattered.class_values == [7, 8, 24, 30, 31]
+    assert scattered.describe_values() == "7 to 8, 24, 30 to 31 are classes and 255 is ignored"
+    with pytest.raises(UserError, match="no class is left: --ignore_values has"):
+        LabelMap(names(2), ignore_values=(0, 1))
+
+
+def test_when_labels_may_need_reduction():
+    assert LabelMap(names(3)).suggests_reduction([3])
+    assert not LabelMap(names(3)).suggests_reduction([4]) and not LabelMap(names(3)).suggests_reduction([3, 4])
+    assert not LabelMap(names(3), do_reduce_labels=True).suggests_reduction([4])
+    assert LabelMap(names(1), raw_to_id={0: 255, 1: 0}).suggests_reduction([2])  # the first class was dropped
+    assert not LabelMap(names(2), raw_to_id={7: 0, 8: 1}).suggests_reduction([9])
+
+
 def test_values_beyond_eight_bits_are_predicted_as_ids():
     for value in (1000, -1, 255):
         label_map = LabelMap({0: "a", 1: "b"}, raw_to_id={5: 0, value: 1})
@@ -293,6 +312,16 @@ def test_colours_of_dropped_and_merged_classes_can_be_read():
 def test_edits_that_are_refused(merge, drop, message):
     with pytest.raises(UserError, match=message):
         edit_classes(STREET, merge, drop)
+
+
+@pytest.mark.parametrize("group", ["car,sky=x", "road,sky=car"])
+def test_merging_an_ignored_class_is_refused(group):
+    label_map = LabelMap(names(2) | {1: "car", 2: "sky", 0: "road"}, do_reduce_labels=True, ignore_values=(2,))
+    with pytest.raises(
+        UserError, match="puts car into (x|car), but --ignore_values has its annotation value 2: leave"
+    ):
+        edit_classes(label_map, [group])
+    assert edit_classes(label_map, ["road,sky=x"]).id2label == {0: "x"}
 
 
 @pytest.mark.parametrize(

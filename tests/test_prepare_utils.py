@@ -199,6 +199,8 @@ TRANSPARENT = np.dstack([np.zeros((8, 12, 3), np.uint8), COLORS[..., 0]])
         (every_mask([0, 1, 2, 3]), THREE, ["train_0.png has 3", "--do_reduce_labels", "--ignore_values 3"]),
         (every_mask([0, 1, 2, 3]), REDUCED, ["train_0.png has 3", "1 to 2 are classes", "--id2label"]),
         (overwrite_mask(np.full((8, 12), 7, np.uint8)), THREE, ["1 masks", "train_1.png has 7", "--ignore_values 7"]),
+        (every_mask([7, 24, 25]), LabelMap({0: "a", 1: "b"}, raw_to_id={24: 0, 7: 1}),
+         ["train_0.png has 25", "7, 24 are classes", "If 25 stands for void: --ignore_values 25"]),
         (overwrite_mask(np.full((8, 12), 65535, np.uint16)), THREE, ["train_1.png has 65535", "_values 65535"]),
         (overwrite_mask(np.full((8, 12), 256, np.uint16)), REDUCED, ["train_1.png has 256"]),
         (overwrite_mask(np.resize(np.arange(90, dtype=np.uint8), (8, 12))), THREE,
