@@ -145,9 +145,9 @@ def resolve_label_map(
     """Decides which classes a dataset has and whether its labels are to be reduced; logs both.
 
     The class list is, in this order: `id2label_file`; one of `CLASS_LIST_FILES` inside `dataset_dir`; the names in
-    annotations that outline objects (COCO, Labelme, YOLO); ADE20K's or Cityscapes' for a folder in their layout and
-    for scene_parse_150; else the values that occur in the masks, each called `class_` and its value. A value that
-    never occurs is then no class and gets no id.
+    annotations that outline objects (COCO, Labelme, YOLO), which a file must not contradict; ADE20K's or Cityscapes'
+    for a folder in their layout and for scene_parse_150; else the values that occur in the masks, each called
+    `class_` and its value. A value that never occurs is then no class and gets no id.
 
     Args:
         dataset: of `load_segmentation_dataset`; masks are read only where the classes come from them, which None
@@ -170,7 +170,9 @@ def resolve_label_map(
     )
     mapping = read_label_mapping(label_map_file) if label_map_file else None
 
-    classes = _known_classes(dataset, dataset_dir, id2label_file, layout, do_reduce_labels)
+    # Where a table maps values to ids, the class list names those ids and not what the annotations hold.
+    names_values = mapping is None or any(isinstance(key, str) for key in mapping)
+    classes = _known_classes(dataset, dataset_dir, id2label_file, layout, do_reduce_labels, names_values)
     ignore_values = tuple(ignore_values)
     if classes:
         label_map = LabelMap(*classes, do_reduce_labels, ignore_values)
@@ -189,20 +191,35 @@ def resolve_label_map(
 
 
 def _known_classes(
-    dataset: DatasetDict | None, dataset_dir, id2label_file, layout: str | None, do_reduce_labels: bool
+    dataset: DatasetDict | None,
+    dataset_dir,
+    id2label_file,
+    layout: str | None,
+    do_reduce_labels: bool,
+    names_values: bool,
 ) -> tuple[dict[int, str], list[list[int]] | None] | None:
-    """Names and colours by training id, from the first place that has them; None where none has."""
+    """Names and colours by training id, from the first place that has them; None where none has.
+
+    names_values: a class list says what annotations hold, so it must agree with the names that these have themselves.
+    """
     inside = [Path(dataset_dir, name) for name in CLASS_LIST_FILES] if dataset_dir else []
     file = id2label_file or next((path for path in inside if path.is_file()), None)
-    names = annotated_classes(dataset) if dataset is not None and file is None else None
-    if names:
-        first = int(do_reduce_labels)
-        logger.info(f"{len(names) - first} classes, as the annotations name them")
-        return {value - first: name for value, name in names.items() if value >= first}, None
+    names = annotated_classes(dataset) if dataset is not None else None
+    first = int(do_reduce_labels)
+    own = {value - first: name for value, name in names.items() if value >= first} if names else None
+    if own and file is None:
+        logger.info(f"{len(own)} classes, as the annotations name them")
+        return own, None
     file = file or {"ADE20K": LABELS / "ade20k.json", "Cityscapes": LABELS / "cityscapes.json"}.get(layout)
     if file is None:
         return None
     classes = read_class_list(file)
+    if own and names_values and classes[0] != own:
+        listed, needed = (shorten((f"{i} {name}" for i, name in c.items()), 8) for c in (classes[0], own))
+        raise UserError(
+            f"class list {file} is {listed}, but the annotations name {needed}: leave it out, or give these names; "
+            "--label_map renames classes"
+        )
     logger.info(f"{len(classes[0])} classes from {file}")
     return classes
 

@@ -247,8 +247,19 @@ def test_classes_that_the_annotations_name(tmp_path):
     reduced = resolve(tmp_path, do_reduce_labels=True)
     assert reduced.id2label == {0: "car", 1: "sky"} and reduced.raw_values == [1, 2]
     assert resolve(tmp_path, drop_classes=["background"], merge_classes=["car,sky=thing"]).raw_values == [1]
-    (tmp_path / "classes.json").write_text('{"0": "a", "1": "b", "2": "from a file"}')
-    assert resolve(tmp_path).id2label[2] == "from a file"
+    file = tmp_path / "classes.json"
+    file.write_text('{"0": "car", "1": "sky"}')
+    assert resolve(tmp_path, do_reduce_labels=True).id2label == {0: "car", 1: "sky"}
+    with pytest.raises(
+        UserError, match="classes.json is 0 car, 1 sky, but the annotations name 0 background, 1 car, 2 sky: leave it"
+    ):
+        resolve(tmp_path)
+    mapping = tmp_path / "map.json"
+    mapping.write_text('{"0": 255, "1": 0, "2": 1}')  # to ids, which the file names
+    assert resolve(tmp_path, id2label_file=file, label_map_file=mapping).id2label == {0: "car", 1: "sky"}
+    mapping.write_text('{"car": "thing"}')
+    with pytest.raises(UserError, match="but the annotations name 0 background"):
+        resolve(tmp_path, id2label_file=file, label_map_file=mapping)
 
 
 def test_editing_reaches_the_masks(make_dataset, tmp_path):
