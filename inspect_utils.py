@@ -23,10 +23,9 @@ from alignment_utils import alignment, alignment_faults
 from cli_utils import UserError
 from duplicate_utils import difference_hash, duplicate_faults, thumbnail
 from form_utils import exif_faults, file_faults, image_faults, mask_form_faults
-from image_utils import read_channels, rgb_view
 from label_utils import LabelMap
 from layout_utils import IMAGE_EXTENSIONS, MASK_EXTENSIONS, FoundDataset, shorten
-from mask_utils import EXIF_ORIENTATION, FileProblem, is_lossy_file, open_image, read_pair
+from mask_utils import EXIF_ORIENTATION, FileProblem, fit_mask, is_lossy_file, open_image, open_picture
 from prepare_utils import undecoded
 from report_utils import ERROR, INFO, WARNING, DatasetReport, Finding, ImageRecord, finding
 from value_utils import class_faults, presence_faults, split_faults, transitions, value_faults
@@ -216,14 +215,14 @@ def _look_at(task: tuple[str, dict, bool], label_map: LabelMap | None, num_chann
     facts = {"image_file": _file(image, name), "mask_file": _file(label, name)}
     source, file = image, facts["image_file"]
     try:
-        picture = open_image(image, name) if num_channels in (1, 3) else _view_bands(image, name, num_channels)
+        picture = open_picture(image, name, num_channels)
         upright = ImageOps.exif_transpose(picture)
         facts |= {"image_mode": picture.mode, "orientation": picture.getexif().get(EXIF_ORIENTATION, 1)}
         facts |= {"width": upright.width, "height": upright.height}
         source, file = label, facts["mask_file"]
         mask = open_image(label, name)
         facts |= {"mask_mode": mask.mode, "mask_size": mask.size}
-        ids, note = read_pair(image, label, name, label_map, num_channels)
+        ids, note = fit_mask(picture, mask, image, label, name, label_map)
     except FileProblem as problem:
         kind = _kind(problem, source)
         return ImageRecord(split, name, **facts, problem=kind, problem_file=file, detail=problem.detail)
@@ -237,16 +236,6 @@ def _look_at(task: tuple[str, dict, bool], label_map: LabelMap | None, num_chann
         "alignment": alignment(gray, ids) if align else (),
     }
     return ImageRecord(split, name, **facts, **_mask_facts(ids, mask), note=note)
-
-
-def _view_bands(image: dict | None, name: str, num_channels: int) -> Image.Image:
-    """Something to look at of an image that Pillow may not know."""
-    if image is None:
-        return open_image(image, name)
-    try:
-        return rgb_view(read_channels(image["path"] if image["bytes"] is None else image["bytes"], num_channels, name))
-    except UserError as error:
-        raise FileProblem("unreadable", str(error)) from None
 
 
 def _file(value: dict | None, name: str) -> str:

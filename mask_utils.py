@@ -1,6 +1,7 @@
 """Reading an image and its mask: decoded, upright, and the mask as an array of values, colours among them resolved.
 
-`read_pair` is what preparing and checking a dataset share; what it cannot use is a `FileProblem`.
+`read_pair`, or `fit_mask` of files that are open already, is what preparing and checking a dataset share; what it
+cannot use is a `FileProblem`.
 """
 
 import io
@@ -11,12 +12,13 @@ import PIL
 from PIL import Image, ImageOps
 
 from cli_utils import UserError
-from image_utils import read_channels
+from image_utils import read_channels, rgb_view
 from label_utils import LabelMap
 from layout_utils import is_lossy
 from metrics_utils import IGNORE_INDEX
 
 EXIF_ORIENTATION = 0x0112
+SIDEWAYS = (5, 6, 7, 8)  # its values for which width and height change places
 # How a mask was read, where that is worth a warning.
 BY_COLOR, BY_CHANNEL = "read by the colours of their classes", "read from one of several equal channels"
 BY_PALETTE = "read by the colours of their palettes, as the indices are no class"
@@ -84,8 +86,35 @@ def open_image(value: dict | None, name: str) -> Image.Image:
     raise FileProblem("unreadable", f"{file_name(value, name)} ({reason})")
 
 
+def open_picture(image: dict | None, name: str, num_channels: int = 3) -> Image.Image:
+    """The image of a pair as stored; of other numbers of channels than 1 and 3, an RGB view of its bands, upright."""
+    if num_channels in (1, 3) or image is None:
+        return open_image(image, name)
+    try:
+        source = image["path"] if image["bytes"] is None else image["bytes"]
+        return rgb_view(read_channels(source, num_channels, file_name(image, name)))
+    except UserError as error:
+        raise FileProblem("unreadable", str(error)) from None
+
+
 def read_pair(
     image: dict, label: dict, name: str, label_map: LabelMap | None = None, num_channels: int = 3
+) -> tuple[np.ndarray, str]:
+    """Opens both files of a pair and returns what `fit_mask` does.
+
+    Args:
+        image, label: {"bytes", "path"}. name: of their row.
+        num_channels: of the image.
+
+    Raises:
+        FileProblem: either cannot be used.
+    """
+    picture = open_picture(image, name, num_channels)
+    return fit_mask(picture, open_image(label, name), image, label, name, label_map)
+
+
+def fit_mask(
+    picture: Image.Image, mask: Image.Image, image: dict, label: dict, name: str, label_map: LabelMap | None = None
 ) -> tuple[np.ndarray, str]:
     """The mask of a pair, raw values (H, W), upright like its image, and a note on what was done to it.
 
@@ -94,26 +123,22 @@ def read_pair(
     was turned already. The size tells.
 
     Args:
-        image, label: {"bytes", "path"}. name: of their row.
+        picture, mask: of `open_picture` and `open_image`.
+        image, label, name: what they were opened from.
         label_map: gives the colours by which masks in colours are read.
-        num_channels: of the image; other numbers than 1 and 3 are the bands of a file, which are taken as upright.
 
     Raises:
         FileProblem: either cannot be used.
     """
-    if num_channels in (1, 3):
-        picture = open_image(image, name)
-        if picture.mode.startswith(("I", "F")):
-            raise FileProblem("image depth", f"{file_name(image, name)} (mode {picture.mode})")
-        upright, stored = ImageOps.exif_transpose(picture).size, picture.size
-    else:
-        upright = stored = _size_of_bands(image, name, num_channels)
-    mask = open_image(label, name)
+    if picture.mode.startswith(("I", "F")):
+        raise FileProblem("image depth", f"{file_name(image, name)} (mode {picture.mode})")
+    orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
+    upright = picture.size[::-1] if orientation in SIDEWAYS else picture.size
     turned, note = ImageOps.exif_transpose(mask), ""
     if turned.size != upright and mask.size == upright:
         turned, note = mask, "not turned, against their EXIF orientation, to fit their images"
-    elif turned.size != upright and mask.size == stored:
-        mask.getexif()[EXIF_ORIENTATION] = picture.getexif()[EXIF_ORIENTATION]
+    elif turned.size != upright and mask.size == picture.size:
+        mask.getexif()[EXIF_ORIENTATION] = orientation
         turned, note = ImageOps.exif_transpose(mask), "turned like their images, as the EXIF orientation of these says"
     if turned.size != upright:
         found, needed = ("x".join(map(str, size)) for size in (turned.size, upright))
@@ -125,18 +150,6 @@ def read_pair(
             problem = FileProblem("lossy colors", problem.detail)
         raise problem from None
     return ids, note or mode_note
-
-
-def _size_of_bands(image: dict | None, name: str, num_channels: int) -> tuple[int, int]:
-    """Width and height of an image that Pillow may not know."""
-    if image is None:
-        raise FileProblem("unreadable", f"{name} (the image or the mask of this row is empty)")
-    try:
-        source = image["path"] if image["bytes"] is None else image["bytes"]
-        height, width = read_channels(source, num_channels, file_name(image, name)).shape[1:]
-    except UserError as error:
-        raise FileProblem("unreadable", str(error)) from None
-    return width, height
 
 
 def is_lossy_file(value: dict) -> bool:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import re
 
 import datasets
 import numpy as np
@@ -180,6 +181,22 @@ def test_processes_and_bytes_change_nothing(tmp_path):
     as_bytes = scan(in_memory, FOUR)
     assert [record.raw_values for record in as_bytes] == [record.raw_values for record in alone]
     assert [record.image_digest for record in as_bytes] == [record.image_digest for record in alone]
+
+
+def test_a_color_that_no_class_has_is_named_with_the_nearest(tmp_path):
+    root = make_clean(tmp_path)
+    colors = np.array([[10, 10, 10], [200, 0, 0], [0, 200, 0], [0, 0, 200]], np.uint8)
+    four = LabelMap(NAMES, colors.tolist())
+    each_mask(root, lambda mask: colors[mask])
+    red = colors.copy()
+    red[1] = 190, 0, 0
+    each_mask(root, lambda _: red[np.asarray(draw_scene(9)[1])], only=[9])
+    [found] = [found for found in find_faults(scan(load(root), four), four) if found.severity == "error"]
+    assert (found.kind, found.files) == ("mask-colors-unknown", ("validation/scene_09",))
+    assert re.search(
+        rf"scene_09.png has 190 0 0 on [\d.]+% of it \(nearest: {NAMES[1]} 200 0 0, 10 away\)", found.message
+    )
+    assert "--drop_classes NAME" in found.fix
 
 
 def test_sample_is_seeded_and_parted_by_size(tmp_path):
