@@ -31,7 +31,7 @@ from layout_utils import IMAGE_EXTENSIONS, MASK_EXTENSIONS
 from mask_utils import EXIF_ORIENTATION, FileProblem, is_lossy_file, open_image, read_pair
 from metrics_utils import IGNORE_INDEX
 from prepare_utils import undecoded
-from report_utils import DatasetReport, ImageRecord
+from report_utils import INFO, DatasetReport, ImageRecord
 from value_utils import value_faults
 
 FOLDERS = {"train": "train", "validation": "val", "test": "test"}
@@ -44,9 +44,11 @@ RARE = 0.05  # share of all pixels that compression of masks of 0 and 255 may br
 MISREAD = ("mask-reduction-needed", "mask-reduced-twice", "mask-values-scaled", "mask-instance-ids")
 MANY_UNKNOWN = 0.2  # share of the masks
 ORPHANS = {"image-without-mask": "image without a mask", "mask-without-image": "mask without an image"}
-NOT_MENDED = (
-    *("duplicate-across-splits", "near-duplicate-across-splits", "duplicate-in-split", "duplicate-masks-differ"),
-    *("mask-shifted", "mask-flipped", "masks-all-constant", "split-all-ignored"),
+# Of these nothing is left in the copy, and no doubt; all other errors and warnings are named, for a person to look at.
+MENDED = (
+    *("file-empty", "file-truncated", "file-unreadable", "size-mismatch", "mask-turned", "image-depth"),
+    *("mask-colors", "mask-colors-unknown", "mask-colors-lossy", "mask-values-unknown", "mask-binary-255"),
+    *("exif-mask", *ORPHANS),
 )
 
 
@@ -341,7 +343,8 @@ def _flags(
 
 
 def _write_report(file: Path, rows: list[_Fixed], report: DatasetReport) -> None:
-    with file.open("w", encoding="utf-8", newline="") as opened:
+    # Names that are no valid UTF-8 cannot be written otherwise.
+    with file.open("w", encoding="utf-8", errors="backslashreplace", newline="") as opened:
         writer = csv.writer(opened)
         writer.writerow(REPORT_COLUMNS)
         for row in rows:
@@ -362,13 +365,13 @@ def _summary(out: Path, rows: list[_Fixed], report: DatasetReport, has_classes: 
     listed = "; ".join(f"{change} ({count})" for change, count in changes.most_common())
     left_out = sum(bool(row.left_out) for row in rows)
     orphans = sum(found.count for found in report.findings if found.kind in ORPHANS)
-    kept = [found.kind for found in report.findings if found.kind in NOT_MENDED]
+    kept = [found.kind for found in report.findings if found.severity != INFO and found.kind not in MENDED]
     sentences = [
         f"clean copy in {out}: {written.total()} pairs ({counts}), {left_out} pairs and {orphans} single files left "
         f"out, {sum(row.pixels_changed for row in rows)} pixels of masks changed (each file: {REPORT})",
         f"Changed: {listed}" if listed else "Nothing else had to be changed",
         f"The classes are in {CLASSES}" if has_classes else "No list of classes was written",
-        *([f"In the copy as in the source: {', '.join(kept)}"] if kept else []),
+        *([f"Not mended, or not for certain: {', '.join(dict.fromkeys(kept))}"] if kept else []),
         f"Look at it: python check_dataset.py {shlex.join(flags)} (the same flags for training)",
     ]
     return ". ".join(sentences)

@@ -11,6 +11,7 @@ import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 
@@ -290,11 +291,9 @@ def _views(
     """Small pictures of image and mask, None for what cannot be read, and what is wrong with them."""
     image, label, name, problem = row["image"], row["label"], row["name"], ""
     photo = mask = ids = None
-    try:
-        source = image and (image["path"] if image["bytes"] is None else image["bytes"])
+    source = image and (image["path"] if image["bytes"] is None else image["bytes"])
+    with suppress(UserError):  # what is wrong, `read_pair` says too
         photo = rgb_view(read_channels(source, num_channels, name)) if source else None
-    except UserError as error:
-        problem = str(error)
     try:
         ids, _ = read_pair(image, label, name, label_map, num_channels)
     except FileProblem as unusable:

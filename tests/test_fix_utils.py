@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from PIL import Image
 import check_dataset
 from cli_utils import UserError
 from data_utils import load_from_arguments, prepare_dataset
-from fix_utils import snap
+from fix_utils import snap, write_clean_copy
 
 # Those of which nothing is left in the copy.
 MENDED = (
@@ -151,14 +152,26 @@ def test_what_is_refused(clean, tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "name, kind", [("training image in validation", "duplicate-across-splits"), ("masks mirrored", "mask-flipped")]
+    "name",
+    [
+        *("training image in validation", "masks mirrored", "masks interpolated", "one mask interpolated"),
+        *("0 and 255 in one mask", "blank image", "no training split", "class that never occurs"),
+    ],
 )
-def test_what_is_left_as_it_is_is_said(clean, tmp_path, fix, name, kind):
+def test_what_is_left_as_it_is_is_said(clean, tmp_path, fix, name):
     root = shutil.copytree(clean, tmp_path / "data")
     FAULTS[name].break_it(root)
     _, flags, _, summary = fix(root)
-    assert f"In the copy as in the source: {kind}" in summary
-    assert kind in kinds(flags, tmp_path)
+    assert f"Not mended, or not for certain: {FAULTS[name].kind}" in summary
+    assert FAULTS[name].kind in kinds(flags, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["palettes that differ", "mask of two pages", "EXIF upside down", "JPEG masks"])
+def test_doubt_that_the_copy_no_longer_shows_is_said(clean, tmp_path, fix, name):
+    root = shutil.copytree(clean, tmp_path / "data")
+    FAULTS[name].break_it(root)
+    _, _, _, summary = fix(root)
+    assert f"Not mended, or not for certain: {FAULTS[name].kind}." in summary
 
 
 @pytest.mark.parametrize("out", ["data", "data/clean", ".", "full", "file", "link/clean"])
@@ -402,6 +415,16 @@ def test_names_stay_inside_the_copy(tmp_path, fix):
     assert images == [f"train/images/{name}.png" for name in ("a/X_2", "a/x", "b/x.v1", "hidden")]
     assert report["train", ".hidden"]["changed"] == "named hidden"
     assert len(prepared(flags)["train"]) == 4
+
+
+def test_orphan_whose_name_is_no_utf8(tmp_path):
+    root = make_clean(tmp_path / "data")
+    shutil.copy(image_of(root, 0), os.fsdecode(bytes(root / "train/images") + b"/caf\xe9.png"))
+    args, data_args = check_dataset.parse([str(root), "--num_proc", "1"])
+    report, label_map, dataset = check_dataset.check(args, data_args)
+    write_clean_copy(dataset, label_map, report, data_args, tmp_path / "copy")
+    last = (tmp_path / "copy" / "fix_report.csv").read_text(encoding="utf-8").splitlines()[-1]
+    assert last == rf",{root}/train/images/caf\udce9.png,,0,image without a mask"
 
 
 def test_all_orphans_are_listed(tmp_path, fix):
