@@ -24,7 +24,7 @@ from cli_utils import UserError
 from duplicate_utils import difference_hash, duplicate_faults, thumbnail
 from form_utils import exif_faults, file_faults, image_faults, mask_form_faults
 from label_utils import LabelMap
-from layout_utils import IMAGE_EXTENSIONS, MASK_EXTENSIONS, FoundDataset, shorten
+from layout_utils import FoundDataset, shorten
 from mask_utils import EXIF_ORIENTATION, FileProblem, fit_mask, is_lossy_file, open_image, open_picture
 from prepare_utils import undecoded
 from report_utils import ERROR, INFO, WARNING, DatasetReport, Finding, ImageRecord, finding
@@ -48,8 +48,6 @@ IMAGES_PER_PROCESS, MAX_PROCESSES = 200, 8
 BLOCK, CHUNK = 128, 16  # images handed to all processes, and to one, at a time
 ALIGNED_PER_SPLIT = 200  # images whose alignment is measured: a fault of the whole split shows in a part of it
 QUICK_SAMPLE = 100
-# Those in which every file of a folder belongs to the dataset.
-FOLDER_LAYOUTS = ("ADE20K", "split folders", "images and masks by split", "CamVid", "Cityscapes", "images and masks")
 
 
 def quick_check(
@@ -119,30 +117,19 @@ def find_faults(
 
 
 def orphan_faults(found: FoundDataset) -> list[Finding]:
-    """Images without masks and masks without images, in the folders that the pairs of a dataset come from."""
-    if found.layout not in FOLDER_LAYOUTS:  # in others lists say which files belong to the dataset
-        return []
-    pairs = [pair for pairs in found.splits.values() for pair in pairs]
-    endings = ("_leftImg8bit", "_labelTrainIds") if found.layout == "Cityscapes" else ("", "")
+    """Images without masks and masks without images, which are left out."""
+    severity, fix = WARNING, "add what is missing, or give both the same name"
+    if found.layout in ("metadata", "COCO"):
+        severity, fix = INFO, "right if the file that lists the images leaves them out on purpose"
     findings = []
-    for kind, attribute, extensions, ending, what in (
-        ("image-without-mask", "image", IMAGE_EXTENSIONS, endings[0], "images without a mask"),
-        ("mask-without-image", "mask", MASK_EXTENSIONS, endings[1], "masks without an image"),
+    for kind, what, files in (
+        ("image-without-mask", "images without a mask", found.images_alone),
+        ("mask-without-image", "masks without an image", found.masks_alone),
     ):
-        files = {getattr(pair, attribute) for pair in pairs}
-        # A pair's name is its path below the folder of its split.
-        folders = {getattr(pair, attribute).parents[pair.name.count("/")] for pair in pairs}
-        alone = [
-            path
-            for folder in sorted(folders)
-            for path in sorted(folder.rglob("*"))
-            if path.suffix.lower() in extensions and path.stem.endswith(ending) and path not in files
-            if path.is_file() and not path.name.startswith(".")
-        ]
-        if alone:
-            message = f"{len(alone)} {what} are left out: {shorten(path.name for path in alone)}"
-            fix = "add what is missing, or give both the same name; --fix OUT_DIR writes a copy without them"
-            findings.append(finding(kind, WARNING, message, fix, map(str, alone)))
+        if files:
+            message = f"{len(files)} {what} are left out: {shorten(path.name for path in files)}"
+            fix_all = f"{fix}; --fix OUT_DIR writes a copy without them"
+            findings.append(finding(kind, severity, message, fix_all, map(str, files)))
     return findings
 
 

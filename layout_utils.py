@@ -8,10 +8,11 @@ import csv
 import io
 import json
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import BinaryIO
@@ -62,10 +63,16 @@ class Pair:
 
 @dataclass(frozen=True)
 class FoundDataset:
-    """layout: a key of `LAYOUTS`. splits: "train", "validation", "test", those that are there, in this order."""
+    """layout: a key of `LAYOUTS`. splits: "train", "validation", "test", those that are there, in this order.
+
+    images_alone, masks_alone: files that are left out as they have no counterpart. Pascal VOC: images that a list
+    names and that have no mask. COCO, Labelme and metadata: images beside others that have annotations. YOLO: none.
+    """
 
     layout: str
     splits: dict[str, list[Pair]]
+    images_alone: list[Path] = field(default_factory=list)
+    masks_alone: list[Path] = field(default_factory=list)
 
 
 def shorten(names: Iterable[str], shown: int = SHOWN) -> str:
@@ -147,23 +154,27 @@ def find_dataset(
     layout = detect_layout(root)
     if layout is None:
         raise UserError(_no_layout_message(root))
+    found = FoundDataset(layout, {})
     if layout == "metadata":
         splits = _read_metadata(root, image_column, label_column)
     elif layout == "Pascal VOC":
-        splits = _pair_voc(root)
+        splits = _pair_voc(found, root)
     elif layout in ("COCO", "Labelme", "YOLO"):
         from annotation_utils import draw_masks  # which imports this module
 
         splits = draw_masks(root, layout)
     elif layout == "images and masks":
-        splits = {"train": _pair_folders("train", root / "images", root / "masks")}
+        splits = {"train": _pair_folders(found, "train", root / "images", root / "masks")}
     else:
         splits = {}
         for split, images, masks in _split_folders(root, layout):
             if split in splits:
                 raise UserError(f"{root} has two folders for the {split} split; the second is {images}")
-            splits[split] = _pair_folders(split, images, masks, layout)
+            splits[split] = _pair_folders(found, split, images, masks)
     splits = {split: splits[split] for split in SPLIT_NAMES if splits.get(split)}
+    found.splits.update(splits)
+    if layout in ("metadata", "COCO", "Labelme"):
+        found.images_alone.extend(_images_beside(splits))
     if not splits:
         raise UserError(f"{root} ({layout} layout) holds no image with a mask")
     counts = ", ".join(f"{split}: {len(pairs)}" for split, pairs in splits.items())
@@ -173,7 +184,16 @@ def find_dataset(
         logger.warning(
             f"{len(lossy)} masks are JPEG or lossy WebP files, whose compression changes values: {shorten(lossy)}"
         )
-    return FoundDataset(layout, splits)
+    return found
+
+
+def _images_beside(splits: dict[str, list[Pair]]) -> list[Path]:
+    """Images in the folders of a dataset's images that do not belong to it."""
+    pairs = [pair for pairs in splits.values() for pair in pairs]
+    used = {os.path.abspath(path) for pair in pairs for path in (pair.image, pair.mask)}
+    folders = sorted({os.path.abspath(pair.image.parent) for pair in pairs})
+    files = [path for folder in folders for path in _visible(Path(folder)) if path.suffix.lower() in IMAGE_EXTENSIONS]
+    return [path for path in files if str(path) not in used]
 
 
 def _is_lossy_mask(path: Path) -> bool:
@@ -246,9 +266,9 @@ def files_by_stem(folder: Path, extensions: set[str], ending: str = "") -> dict[
     return files
 
 
-def _pair_folders(split: str, images: Path, masks: Path, layout: str = "") -> list[Pair]:
+def _pair_folders(found: FoundDataset, split: str, images: Path, masks: Path) -> list[Pair]:
     """Pairs the files of two folders by name; a test split without any mask, as benchmarks publish it, is left out."""
-    if layout == "Cityscapes":
+    if found.layout == "Cityscapes":
         image_files = files_by_stem(images, IMAGE_EXTENSIONS, "_leftImg8bit")
         mask_files = files_by_stem(masks, MASK_EXTENSIONS, "_gtFine_labelTrainIds")
         if not mask_files and split != "test" and files_by_stem(masks, MASK_EXTENSIONS, "_gtFine_labelIds"):
@@ -258,17 +278,23 @@ def _pair_folders(split: str, images: Path, masks: Path, layout: str = "") -> li
             )
     else:
         image_files, mask_files = files_by_stem(images, IMAGE_EXTENSIONS), files_by_stem(masks, MASK_EXTENSIONS)
-    return _match(split, image_files, mask_files, str(images), str(masks))
+    return _match(found, split, image_files, mask_files, str(images), str(masks))
 
 
 def _match(
-    split: str, images: dict[str, Path], masks: dict[str, Path], images_from: str, masks_from: str
+    found: FoundDataset,
+    split: str,
+    images: dict[str, Path],
+    masks: dict[str, Path],
+    images_from: str,
+    masks_from: str,
 ) -> list[Pair]:
+    """The pairs of a split; files without a counterpart are added to those of `found`."""
     if images and masks and not images.keys() & masks.keys():
         masks = _without_common_suffix(images, masks)
     pairs = [Pair(stem, images[stem], masks[stem]) for stem in images if stem in masks]
-    images_alone = [path.name for stem, path in images.items() if stem not in masks]
-    masks_alone = [path.name for stem, path in masks.items() if stem not in images]
+    images_alone = [path for stem, path in images.items() if stem not in masks]
+    masks_alone = [path for stem, path in masks.items() if stem not in images]
     if not pairs and split == "test" and not masks:
         logger.info(f"{images_from}: {len(images)} test images have no masks and are left out")
     elif not pairs:
@@ -278,15 +304,16 @@ def _match(
             "no two have the same name"
         )
     else:
-        if images_alone:
-            logger.warning(f"{split}: {len(images_alone)} images without a mask left out: {shorten(images_alone)}")
-        if masks_alone:
-            logger.warning(f"{split}: {len(masks_alone)} masks without an image left out: {shorten(masks_alone)}")
+        found.images_alone.extend(images_alone)
+        found.masks_alone.extend(masks_alone)
+        for files, what in ((images_alone, "images without a mask"), (masks_alone, "masks without an image")):
+            if files:
+                logger.warning(f"{split}: {len(files)} {what} left out: {shorten(path.name for path in files)}")
     return pairs
 
 
-def _examples(names: list[str]) -> str:
-    return f" ({shorten(names)})" if names else ""
+def _examples(files: list[Path]) -> str:
+    return f" ({shorten(path.name for path in files)})" if files else ""
 
 
 def _without_common_suffix(images: dict[str, Path], masks: dict[str, Path]) -> dict[str, Path]:
@@ -303,7 +330,7 @@ def _without_common_suffix(images: dict[str, Path], masks: dict[str, Path]) -> d
     return renamed | {stem: path for stem, path in masks.items() if not stem.endswith(suffix)}
 
 
-def _pair_voc(root: Path) -> dict[str, list[Pair]]:
+def _pair_voc(found: FoundDataset, root: Path) -> dict[str, list[Pair]]:
     lists = root / "ImageSets" / "Segmentation"
     images = files_by_stem(root / "JPEGImages", IMAGE_EXTENSIONS)
     masks = files_by_stem(root / "SegmentationClass", MASK_EXTENSIONS)
@@ -317,6 +344,7 @@ def _pair_voc(root: Path) -> dict[str, list[Pair]]:
         if missing:
             raise UserError(f"{file} names {len(missing)} images that are not in JPEGImages: {shorten(missing)}")
         splits[split] = _match(
+            found,
             split,
             {name: images[name] for name in names},
             {name: masks[name] for name in names if name in masks},

@@ -146,6 +146,9 @@ def test_coco(tmp_path, caplog):
         "train": ["a", "b"],
         "validation": ["a", "b"],
     }
+    assert found.images_alone == []
+    save_image(root / "train2017" / "c.jpg")
+    assert find_dataset(root).images_alone == [root / "train2017" / "c.jpg"]
     train, validation = found.splits["train"], found.splits["validation"]
     assert train[0].image == root / "train2017" / "a.jpg"
     np.testing.assert_array_equal(np.asarray(Image.open(train[0].mask)), BOX_MASK)
@@ -364,6 +367,7 @@ def test_labelme(tmp_path, caplog):
         "train": ["a", "b"],
         "validation": ["c"],
     }
+    assert found.images_alone == [root / "val" / "unlabelled.jpg"]
     drawn = masks(root)
     np.testing.assert_array_equal(drawn["a"], 2 * BOX_MASK)  # cat, dog: by alphabet
     np.testing.assert_array_equal(drawn["b"], BOX_MASK)

@@ -17,7 +17,7 @@ from data_utils import load_segmentation_dataset
 from duplicate_utils import best_matches, difference_hash, mirrored, normalized_thumbnails, thumbnail
 from inspect_utils import find_faults, orphan_faults, quick_check, raise_on_errors, scan
 from label_utils import LabelMap
-from layout_utils import find_dataset
+from layout_utils import FoundDataset, find_dataset
 from report_utils import DatasetReport, Finding
 from value_utils import count_class_pixels, transitions
 
@@ -221,9 +221,13 @@ def test_orphans_in_every_split(tmp_path):
     mask_of(root, 1).unlink()
     image_of(root, 9).unlink()
     (root / "train" / "images" / "Thumbs.db").write_bytes(b"litter")
-    alone, masks = orphan_faults(find_dataset(root))
+    found = find_dataset(root)
+    alone, masks = orphan_faults(found)
     assert (alone.kind, alone.files) == ("image-without-mask", (str(image_of(root, 1)),))
     assert (masks.kind, masks.files, masks.count) == ("mask-without-image", (str(mask_of(root, 9)),), 1)
+    assert alone.severity == masks.severity == "warning"
+    [listed] = orphan_faults(FoundDataset("COCO", found.splits, found.images_alone))  # by purpose, it may be
+    assert (listed.kind, listed.severity) == ("image-without-mask", "info")
 
 
 # ---- the report -----------------------------------------------------------------------------------------------------

@@ -103,6 +103,8 @@ def test_orphans_are_left_out_and_counted(make_dataset, caplog):
     assert [pair.name for pair in found.splits["train"]] == ["train_5"]
     assert "train: 5 images without a mask left out: train_0.jpg, train_1.jpg, train_2.jpg and 2 more" in caplog.text
     assert "validation: 1 masks without an image left out: val_3.png" in caplog.text
+    assert found.images_alone == [root / "train" / "images" / f"train_{i}.jpg" for i in range(5)]
+    assert found.masks_alone == [root / "val" / "masks" / "val_3.png"]
 
 
 def test_a_split_without_pairs_is_refused(make_dataset):
@@ -174,8 +176,9 @@ def test_voc_lists(make_dataset, caplog):
     (lists / "train.txt").write_text("train_1\n")
     assert [pair.name for pair in find_dataset(root).splits["train"]] == ["train_1"]
     (root / "SegmentationClass" / "val_0.png").unlink()
-    find_dataset(root)
+    found = find_dataset(root)
     assert "validation: 1 images without a mask left out: val_0.jpg" in caplog.text
+    assert (found.images_alone, found.masks_alone) == ([root / "JPEGImages" / "val_0.jpg"], [])  # not train_0
     (lists / "val.txt").write_text("val_0\nval_9\n")
     refused(root, "val.txt names 1 images that are not in JPEGImages: val_9")
     for file in lists.iterdir():
@@ -193,8 +196,11 @@ def test_metadata_in_json_lines_for_each_split(make_dataset):
     (root / "metadata.jsonl").write_text("")
     refused(root, "metadata.jsonl has no rows")
     (root / "metadata.jsonl").write_text('{"image": "pictures/val_0.webp", "label": "ids/val_0.gif", "split": "test"}')
-    counts = {split: len(pairs) for split, pairs in find_dataset(root).splits.items()}
-    assert counts == {"train": 2, "validation": 2, "test": 1}
+    found = find_dataset(root)
+    assert {split: len(pairs) for split, pairs in found.splits.items()} == {"train": 2, "validation": 2, "test": 1}
+    assert found.images_alone == []
+    (root / "pictures" / "more.jpg").touch()
+    assert find_dataset(root).images_alone == [root / "pictures" / "more.jpg"]
 
 
 def test_metadata_mistakes(make_dataset):
