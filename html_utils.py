@@ -47,6 +47,7 @@ body { margin: 2rem auto; padding: 0 1rem; max-width: 70rem; background: var(--b
   font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+th, td:not(:last-child) { overflow-wrap: normal; }
 td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums;
   background: linear-gradient(var(--bar) 0 0) no-repeat 0 0 / var(--share, 0) 100%; }
 code { unicode-bidi: isolate; white-space: pre-wrap; }
