@@ -58,7 +58,7 @@ def make_dataset(tmp_path):
         names = {}
         for split in ("train",) if layout == "images and masks" else ("train", "val"):
             names[split] = [f"{split}_{i}" for i in range(count)]
-            for seed, name in enumerate(names[split]):
+            for seed, name in enumerate(names[split], start=0 if split == "train" else 1000):
                 ids = np.resize(np.array(values), (8, 12)).astype(np.uint8)
                 image, mask = LAYOUT_FILES[layout]
                 fill = {"split": split, "ade": {"train": "training", "val": "validation"}[split], "name": name}
