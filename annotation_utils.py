@@ -141,7 +141,9 @@ def draw_masks(
 
 def annotated_classes(dataset: DatasetDict) -> dict[int, str] | None:
     """Value in the masks → class, for a dataset whose masks `draw_masks` made; None for any other."""
-    path = next(iter(dataset.values())).select([0]).cast_column("label", datasets.Image(decode=False))[0]["label"]
+    # The masks alone, undecoded: a damaged first image is for others to report.
+    labels = next(iter(dataset.values())).select([0]).select_columns(["label"])
+    path = labels.cast_column("label", datasets.Image(decode=False))[0]["label"]
     folders = Path(path["path"] or "").parents if path else []
     index = next((folder / INDEX for folder in folders if (folder / INDEX).is_file()), None)
     if index is None:

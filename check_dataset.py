@@ -1,7 +1,7 @@
 """Says what is wrong with a dataset before anybody waits for a training run.
 
     python check_dataset.py my_photos
-    python check_dataset.py my_photos --ignore_values 11 --image_size 512 --json report.json
+    python check_dataset.py my_photos --ignore_values 11 --image_size 512 --json report.json --html report.html
     python check_dataset.py --dataset_name scene_parse_150 --max_images 2000
 
 The flags that say which data and what its annotations mean are those of `run_segmentation.py`. Reads every file and
@@ -26,8 +26,10 @@ from datasets import DatasetDict
 from cli_utils import UserError, parse_arguments, run_cli
 from data_utils import DatasetArguments, LabelMap, load_from_arguments, load_segmentation_dataset
 from fix_utils import check_out_dir, write_clean_copy
+from html_utils import write_html
 from inspect_utils import find_faults, orphan_faults, scan
 from layout_utils import find_dataset
+from losses_utils import class_weights
 from report_utils import ERROR, DatasetReport, Finding, ImageRecord
 from value_utils import count_class_pixels
 
@@ -41,6 +43,9 @@ class CheckArguments:
     image_size: int = field(default=512, metadata={"help": "short side in training; images are judged by it"})
     num_channels: int = field(default=3, metadata={"help": "of the images"})
     json: str | None = field(default=None, metadata={"help": "write the report to this file, for programs"})
+    html: str | None = field(
+        default=None, metadata={"help": "write a page with pictures of the worst files to this file"}
+    )
     fix: str | None = field(default=None, metadata={"help": "write a clean copy into this new folder"})
     strict: bool = field(default=False, metadata={"help": "warnings lead to exit code 1"})
     num_proc: int | None = field(default=None, metadata={"help": "processes; default: by images and CPUs"})
@@ -106,6 +111,7 @@ def check(
     # What is wrong with the values says more than that no classes could be made of them.
     findings = [*([] if any(found.severity == ERROR for found in faults) else unclear), *faults, *findings]
     pixels = count_class_pixels(records, label_map) if label_map else {}
+    train = pixels.get("train")
     report = DatasetReport(
         dataset=source,
         layout=layout,
@@ -115,6 +121,7 @@ def check(
         records=records,
         findings=findings,
         seconds=time.perf_counter() - started,
+        class_weights=class_weights(train).tolist() if train is not None and train.any() else [],
     )
     return report, label_map, dataset
 
@@ -207,6 +214,8 @@ def main(argv: list[str] | None = None) -> int:
     print(as_text(report, label_map))
     if args.json:
         Path(args.json).write_text(json.dumps(report.to_json(), indent=1), encoding="utf-8")
+    if args.html:
+        write_html(report, args.html, dataset, label_map, args.num_channels)
     if args.fix:
         if dataset is None:
             raise UserError(f"--fix {args.fix}: the dataset cannot be loaded, so there is nothing to copy")
@@ -216,4 +225,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold anything
     run_cli(lambda: sys.exit(main()))

@@ -7,7 +7,7 @@ import shutil
 import datasets
 import numpy as np
 import pytest
-from broken_datasets import FAULTS, NAMES, each_mask, ids, make_clean, mask_of, replace
+from broken_datasets import FAULTS, NAMES, each_mask, ids, make_clean, mask_of, replace, write_classes
 from conftest import LAYOUT_FILES
 
 import check_dataset
@@ -103,6 +103,7 @@ def test_report_for_programs(clean, tmp_path):
     assert report["splits"] == {"train": 8, "validation": 4}
     assert report["id2label"] == {str(i): name for i, name in NAMES.items()}
     assert [sum(report["class_pixels"][split]) for split in ("train", "validation")] == [8 * 64 * 48, 4 * 64 * 48]
+    assert len(report["class_weights"]) == 4 and report["class_weights"][0] == min(report["class_weights"])
     assert [record["name"] for record in report["records"]] == [f"scene_{i:02d}" for i in range(12)]
 
 
@@ -154,6 +155,17 @@ def test_split_made_by_flag_is_checked(tmp_path):
         (root / "masks" / f"again_{i:02d}.bmp").write_bytes((root / "masks" / f"scene_{i:02d}.bmp").read_bytes())
     assert alarms(run(root, tmp_path)[1]) == {"duplicate-in-split"}
     assert "duplicate-across-splits" in alarms(run(root, tmp_path, "--train_val_split", "0.4")[1])
+
+
+def test_page_and_clean_copy(tmp_path):
+    root = make_clean(tmp_path / "data")
+    each_mask(root, lambda mask: (mask > 0).astype(np.uint8) * 255)
+    write_classes(root, {0: "ground", 1: "thing"})
+    code, _ = run(root, tmp_path, "--html", tmp_path / "page.html", "--fix", tmp_path / "fixed")
+    assert code == 2
+    assert "mask-binary-255" in (tmp_path / "page.html").read_text()
+    code, report = run(tmp_path / "fixed", tmp_path)
+    assert (code, alarms(report)) == (0, set()), report["findings"]
 
 
 @pytest.mark.parametrize(
