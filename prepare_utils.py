@@ -380,7 +380,8 @@ def _refuse_binary_masks(values: set[int], dataset: DatasetDict) -> None:
         first = undecoded(next(iter(dataset.values())))[0]
         raise UserError(
             f"all masks ({file_name(first['label'], first['name'])} …) hold the values 0 and 255 alone: they are "
-            "pictures of two classes, but 255 means ignored; write them with the values 0 and 1"
+            "pictures of two classes, but 255 means ignored; `python check_dataset.py FOLDER --fix NEW_FOLDER` writes "
+            "them with the values 0 and 1"
         )
 
 
