@@ -4,7 +4,7 @@ import difflib
 import json
 import os
 import sys
-from argparse import ArgumentDefaultsHelpFormatter
+from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -23,6 +23,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """ " (did you mean NAME?)" for the known name that is most like `name`, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {matches[0]}?)" if matches else ""
+
+
+class _HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter):
+    """The description's lines as they are, and every flag's default."""
 
 
 class _Parser(HfArgumentParser):
@@ -73,9 +77,7 @@ def parse_arguments(
         UserError: unknown flag or key (with the nearest known one), a value that does not fit, or two flags of an
             exclusive group.
     """
-    parser = _Parser(
-        dataclass_types, description=description, allow_abbrev=False, formatter_class=ArgumentDefaultsHelpFormatter
-    )
+    parser = _Parser(dataclass_types, description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
     parser.add_argument("--config", metavar="FILE.yaml", help="YAML file with any of these flags; flags here win")
     fields = {name: field for cls in dataclass_types for name, field in cls.__dataclass_fields__.items() if field.init}
     for name, field in fields.items():

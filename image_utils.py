@@ -40,6 +40,9 @@ def read_channels(source: str | os.PathLike | bytes, num_channels: int, name: st
         if len(channels) == num_channels:
             return channels
         reason = f"{len(channels)} bands, --num_channels is {num_channels}; all images must have the same"
+        if num_channels in channels.shape[1:]:
+            # As `tifffile.imwrite` stores (H, W, bands) unless it is told.
+            reason += "; written by tifffile, it needs planarconfig='contig', photometric='minisblack'"
     except PIL.UnidentifiedImageError:
         reason = "no image, or of an unknown format"
     except Exception as error:  # a decoder may raise anything on a damaged file

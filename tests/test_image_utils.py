@@ -181,3 +181,10 @@ def test_a_dataset_names_the_file_with_other_bands(four_bands):
     five = EvaluationProtocol(16, image_mean=(0.0,) * 5, image_std=(1.0,) * 5)
     with pytest.raises(UserError, match=r"train_2\.png \(4 bands, --num_channels is 5"):
         SegmentationDataset(split, five)[2]
+
+
+def test_bands_that_tifffile_stored_as_pages_are_explained():
+    stored = io.BytesIO()
+    tifffile.imwrite(stored, np.zeros((20, 30, 6), np.uint8))
+    with pytest.raises(UserError, match=r"20 bands, --num_channels is 6.*planarconfig='contig'"):
+        read_channels(stored.getvalue(), 6)
