@@ -213,7 +213,10 @@ def main(argv: list[str] | None = None) -> int:
     report, label_map, dataset = check(args, data_args)
     print(as_text(report, label_map))
     if args.json:
-        Path(args.json).write_text(json.dumps(report.to_json(), indent=1), encoding="utf-8")
+        try:
+            Path(args.json).write_text(json.dumps(report.to_json(), indent=1), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--json {args.json} cannot be written: {error.strerror}") from None
     if args.html:
         write_html(report, args.html, dataset, label_map, args.num_channels)
     if args.fix:

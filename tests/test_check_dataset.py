@@ -185,6 +185,12 @@ def test_flags_that_do_not_fit(flags, message):
     assert message in str(caught.value)
 
 
+def test_report_that_cannot_be_written(clean, tmp_path):
+    for flag in ("--json", "--html"):
+        with pytest.raises(UserError, match=f"{flag} {tmp_path} cannot be written: Is a directory"):
+            check_dataset.main([str(clean), "--num_proc", "1", flag, str(tmp_path)])
+
+
 def test_exit_code_of_the_script(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["check_dataset.py", str(tmp_path / "nowhere")])
     with pytest.raises(SystemExit) as caught:

@@ -136,6 +136,18 @@ def test_names_are_escaped(tmp_path):
     assert f"{nasty}Fix: {nasty}" in page.cells
 
 
+def test_names_below_pictures_are_escaped(clean, tmp_path):
+    nasty = "<b>&\"'"
+    root = shutil.copytree(clean, tmp_path / "data")
+    image_of(root, 1).rename(root / "train" / "images" / f"{nasty}.png")
+    mask_of(root, 1).rename(root / "train" / "masks" / f"{nasty}.png")
+    (root / "train" / "masks" / f"{nasty}.png").write_text("no mask")
+    page = page_of(tmp_path, *checked(root))
+    assert len(page.images()) == 1 and "b" not in {tag for tag, _ in page.tags}
+    assert page.texts.count(f"{nasty}.png (no image, or of an unknown format)") == 1
+    assert str(root / "train" / "masks" / f"{nasty}.png") in page.texts
+
+
 def test_page_loads_nothing(clean, tmp_path):
     root = shutil.copytree(clean, tmp_path / "data")
     FAULTS["0 and 255"].break_it(root)
@@ -287,6 +299,18 @@ def test_worst_files_in_pictures_the_others_by_name(clean, tmp_path):
     assert len(page.images()) == 2 * 6 and len(page.named("figure")) == 6
     assert [text for text in page.texts if text in keys] == keys
     assert ", 488 more" in page.texts
+
+
+def test_page_stays_small(clean, tmp_path):
+    """Twenty findings about pictures of noise, which JPEG can compress least."""
+    root, rng = shutil.copytree(clean, tmp_path / "data"), np.random.default_rng(0)
+    replace(image_of(root, 1), rng.integers(256, size=(320, 320, 3), dtype=np.uint8), ".png")
+    replace(mask_of(root, 1), rng.integers(4, size=(320, 320), dtype=np.uint8), ".png")
+    report, dataset, label_map = checked(root)
+    findings = [finding(f"kind-{i}", "warning", "noise", "none", ["train/scene_01"] * 500) for i in range(20)]
+    page = page_of(tmp_path, changed(report, findings=findings), dataset, label_map)
+    assert len(page.named("img")) == 20 * 6 * 2
+    assert (tmp_path / "page.html").stat().st_size < 25_000_000  # pages of photos have a tenth
 
 
 def test_file_that_cannot_be_read_is_shown_by_its_other_half(clean, tmp_path):
