@@ -426,8 +426,13 @@ def test_a_resumed_run_with_lora_ends_as_if_it_had_not_stopped(make_model, tmp_p
     def run(seed, **resume):
         arguments = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "save_total_limit": None}
         args = SegmentationTrainingArguments(
-            output_dir=str(tmp_path / "run"), do_train=True, use_cpu=True, eval_strategy="no", learning_rate=0.01,
-            disable_tqdm=True, **arguments,
+            output_dir=str(tmp_path / "run"),
+            do_train=True,
+            use_cpu=True,
+            eval_strategy="no",
+            learning_rate=0.01,
+            disable_tqdm=True,
+            **arguments,
         )
         model = add_lora(make_model(seed=seed), 2)
         torch.manual_seed(0)
