@@ -8,7 +8,8 @@ with respect to the low-resolution logits are worked out together, so no upsampl
 import csv
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ GAMMA = 2.0  # Lin et al., Focal Loss for Dense Object Detection, arXiv:1708.020
 # Pixels are hard where the label's probability is below this, or among that many lowest of each image's share of the
 # batch. Source: `OHEMPixelSampler` in the configurations of mmsegmentation.
 HARD_PROBABILITY, HARD_PIXELS_PER_IMAGE = 0.7, 100_000
-WEIGHT_CAP = 10.0
+WEIGHT_CAP = 10.0  # times the smallest; 1 / ln(1.02 + share) alone goes up to 36 times
 
 
 def parse_loss(text: str) -> tuple[str, ...]:
@@ -73,25 +74,30 @@ def check_loss(text: str, label_smoothing: float, weights: str | None) -> None:
 def class_weights(class_pixels: np.ndarray, cap: float = WEIGHT_CAP) -> np.ndarray:
     """Weights that favour rare classes, 1 / ln(1.02 + share of pixels), float64 (C,).
 
-    Scaled so that the classes that occur have a mean of 1, and cut off at `cap`; classes that never occur get 1.
-    Source: Paszke et al., ENet, arXiv:1606.02147, section 5.1.
+    Cut off at `cap` times the smallest, then scaled so that the classes that occur have a mean of 1; those that never
+    occur get 1. Source: Paszke et al., ENet, arXiv:1606.02147, section 5.1.
 
     Args:
         class_pixels: counts (C,), or (images, C).
+        cap: how often a pixel of the rarest class may count for one of the commonest.
+
+    Raises:
+        ValueError: there are no pixels.
     """
     pixels = np.asarray(class_pixels, np.float64)
     pixels = pixels.reshape(-1, pixels.shape[-1]).sum(axis=0)
     if not pixels.any():
         raise ValueError("no pixel is of any class")
     weights = 1 / np.log(1.02 + pixels / pixels.sum())
-    weights /= weights[pixels > 0].mean()
-    return np.where(pixels > 0, weights.clip(max=cap), 1.0)
+    weights = weights.clip(max=cap * weights.min())
+    return np.where(pixels > 0, weights / weights[pixels > 0].mean(), 1.0)
 
 
 def read_class_weights(path: str | Path, id2label: dict[int, str]) -> np.ndarray:
     """Class weights from a file, float64 (num_labels,).
 
-    The file is JSON, a list in the order of the classes or {name: weight}, or a CSV with the columns name and weight.
+    The file is JSON, a list in the order of the classes, {name: weight} or {id: weight}; a CSV with the columns name
+    and weight; or a .txt of numbers in the order of the classes.
 
     Raises:
         UserError: the file cannot be read, or its weights are not one positive number (or 0) for each class.
@@ -100,17 +106,22 @@ def read_class_weights(path: str | Path, id2label: dict[int, str]) -> np.ndarray
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".csv":
-            content = {row["name"]: row["weight"] for row in csv.DictReader(text.splitlines())}
+            content = _without_repeats((row["name"], row["weight"]) for row in csv.DictReader(text.splitlines()))
+        elif path.suffix.lower() == ".txt":
+            content = text.split()
         else:
-            content = json.loads(text)
+            content = json.loads(text, object_pairs_hook=_without_repeats)
     except OSError as error:
         raise UserError(f"--class_weights {path}: {error.strerror}") from None
     except (ValueError, KeyError) as error:
         raise UserError(
-            f"--class_weights {path} is neither JSON nor a CSV with the columns name and weight: {error}"
+            f"--class_weights {path} cannot be read as JSON, or .csv with the columns name and weight: {error}"
         ) from None
     names = [name for _, name in sorted(id2label.items())]
     if isinstance(content, dict):
+        if not any(name in content for name in names):
+            name_of = {str(index): name for index, name in id2label.items()}
+            content = {name_of.get(key, key): weight for key, weight in content.items()}
         unknown = [name for name in content if name not in names]
         missing = [name for name in names if name not in content]
         if unknown or missing:
@@ -122,16 +133,26 @@ def read_class_weights(path: str | Path, id2label: dict[int, str]) -> np.ndarray
     if not isinstance(content, list) or len(content) != len(names):
         found = f"{len(content)} weights" if isinstance(content, list) else type(content).__name__
         raise UserError(f"--class_weights {path} holds {found}; it takes one for each of {len(names)} classes")
-    try:
-        weights = np.array([float(weight) for weight in content])
-    except (TypeError, ValueError) as error:
-        raise UserError(f"--class_weights {path}: {error}") from None
-    for name, weight in zip(names, weights, strict=True):
-        if not (math.isfinite(weight) and weight >= 0):
-            raise UserError(f"--class_weights {path}: the weight of {name!r} is {weight}; it must be 0 or more")
+    weights = np.full(len(names), np.nan)
+    for index, weight in enumerate(content):
+        with suppress(TypeError, ValueError, OverflowError):
+            weights[index] = float(weight)
+        if not (math.isfinite(weights[index]) and weights[index] >= 0):
+            raise UserError(
+                f"--class_weights {path}: the weight of {names[index]!r} is {weight!r}; it must be a number, 0 or more"
+            )
     if not weights.any():
         raise UserError(f"--class_weights {path}: all weights are 0")
     return weights
+
+
+def _without_repeats(pairs: Iterable[tuple[str, object]]) -> dict[str, object]:
+    content = {}
+    for name, weight in pairs:
+        if name in content:
+            raise ValueError(f"{name!r} comes twice")
+        content[name] = weight
+    return content
 
 
 # ---- the losses -----------------------------------------------------------------------------------------------------
@@ -168,6 +189,8 @@ def segmentation_loss(
         ValueError, TypeError: as `fused_utils.upsampled_cross_entropy`.
     """
     check_shapes(logits, labels)
+    if weight is not None and weight.shape != logits.shape[1:2]:
+        raise ValueError(f"weight must be one number for each of {logits.shape[1]} classes, got {tuple(weight.shape)}")
     valid_pixels = (labels != IGNORE_INDEX).sum()
     if num_items_in_batch is None:
         num_items_in_batch = valid_pixels
@@ -285,8 +308,8 @@ def _dice(upsampling: TiledUpsampling, labels: Tensor, weight: Tensor | None, gr
     for _, tile, target, valid in _tiles(upsampling, labels):
         probabilities = upsampling.softmax(tile).mul_(valid)
         predicted += probabilities.sum((0, 1))
-        intersection.index_add_(0, target.flatten(), probabilities.gather(-1, target).flatten())
-        labelled.index_add_(0, target.flatten(), valid.flatten().to(upsampling.dtype))
+        intersection += _sums_by_class(probabilities.gather(-1, target), target, num_classes)
+        labelled += _sums_by_class(valid.to(upsampling.dtype), target, num_classes)
     present = labelled > 0
     scale = (labels != IGNORE_INDEX).sum().to(upsampling.dtype) / present.sum().clamp(min=1)
     both = torch.where(present, predicted + labelled, 1)
@@ -303,6 +326,15 @@ def _dice(upsampling: TiledUpsampling, labels: Tensor, weight: Tensor | None, gr
             tile_gradient.scatter_add_(-1, target, of_label)
             upsampling.add_transposed(gradient[image], tile, tile_gradient.mul_(valid))
     return scale * torch.where(present, 1 - 2 * intersection / both, 0).sum()
+
+
+def _sums_by_class(values: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """Values (rows, columns, 1) summed by target, (C,).
+
+    Row by row first: equal numbers added to one float32, pixel after pixel, are all rounded alike.
+    """
+    by_row = values.new_zeros(len(values), num_classes)
+    return by_row.scatter_add_(1, target[..., 0], values[..., 0]).sum(0)
 
 
 def _lovasz(upsampling: TiledUpsampling, labels: Tensor, weight: Tensor | None, gradient: Tensor | None) -> Tensor:
@@ -337,17 +369,22 @@ def _lovasz(upsampling: TiledUpsampling, labels: Tensor, weight: Tensor | None, 
 def _lovasz_of_class(p: Tensor, is_class: Tensor) -> tuple[Tensor, Tensor]:
     """Lovász extension of a class's Jaccard loss at the errors of probabilities (n,), and its derivative (n,)."""
     errors, order = torch.where(is_class, 1 - p, p).sort(descending=True)
-    weights = _jaccard_steps(is_class[order].to(p.dtype))
+    weights = _jaccard_steps(is_class[order], p.dtype)
     derivative = torch.empty_like(p)
     derivative[order] = weights
     return (errors * weights).sum(), torch.where(is_class, -derivative, derivative)
 
 
-def _jaccard_steps(is_class: Tensor) -> Tensor:
-    """How much the Jaccard loss grows with each pixel that becomes wrong, in this order (algorithm 1 of the paper)."""
-    wrong_class, wrong_other = is_class.cumsum(0), (1 - is_class).cumsum(0)
-    jaccard = 1 - (wrong_class[-1] - wrong_class) / (wrong_class[-1] + wrong_other)
-    return torch.diff(jaccard, prepend=jaccard.new_zeros(1))
+def _jaccard_steps(is_class: Tensor, dtype: torch.dtype) -> Tensor:
+    """How much the Jaccard loss grows with each pixel that becomes wrong, in this order (algorithm 1 of the paper).
+
+    The loss is 1 - kept / union. A pixel of the class takes 1 from `kept`, any other adds 1 to `union`. The difference
+    is written out: subtracting losses near 1 that are next to equal would leave few digits, or none, in float32.
+    """
+    class_pixels = is_class.sum()
+    kept = (class_pixels - is_class.cumsum(0)).to(dtype)
+    union = (class_pixels + (~is_class).cumsum(0)).to(dtype)
+    return torch.where(is_class, 1 / union, kept / (union * (union - 1)))
 
 
 _SUMS = {"focal": _focal, "ohem": _ohem, "dice": _dice, "lovasz": _lovasz}
@@ -383,7 +420,7 @@ def plain_loss(
             errors = (truth - probabilities).abs()
             losses = torch.stack(
                 [
-                    (errors[order, index] * _jaccard_steps(truth[order, index])).sum()
+                    (errors[order, index] * _jaccard_steps(truth[order, index] > 0, dtype)).sum()
                     for index in present.tolist()
                     for order in [errors[:, index].argsort(descending=True)]
                 ]

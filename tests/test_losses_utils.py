@@ -1,6 +1,7 @@
 """Losses by tiles against slow definitions on whole tensors, in value and gradient."""
 
 import json
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -140,6 +141,27 @@ def test_half_precision_is_computed_in_float32(name, dtype):
     assert torch.autograd.grad(loss, logits)[0].dtype == dtype
 
 
+@pytest.mark.parametrize("probability", [0.7, 0.99])
+def test_dice_of_a_million_equal_pixels(monkeypatch, probability):
+    """One float32 sum that pixel after pixel is added to rounds each alike: 0.99 became 1 and the loss negative."""
+    monkeypatch.undo()  # tiles of the real size
+    logits = torch.tensor([probability / (1 - probability), 1.0]).log().view(1, 2, 1, 1)
+    labels = torch.zeros(1, 1024, 1024, dtype=torch.uint8)
+    loss = segmentation_loss(logits, labels, ("dice",))
+    assert loss.item() == pytest.approx(1 - 2 * probability / (1 + probability), abs=1e-6)
+
+
+def test_steps_of_the_jaccard_loss_keep_their_digits_in_float32():
+    """As differences of numbers near 1 they were wrong by a tenth for half a million pixels."""
+    is_class = torch.rand(2**19, generator=torch.Generator().manual_seed(0)) < 0.3
+    # in integers: the loss is 1 - (class pixels not yet wrong) / (class pixels and wrong others)
+    kept = (is_class.sum() - is_class.long().cumsum(0)).numpy().astype(object)
+    union = (is_class.sum() + (~is_class).long().cumsum(0)).numpy().astype(object)
+    for i in (1, 2, 1000, 2**18, 2**19 - 1):
+        exact = Fraction(int(kept[i - 1]), int(union[i - 1])) - Fraction(int(kept[i]), int(union[i]))
+        assert losses_utils._jaccard_steps(is_class, torch.float32)[i].item() == pytest.approx(float(exact), rel=1e-6)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_perfect_prediction_loses_next_to_nothing(name):
     labels = torch.randint(0, 4, (1, 8, 8), generator=torch.Generator().manual_seed(0))
@@ -174,6 +196,14 @@ def test_no_second_derivative(name):
     (gradient,) = torch.autograd.grad(tiled_loss(name, logits, labels), logits, create_graph=True)
     with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
         gradient.sum().backward()
+
+
+@pytest.mark.parametrize("fused_ops", [True, False])
+@pytest.mark.parametrize("name", losses_utils.WEIGHTED)
+def test_weights_of_the_wrong_length_are_named(name, fused_ops):
+    logits, labels = random_case()
+    with pytest.raises(ValueError, match=r"each of 5 classes, got \(6,\)"):
+        segmentation_loss(logits, labels, (name,), torch.ones(6), fused_ops=fused_ops)
 
 
 class LargestTensor(TorchDispatchMode):
@@ -218,12 +248,20 @@ def test_flags_without_an_effect_are_refused():
 
 
 def test_automatic_class_weights():
-    shares = np.array([0.9, 0.09, 0.01])
+    shares = np.array([0.9, 0.05, 0.05])
     expected = 1 / np.log(1.02 + shares)
-    weights = class_weights(np.array([[900, 0, 10, 0], [0, 90, 0, 0]]))
+    weights = class_weights(np.array([[900, 0, 50, 0], [0, 50, 0, 0]]))
     np.testing.assert_allclose(weights[:3], expected / expected.mean())
     assert weights[3] == 1  # never occurs
-    assert class_weights(np.array([10**9, *[10**6] * 20, 1]), cap=1.04).max() == 1.04
+
+
+def test_no_automatic_class_weight_is_more_than_ten_times_another():
+    # Without the cap: 1 / ln(2.02) = 1.42 and 1 / ln(1.02) = 50.5.
+    np.testing.assert_allclose(class_weights(np.array([10**9, 1])), [2 / 11, 20 / 11])
+    np.testing.assert_allclose(class_weights(np.array([10**9, 1]), cap=3), [0.5, 1.5])
+
+
+def test_automatic_class_weights_need_pixels():
     with pytest.raises(ValueError, match="no pixel"):
         class_weights(np.zeros(3))
 
@@ -236,7 +274,9 @@ NAMES = {0: "road", 1: "car", 2: "sky"}
     [
         ("w.json", "[1, 2.5, 0]"),
         ("w.json", '{"sky": 0, "road": 1, "car": 2.5}'),
+        ("w.json", '{"2": 0, "0": 1, "1": 2.5}'),
         ("w.csv", "name,weight\nroad,1\ncar,2.5\nsky,0\n"),
+        ("w.txt", "1\n2.5\n0\n"),
     ],
 )
 def test_class_weights_of_a_file(tmp_path, file, content):
@@ -250,8 +290,12 @@ def test_class_weights_of_a_file(tmp_path, file, content):
         ([1, 2], "holds 2 weights; it takes one for each of 3"),
         ({"road": 1, "car": 1}, "'sky' is missing"),
         ({"road": 1, "cra": 1, "sky": 1}, r"'cra' \(did you mean car\?\) is no class"),
-        ([1, -1, 1], "the weight of 'car' is -1.0"),
-        ([1, "x", 1], "could not convert"),
+        ({"0": 1, "1": 1, "3": 1}, "'3' is no class"),
+        ({"0": 1, "car": 1, "sky": 1}, "'0' is no class"),
+        ([1, -1, 1], "the weight of 'car' is -1; it must be a number, 0 or more"),
+        ([1, float("nan"), 1], "the weight of 'car' is nan"),
+        ([1, 10**400, 1], "the weight of 'car' is 1000"),
+        ([1, "x", 1], "the weight of 'car' is 'x'"),
         ([0, 0, 0], "all weights are 0"),
         ("road", "holds str"),
     ],
@@ -267,8 +311,14 @@ def test_class_weights_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match="No such file"):
         read_class_weights(tmp_path / "none.json", NAMES)
     (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(UserError, match="neither JSON nor"):
+    with pytest.raises(UserError, match="cannot be read as JSON"):
         read_class_weights(tmp_path / "bad.json", NAMES)
     (tmp_path / "bad.csv").write_text("class,w\nroad,1\n")
     with pytest.raises(UserError, match="columns name and weight"):
         read_class_weights(tmp_path / "bad.csv", NAMES)
+    (tmp_path / "short.csv").write_text("name,weight\nroad,1\ncar\nsky,1\n")
+    with pytest.raises(UserError, match="the weight of 'car' is None"):
+        read_class_weights(tmp_path / "short.csv", NAMES)
+    (tmp_path / "twice.csv").write_text("name,weight\nroad,1\ncar,1\nsky,1\ncar,9\n")
+    with pytest.raises(UserError, match="'car' comes twice"):
+        read_class_weights(tmp_path / "twice.csv", NAMES)
