@@ -110,6 +110,21 @@ def test_value_and_gradient_are_those_of_the_definition(name, fused_ops):
 
 
 @pytest.mark.parametrize("fused_ops", [True, False])
+def test_hard_pixels_are_not_fewer_than_asked_for(fused_ops):
+    logits, labels = random_case()
+    likeliest = F.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
+    labels = torch.where(labels == 255, 255, likeliest)
+    logits = (16 * logits.detach()).requires_grad_()
+    p, y = pixels_of(logits, labels)
+    assert 0 < (p[range(len(y)), y] < 0.7).sum() < 40  # so the 80 of least probability count
+    expected = ohem_definition(p, y, torch.ones(5, dtype=torch.float64))
+    (expected_gradient,) = torch.autograd.grad(expected, logits)
+    loss = segmentation_loss(logits, labels, ("ohem",), fused_ops=fused_ops)
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], expected_gradient, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("fused_ops", [True, False])
 @pytest.mark.parametrize("name", TILED)
 def test_a_gradient_is_the_slope_of_the_value(name, fused_ops):
     logits, labels = random_case(low=(3, 3), size=(8, 9))
