@@ -92,7 +92,7 @@ class ModelArguments:
     )
     class_weights: str | None = field(
         default=None,
-        metadata={"help": "auto (rare classes count more), or a file with a weight for each class: JSON or CSV"},
+        metadata={"help": "auto (rare classes count more), or a file with a weight for each class: JSON, CSV or TXT"},
     )
     head_lr_multiplier: float = field(default=1.0, metadata={"help": "of the learning rate outside the encoder"})
     ema_decay: float = field(
