@@ -48,6 +48,7 @@ __all__ = [
     "load_segmentation_dataset",
     "prepare_dataset",
     "read_class_list",
+    "resolve_from_arguments",
     "resolve_label_map",
 ]
 
@@ -282,7 +283,14 @@ def load_from_arguments(
         split_file=split_file,
         token=token,
     )
-    label_map = resolve_label_map(
+    return dataset, resolve_from_arguments(dataset, args, cache_dir)
+
+
+def resolve_from_arguments(
+    dataset: DatasetDict | None, args: DatasetArguments, cache_dir: str | os.PathLike | None = None
+) -> LabelMap:
+    """`resolve_label_map` as a script's flags ask for; dataset and cache_dir as there."""
+    return resolve_label_map(
         dataset,
         dataset_dir=args.dataset_dir,
         dataset_name=args.dataset_name,
@@ -294,7 +302,6 @@ def load_from_arguments(
         drop_classes=args.drop_classes,
         label_map_file=args.label_map,
     )
-    return dataset, label_map
 
 
 def load_segmentation_dataset(

@@ -15,7 +15,7 @@ import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from cli_utils import UserError
-from data_utils import DatasetArguments, resolve_label_map
+from data_utils import DatasetArguments, resolve_from_arguments
 from label_utils import LabelMap
 from layout_utils import IMAGE_EXTENSIONS, MASK_EXTENSIONS
 from mask_utils import EXIF_ORIENTATION, FileProblem, is_lossy_file, open_image, read_pair
@@ -306,14 +306,8 @@ def _save_classes(file: Path, dataset: DatasetDict, data_args: DatasetArguments)
     if data_args.label_map and data_args.id2label:  # the list then names the classes of the map; the flag stays
         return False
     try:
-        classes = resolve_label_map(
-            dataset,
-            dataset_dir=data_args.dataset_dir,
-            dataset_name=data_args.dataset_name,
-            id2label_file=data_args.id2label,
-            do_reduce_labels=data_args.do_reduce_labels,
-            ignore_values=data_args.ignore_values,
-        )
+        unedited = replace(data_args, merge_classes=[], drop_classes=[], label_map=None)
+        classes = resolve_from_arguments(dataset, unedited)
     except UserError:  # from the values of the source's masks no classes can be told; from those of the copy they can
         return False
     if classes.raw_to_id is not None:  # values with gaps, which training finds in the copy as well

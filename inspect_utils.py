@@ -27,19 +27,8 @@ from label_utils import LabelMap
 from layout_utils import FoundDataset, shorten
 from mask_utils import EXIF_ORIENTATION, FileProblem, fit_mask, is_lossy_file, open_image, open_picture
 from prepare_utils import undecoded
-from report_utils import ERROR, INFO, WARNING, DatasetReport, Finding, ImageRecord, finding
+from report_utils import ERROR, INFO, WARNING, Finding, ImageRecord, finding
 from value_utils import class_faults, presence_faults, split_faults, transitions, value_faults
-
-__all__ = [
-    "DatasetReport",
-    "Finding",
-    "ImageRecord",
-    "find_faults",
-    "orphan_faults",
-    "quick_check",
-    "raise_on_errors",
-    "scan",
-]
 
 logger = logging.getLogger(__name__)
 

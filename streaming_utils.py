@@ -25,7 +25,7 @@ from data_utils import (
     LabelMap,
     find_columns,
     load_through_datasets,
-    resolve_label_map,
+    resolve_from_arguments,
     standard_columns,
 )
 from image_utils import read_channels
@@ -67,16 +67,7 @@ def load_streams(
     Raises:
         UserError: it cannot be reached or read, or nothing says which classes it has.
     """
-    label_map = resolve_label_map(
-        None,
-        dataset_name=args.dataset_name,
-        id2label_file=args.id2label,
-        do_reduce_labels=args.do_reduce_labels,
-        ignore_values=args.ignore_values,
-        merge_classes=args.merge_classes,
-        drop_classes=args.drop_classes,
-        label_map_file=args.label_map,
-    )
+    label_map = resolve_from_arguments(None, args)
     loaded = load_through_datasets(args.dataset_name, args.dataset_config_name, token=token, streaming=True)
     streams = {standard_split_name(name): rows for name, rows in loaded.items()}
     if not {"train", "validation", "test"} & streams.keys():
