@@ -30,8 +30,9 @@ from cli_utils import UserError, nearest
 from image_utils import read_channels, rgb_view
 from label_utils import MAX_LABELS, LabelMap, edit_classes, map_classes, read_class_list, read_label_mapping
 from layout_utils import detect_layout, find_dataset, shorten, standard_split_name
+from mask_utils import first_line
 from metrics_utils import IGNORE_INDEX
-from prepare_utils import annotation_values, first_line, prepare_dataset, undecoded
+from prepare_utils import annotation_values, prepare_dataset, undecoded
 from protocol_utils import EvaluationProtocol
 from split_utils import split_train
 from transform_utils import TrainTransform

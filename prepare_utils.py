@@ -31,7 +31,6 @@ from mask_utils import (
     BY_INDEX,
     BY_PALETTE,
     COLOR_LIST,
-    EXIF_ORIENTATION,
     MAX_COLORS,
     PROBLEMS,
     FileProblem,
@@ -44,23 +43,6 @@ from mask_utils import (
     read_pair,
 )
 from metrics_utils import IGNORE_INDEX
-
-__all__ = [
-    "EXIF_ORIENTATION",
-    "PROBLEMS",
-    "FileProblem",
-    "annotation_values",
-    "file_name",
-    "first_line",
-    "ids_of",
-    "likely_cause",
-    "open_image",
-    "prepare_dataset",
-    "prepare_one",
-    "read_pair",
-    "undecoded",
-    "values_by_image",
-]
 
 logger = logging.getLogger(__name__)
 

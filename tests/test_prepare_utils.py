@@ -15,6 +15,7 @@ from conftest import save_pair
 from PIL import Image
 
 import label_utils
+import mask_utils
 import prepare_utils
 from cli_utils import UserError
 from data_utils import load_segmentation_dataset, resolve_label_map
@@ -106,7 +107,7 @@ def test_exif_orientation(tmp_path, orientation, suffix, caplog):
         8: np.rot90(stored),
     }[orientation]
     exif = Image.Exif()
-    exif[prepare_utils.EXIF_ORIENTATION] = orientation
+    exif[mask_utils.EXIF_ORIENTATION] = orientation
     picture = Image.fromarray(np.stack([stored * 200] * 3, axis=-1))
     masks = {"drawn_upright": upright, "drawn_as_stored": stored}
     if suffix == ".tif":
@@ -132,7 +133,7 @@ def test_a_mask_with_a_stale_orientation(tmp_path, caplog):
     ids[:3, :9] = 1
     save_pair(tmp_path / "images" / "x.png", tmp_path / "masks" / "x.png", ids)
     exif = Image.Exif()
-    exif[prepare_utils.EXIF_ORIENTATION] = 6
+    exif[mask_utils.EXIF_ORIENTATION] = 6
     Image.fromarray(ids).save(tmp_path / "masks" / "x.png", exif=exif)
     np.testing.assert_array_equal(np.asarray(prepare(tmp_path)["train"][0]["label"]), ids)
     assert "1 masks were not turned, against their EXIF orientation" in caplog.text
