@@ -60,12 +60,18 @@ from transformers import PreTrainedModel, SegformerImageProcessor, Trainer, defa
 from transformers.trainer_callback import PrinterCallback
 
 from cli_utils import UserError, run_cli
-from data_utils import LabelMap, SegmentationDataset, TrainTransform, load_segmentation_dataset, prepare_dataset
+from data.augmentation import TrainTransform
+from data.classes import ClassMap
+from data.preparation import prepare_dataset
+from data.preprocessing import EvaluationProtocol
+from data_utils import SegmentationDataset, load_segmentation_dataset
 from metrics_utils import IGNORE_INDEX
-from model_utils import MIT_VARIANTS, load_model, upsampled_cross_entropy
-from protocol_utils import EvaluationProtocol, predict_label_map
-from statistics_utils import bootstrap_interval
-from trainer_utils import SegmentationTrainer, SegmentationTrainingArguments
+from models.inference import predict_ids
+from models.loading import MIT_VARIANTS, load_model
+from models.losses import upsampled_cross_entropy
+from reports.intervals import bootstrap_interval
+from training.arguments import SegmentationTrainingArguments
+from training.trainer import SegmentationTrainer
 
 SEED = 0
 # Stock and ours may differ by so much (relative; absolute in numbers below 1), and in so many pixels of a mask.
@@ -113,7 +119,7 @@ def photo_dataset(args: argparse.Namespace, width: int, prepared: bool) -> datas
             mask.save(folder / "masks" / f"{i:05d}.png")
     dataset = load_segmentation_dataset(dataset_dir=folder)
     if prepared:
-        dataset = prepare_dataset(dataset, LabelMap(class_names(args)), cache_dir=args.folder)
+        dataset = prepare_dataset(dataset, ClassMap(class_names(args)), cache_dir=args.folder)
     return dataset["train"]
 
 
@@ -288,7 +294,7 @@ def prediction(args: argparse.Namespace, ours: bool) -> Callable[[], torch.Tenso
 
     def project() -> torch.Tensor:
         with autocast(args):
-            return predict_label_map(model, image, protocol)
+            return predict_ids(model, image, protocol)
 
     return project if ours else stock
 
@@ -533,5 +539,5 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    logging.getLogger("prepare_utils").setLevel(logging.ERROR)  # of classes that few random masks cannot all have
+    logging.getLogger("data.preparation").setLevel(logging.ERROR)  # of classes that few random masks cannot all have
     run_cli(main)

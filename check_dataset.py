@@ -23,15 +23,18 @@ from pathlib import Path
 import numpy as np
 from datasets import DatasetDict
 
+from checks.clean_copy import check_out_dir, write_clean_copy
+from checks.judge import find_faults, orphan_faults
+from checks.records import ERROR, DatasetReport, Finding, ImageRecord
+from checks.scan import scan
+from checks.values import count_class_pixels
 from cli_utils import UserError, parse_arguments, run_cli
-from data_utils import DatasetArguments, LabelMap, load_from_arguments, load_segmentation_dataset
-from fix_utils import check_out_dir, write_clean_copy
-from html_utils import write_html
-from inspect_utils import find_faults, orphan_faults, scan
-from layout_utils import find_dataset
-from losses_utils import class_weights
-from report_utils import ERROR, DatasetReport, Finding, ImageRecord
-from value_utils import count_class_pixels
+from data.arguments import DatasetArguments
+from data.class_weights import class_weights
+from data.classes import ClassMap
+from data.pairing import find_dataset
+from data_utils import load_from_arguments, load_segmentation_dataset
+from reports.check_page import write_html
 
 CLASSES_SHOWN, VALUES_SHOWN = 40, 40
 
@@ -81,17 +84,17 @@ def parse(argv: list[str] | None) -> tuple[CheckArguments, DatasetArguments]:
 
 def check(
     args: CheckArguments, data_args: DatasetArguments
-) -> tuple[DatasetReport, LabelMap | None, DatasetDict | None]:
+) -> tuple[DatasetReport, ClassMap | None, DatasetDict | None]:
     """Loads, scans and judges a dataset. Where it cannot be loaded, the report says why and has no records."""
     started = time.perf_counter()
     source = str(data_args.dataset_dir or data_args.dataset_name)
-    layout, label_map, findings, unclear = "Hub dataset", None, [], []
+    layout, class_map, findings, unclear = "Hub dataset", None, [], []
     try:
         if data_args.dataset_dir:
             found = find_dataset(data_args.dataset_dir, data_args.image_column, data_args.label_column)
             layout, findings = found.layout, orphan_faults(found)
         try:
-            dataset, label_map = load_from_arguments(data_args, args.seed)
+            dataset, class_map = load_from_arguments(data_args, args.seed)
         except UserError as error:
             # The files may be there and the classes be what is wrong; then the values tell why.
             unclear = [Finding("classes-unclear", ERROR, str(error), "give the list of classes with --id2label")]
@@ -105,31 +108,31 @@ def check(
     except UserError as error:
         fault = Finding("not-loadable", ERROR, str(error), "see the README for layouts and flags", (source,), 1)
         return DatasetReport(source, layout, {}, {}, {}, [], [fault], time.perf_counter() - started), None, None
-    records = scan(dataset, label_map, args.max_images, args.num_proc, args.seed, num_channels=args.num_channels)
+    records = scan(dataset, class_map, args.max_images, args.num_proc, args.seed, num_channels=args.num_channels)
     splits = {split: len(rows) for split, rows in dataset.items()}
-    faults = find_faults(records, label_map, args.image_size, complete=len(records) == sum(splits.values()))
+    faults = find_faults(records, class_map, args.image_size, complete=len(records) == sum(splits.values()))
     # What is wrong with the values says more than that no classes could be made of them.
     findings = [*([] if any(found.severity == ERROR for found in faults) else unclear), *faults, *findings]
-    pixels = count_class_pixels(records, label_map) if label_map else {}
+    pixels = count_class_pixels(records, class_map) if class_map else {}
     train = pixels.get("train")
     report = DatasetReport(
         dataset=source,
         layout=layout,
         splits=splits,
-        id2label=label_map.id2label if label_map else {},
+        id2label=class_map.id2label if class_map else {},
         class_pixels={split: counts.tolist() for split, counts in pixels.items()},
         records=records,
         findings=findings,
         seconds=time.perf_counter() - started,
         class_weights=class_weights(train).tolist() if train is not None and train.any() else [],
     )
-    return report, label_map, dataset
+    return report, class_map, dataset
 
 
 # ---- for a person ---------------------------------------------------------------------------------------------------
 
 
-def as_text(report: DatasetReport, label_map: LabelMap | None) -> str:
+def as_text(report: DatasetReport, class_map: ClassMap | None) -> str:
     """The verdict, the findings, and tables of what is there."""
     lines = [f"verdict: {report.verdict()}"]
     lines += [""] * bool(report.findings)
@@ -141,7 +144,7 @@ def as_text(report: DatasetReport, label_map: LabelMap | None) -> str:
     lines += [f"pairs     {counts or 'none'}; looked at {len(report.records)} in {report.seconds:.1f} s ({rate})"]
     if report.records:
         lines += tables(report.records)
-        lines += [""] + value_table(report.records, label_map)
+        lines += [""] + value_table(report.records, class_map)
     if report.class_pixels:
         lines += [""] + class_table(report)
     return "\n".join(lines)
@@ -162,7 +165,7 @@ def tables(records: list[ImageRecord]) -> list[str]:
     return lines
 
 
-def value_table(records: list[ImageRecord], label_map: LabelMap | None) -> list[str]:
+def value_table(records: list[ImageRecord], class_map: ClassMap | None) -> list[str]:
     """What stands in the masks: value, share of all pixels, masks with it, what it means."""
     pixels, masks = Counter(), Counter()
     for record in records:
@@ -171,19 +174,19 @@ def value_table(records: list[ImageRecord], label_map: LabelMap | None) -> list[
     total = sum(pixels.values())
     lines = [f"{'value':>7} {'pixels':>9} {'masks':>7}  meaning"]
     for value in sorted(pixels)[:VALUES_SHOWN]:
-        meaning = "" if label_map is None else meaning_of(value, label_map)
+        meaning = "" if class_map is None else meaning_of(value, class_map)
         lines.append(f"{value:>7} {pixels[value] / total:>9.3%} {masks[value]:>7}  {meaning}")
     if len(pixels) > VALUES_SHOWN:
         lines.append(f"        and {len(pixels) - VALUES_SHOWN} more values")
     return lines
 
 
-def meaning_of(value: int, label_map: LabelMap) -> str:
+def meaning_of(value: int, class_map: ClassMap) -> str:
     """ "3 road", "ignored" or "no class"."""
-    training_id = label_map.value_ids.get(value)
+    training_id = class_map.value_ids.get(value)
     if training_id is None:
         return "no class"
-    name = label_map.id2label.get(training_id)
+    name = class_map.id2label.get(training_id)
     return "ignored" if name is None else f"{training_id} {name}"
 
 
@@ -210,19 +213,19 @@ def main(argv: list[str] | None = None) -> int:
     """
     args, data_args = parse(argv)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.ERROR)
-    report, label_map, dataset = check(args, data_args)
-    print(as_text(report, label_map))
+    report, class_map, dataset = check(args, data_args)
+    print(as_text(report, class_map))
     if args.json:
         try:
             Path(args.json).write_text(json.dumps(report.to_json(), indent=1), encoding="utf-8")
         except OSError as error:
             raise UserError(f"--json {args.json} cannot be written: {error.strerror}") from None
     if args.html:
-        write_html(report, args.html, dataset, label_map, args.num_channels)
+        write_html(report, args.html, dataset, class_map, args.num_channels)
     if args.fix:
         if dataset is None:
             raise UserError(f"--fix {args.fix}: the dataset cannot be loaded, so there is nothing to copy")
-        copy = write_clean_copy(dataset, label_map, report, data_args, args.fix, args.num_channels)
+        copy = write_clean_copy(dataset, class_map, report, data_args, args.fix, args.num_channels)
         print(f"\n{copy.summary}")
     return report.exit_code(args.strict)
 

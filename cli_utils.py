@@ -25,6 +25,28 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {matches[0]}?)" if matches else ""
 
 
+def shorten(names: Iterable[str], shown: int = 3) -> str:
+    """ "a, b, c and 4 more": the first few of many names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of what an exception says, with its type where that tells more than a built-in one does."""
+    name, lines = type(error).__name__, str(error).strip().splitlines()
+    says_little = not lines or isinstance(error, LookupError)  # KeyError: 'name'
+    return ": ".join([name, *lines[:1]]) if says_little or type(error).__module__ != "builtins" else lines[0]
+
+
+def check_positive(args, *names: str) -> None:
+    """Raises UserError where a field of a group of flags is given and less than 1."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} is {value}; it must be at least 1")
+
+
 class _HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter):
     """The description's lines as they are, and every flag's default."""
 

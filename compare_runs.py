@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from cli_utils import UserError, run_cli
-from statistics_utils import PerImage, load_per_image, match_images, paired_bootstrap, per_category_iou, score_images
+from metrics_utils import per_category_iou, score_images
+from reports.intervals import PerImage, load_per_image, match_images, paired_bootstrap
 
 CLASSES_SHOWN = 10
 # Row of the table → counts and statistic it is made of.

@@ -1,9 +1,9 @@
 """From a user's files to the model's inputs.
 
     dataset = load_segmentation_dataset(dataset_dir="my_photos")        # image, label as in the files, name
-    label_map = resolve_label_map(dataset, dataset_dir="my_photos")     # raw annotation value <-> training id
-    # or both from a script's flags: dataset, label_map = load_from_arguments(data_args, seed)
-    dataset = prepare_dataset(dataset, label_map)                       # labels checked and reduced, cached
+    class_map = find_classes(dataset, dataset_dir="my_photos")     # raw annotation value <-> training id
+    # or both from a script's flags: dataset, class_map = load_from_arguments(data_args, seed)
+    dataset = prepare_dataset(dataset, class_map)                       # labels checked and reduced, cached
     train_dataset = SegmentationDataset(dataset["train"], TrainTransform(protocol), seed=42)
     eval_dataset = SegmentationDataset(dataset["validation"], protocol)
 
@@ -14,124 +14,41 @@ The steps have modules of their own: `layout_utils` finds pairs in a folder, `sp
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
+from datasets import Dataset, DatasetDict, Features, Value
 from PIL import Image
 from torchvision.transforms.v2 import functional as tvF
 
 import visual_utils
-from annotation_utils import annotated_classes
-from cli_utils import UserError, nearest
-from image_utils import read_channels, rgb_view
-from label_utils import MAX_LABELS, LabelMap, edit_classes, map_classes, read_class_list, read_label_mapping
-from layout_utils import detect_layout, find_dataset, shorten, standard_split_name
-from mask_utils import first_line
+from cli_utils import UserError, shorten
+from data.arguments import DatasetArguments
+from data.augmentation import TrainTransform
+from data.classes import MAX_LABELS, ClassMap, edit_classes, map_classes, read_class_list, read_label_mapping
+from data.hub_datasets import _standard_splits, load_through_datasets, standard_columns
+from data.image_files import read_channels, rgb_view
+from data.layouts import detect_layout
+from data.outlines import annotated_classes
+from data.pairing import find_dataset
+from data.preparation import annotation_values
+from data.preprocessing import EvaluationProtocol
+from data.splitting import split_train
 from metrics_utils import IGNORE_INDEX
-from prepare_utils import annotation_values, prepare_dataset, undecoded
-from protocol_utils import EvaluationProtocol
-from split_utils import split_train
-from transform_utils import TrainTransform
-
-__all__ = [
-    "DatasetArguments",
-    "LabelMap",
-    "SegmentationDataset",
-    "TrainTransform",
-    "augmentation_preview",
-    "collate_eval",
-    "collate_train",
-    "load_from_arguments",
-    "load_segmentation_dataset",
-    "prepare_dataset",
-    "read_class_list",
-    "resolve_from_arguments",
-    "resolve_label_map",
-]
 
 logger = logging.getLogger(__name__)
 
 LABELS = Path(__file__).parent / "labels"
 # Ours, then those of CamVid and CVAT.
 CLASS_LIST_FILES = ("id2label.json", "labels.json", "classes.json", "class_dict.csv", "labelmap.txt")
-IMAGE_COLUMNS = ("image", "pixel_values", "img", "images", "input", "photo", "picture")
-LABEL_COLUMNS = (
-    *("label", "annotation", "mask", "segmentation_mask", "semantic_mask", "segmentation", "labels", "annotations"),
-    *("masks", "seg_map", "label_image", "gt", "ground_truth"),
-)
-
-
-@dataclass
-class DatasetArguments:
-    """Which data, and what its annotations mean."""
-
-    dataset_dir: str | None = field(default=None, metadata={"help": "folder with images and masks (layouts: README)"})
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "instead: a Hub dataset, or anything datasets.load_dataset takes"}
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "configuration of the Hub dataset"})
-    image_column: str | None = field(default=None, metadata={"help": "default: found by name and type"})
-    label_column: str | None = field(default=None, metadata={"help": "default: found by name and type"})
-    id2label: str | None = field(
-        default=None,
-        metadata={
-            "help": "class names: JSON {id: name}, a list of {id, name, color}, a CSV with those or name, r, g, b, or "
-            "CVAT's labelmap.txt"
-        },
-    )
-    do_reduce_labels: bool | None = field(
-        default=None,
-        metadata={
-            "help": "annotation 0 becomes 255 (ignored), all others go down by one; "
-            "default: on for ADE20K layouts and scene_parse_150, else off",
-            "aliases": ["--reduce_labels"],
-            "nargs": "?",
-            "const": True,
-        },
-    )
-    ignore_values: list[int] = field(
-        default_factory=list, metadata={"help": "raw annotation values that become 255 (ignored), besides 255 itself"}
-    )
-    train_val_split: float | None = field(
-        default=None, metadata={"help": "share of the images kept for validation where the dataset has no such split"}
-    )
-    split_groups: str | None = field(
-        default=None,
-        metadata={
-            "help": "with --train_val_split: regular expression; images in whose names it (its first group, if it has "
-            "one) finds the same text stay together, as in '^(video_\\d+)_'"
-        },
-    )
-    merge_classes: list[str] = field(
-        default_factory=list, metadata={"help": "classes to join under a name, as in car,truck,bus=vehicle"}
-    )
-    drop_classes: list[str] = field(
-        default_factory=list, metadata={"help": "classes whose pixels are ignored, by name"}
-    )
-    label_map: str | None = field(
-        default=None,
-        metadata={
-            "help": "instead: JSON, YAML or CSV from annotation values or class names to training names or ids "
-            "(null: ignored)"
-        },
-    )
-    streaming: bool = field(
-        default=False,
-        metadata={
-            "help": "read --dataset_name while training instead of downloading it first; needs --max_steps, a class "
-            "list and, for evaluation, --max_eval_samples"
-        },
-    )
 
 
 # ---- classes --------------------------------------------------------------------------------------------------------
 
 
-def resolve_label_map(
+def find_classes(
     dataset: DatasetDict | None,
     dataset_dir: str | os.PathLike | None = None,
     dataset_name: str | None = None,
@@ -143,7 +60,7 @@ def resolve_label_map(
     merge_classes: Sequence[str] = (),
     drop_classes: Sequence[str] = (),
     label_map_file: str | os.PathLike | None = None,
-) -> LabelMap:
+) -> ClassMap:
     """Decides which classes a dataset has and whether its labels are to be reduced; logs both.
 
     The class list is, in this order: `id2label_file`; one of `CLASS_LIST_FILES` inside `dataset_dir`; the names in
@@ -157,8 +74,8 @@ def resolve_label_map(
         do_reduce_labels: None means on for the ADE20K layout and scene_parse_150, else off.
         ignore_values: raw values that are ignored, besides 255.
         cache_dir, num_proc: as for `prepare_dataset`.
-        merge_classes, drop_classes: see `label_utils.edit_classes`.
-        label_map_file: instead of these two, see `label_utils.map_classes`. Names of training ids are then those of
+        merge_classes, drop_classes: see `data.classes.edit_classes`.
+        label_map_file: instead of these two, see `data.classes.map_classes`. Names of training ids are then those of
             `id2label_file`.
     """
     layout = detect_layout(dataset_dir) if dataset_dir else None
@@ -177,19 +94,19 @@ def resolve_label_map(
     classes = _known_classes(dataset, dataset_dir, id2label_file, layout, do_reduce_labels, names_values)
     ignore_values = tuple(ignore_values)
     if classes:
-        label_map = LabelMap(*classes, do_reduce_labels, ignore_values)
+        class_map = ClassMap(*classes, do_reduce_labels, ignore_values)
     elif mapping is not None:
-        label_map = None
+        class_map = None
     elif dataset is None:
         raise UserError("--streaming needs to know the classes beforehand: give --id2label FILE or --label_map FILE")
     else:
-        label_map = _infer_classes(annotation_values(dataset, cache_dir, num_proc), do_reduce_labels, ignore_values)
+        class_map = _infer_classes(annotation_values(dataset, cache_dir, num_proc), do_reduce_labels, ignore_values)
 
     if mapping is not None:
-        return map_classes(mapping, label_map_file, label_map, classes if id2label_file else None, ignore_values)
+        return map_classes(mapping, label_map_file, class_map, classes if id2label_file else None, ignore_values)
     if merge_classes or drop_classes:
-        return edit_classes(label_map, merge_classes, drop_classes)
-    return label_map
+        return edit_classes(class_map, merge_classes, drop_classes)
+    return class_map
 
 
 def _known_classes(
@@ -226,7 +143,7 @@ def _known_classes(
     return classes
 
 
-def _infer_classes(values: set[int], do_reduce_labels: bool, ignore_values: tuple[int, ...]) -> LabelMap:
+def _infer_classes(values: set[int], do_reduce_labels: bool, ignore_values: tuple[int, ...]) -> ClassMap:
     """One class for each value that occurs."""
     classes = sorted(values - {IGNORE_INDEX, *ignore_values} - ({0} if do_reduce_labels else set()))
     if not classes:
@@ -244,9 +161,9 @@ def _infer_classes(values: set[int], do_reduce_labels: bool, ignore_values: tupl
     id2label = {i: f"class_{raw}" for i, raw in enumerate(classes)}
     first = int(do_reduce_labels)
     if classes == list(range(first, first + len(classes))):
-        return LabelMap(id2label, None, do_reduce_labels, ignore_values)
+        return ClassMap(id2label, None, do_reduce_labels, ignore_values)
     raw_to_id = {raw: i for i, raw in enumerate(classes)} | ({0: IGNORE_INDEX} if do_reduce_labels else {})
-    return LabelMap(id2label, ignore_values=ignore_values, raw_to_id=raw_to_id)
+    return ClassMap(id2label, ignore_values=ignore_values, raw_to_id=raw_to_id)
 
 
 # ---- loading --------------------------------------------------------------------------------------------------------
@@ -258,7 +175,7 @@ def load_from_arguments(
     split_file: str | os.PathLike | None = None,
     cache_dir: str | os.PathLike | None = None,
     token: str | None = None,
-) -> tuple[DatasetDict, LabelMap]:
+) -> tuple[DatasetDict, ClassMap]:
     """What a script's flags ask for: the dataset as its files have it, and what their values mean.
 
     Args:
@@ -289,9 +206,9 @@ def load_from_arguments(
 
 def resolve_from_arguments(
     dataset: DatasetDict | None, args: DatasetArguments, cache_dir: str | os.PathLike | None = None
-) -> LabelMap:
-    """`resolve_label_map` as a script's flags ask for; dataset and cache_dir as there."""
-    return resolve_label_map(
+) -> ClassMap:
+    """`find_classes` as a script's flags ask for; dataset and cache_dir as there."""
+    return find_classes(
         dataset,
         dataset_dir=args.dataset_dir,
         dataset_name=args.dataset_name,
@@ -318,14 +235,14 @@ def load_segmentation_dataset(
     token: str | None = None,
     split_groups: str | None = None,
 ) -> DatasetDict:
-    """Loads a dataset from a folder (layouts: `layout_utils.LAYOUTS`) or through `datasets`.
+    """Loads a dataset from a folder (layouts: `data.layouts.LAYOUTS`) or through `datasets`.
 
     Args:
         dataset_dir: folder with images and masks; or else
         dataset_name: Hub id, a folder of `save_to_disk`, a parquet file, or anything `datasets.load_dataset` takes.
         image_column, label_column: default: found by name and type.
         train_val_split: share of the training images that becomes the validation split, for datasets without one.
-        seed, split_file, split_groups: of that split, as for `split_utils.split_train`.
+        seed, split_file, split_groups: of that split, as for `data.splitting.split_train`.
         cache_dir, token: as for `datasets.load_dataset`.
 
     Returns:
@@ -365,111 +282,6 @@ def _dataset_of_pairs(pairs) -> Dataset:
     )
 
 
-def load_through_datasets(
-    name: str, config: str | None, cache_dir=None, token: str | None = None, streaming: bool = False
-) -> DatasetDict | IterableDatasetDict:
-    """What `--dataset_name` names, with its own splits and columns.
-
-    Raises:
-        UserError: it cannot be reached or read.
-    """
-    path = Path(name)
-    saved = [path / file for file in ("dataset_dict.json", "state.json") if (path / file).is_file()]
-    if saved and streaming:
-        raise UserError(f"--streaming: {name} is on this disk already; leave the flag out")
-    try:
-        if saved:
-            loaded = datasets.load_from_disk(name)
-        elif path.suffix == ".parquet":
-            loaded = datasets.load_dataset("parquet", data_files=name, cache_dir=cache_dir, streaming=streaming)
-        else:
-            loaded = datasets.load_dataset(name, config, cache_dir=cache_dir, token=token, streaming=streaming)
-    except ConnectionError as error:  # includes `OfflineModeIsEnabled`
-        raise UserError(
-            f"--dataset_name {name}: the Hub cannot be reached ({first_line(error)}); "
-            "--dataset_dir FOLDER works without network"
-        ) from None
-    except (FileNotFoundError, ValueError, RuntimeError, datasets.exceptions.DatasetGenerationError) as error:
-        raise UserError(
-            f"--dataset_name {name} cannot be loaded: {first_line(error)} "
-            "(images and masks in a folder are read with --dataset_dir FOLDER, without network)"
-        ) from None
-    if isinstance(loaded, Dataset):
-        loaded = DatasetDict({standard_split_name(str(loaded.split)) or "train": loaded})
-    return loaded
-
-
-def _standard_splits(dataset: DatasetDict, name) -> DatasetDict:
-    splits = {}
-    for original, rows in dataset.items():
-        split = standard_split_name(original)
-        if split is None:
-            logger.warning(
-                f"{name}: split {original!r} ({len(rows)} rows) is neither train, validation nor test: left out"
-            )
-        elif split in splits:
-            raise UserError(f"{name} has two {split} splits: {', '.join(dataset)}")
-        elif len(rows):
-            splits[split] = rows
-    if not splits:
-        raise UserError(f"{name} has no rows in a train, validation or test split; its splits: {', '.join(dataset)}")
-    return DatasetDict(splits)
-
-
-def find_columns(
-    split: Dataset | IterableDataset, image_column: str | None, label_column: str | None
-) -> tuple[str, str]:
-    """The names of the image column and the label column: those asked for, or those found by name and type.
-
-    Raises:
-        UserError: there is no such column, or several.
-    """
-    image_column = _find_column(split, "image", image_column, IMAGE_COLUMNS, taken=label_column)
-    return image_column, _find_column(split, "label", label_column, LABEL_COLUMNS, taken=image_column)
-
-
-def standard_columns(split: Dataset, split_name: str, image_column: str | None, label_column: str | None) -> Dataset:
-    """The columns "image", "label" and "name" as `load_segmentation_dataset` promises them."""
-    image_column, label_column = find_columns(split, image_column, label_column)
-    split = split.select_columns([image_column, label_column])
-    # Renamed in one go, as "label" may well be what the image column is called.
-    split = split.rename_columns({image_column: "image", label_column: "label"})
-    split = split.cast_column("image", datasets.Image(mode="RGB")).cast_column("label", datasets.Image())
-    paths = list(undecoded(split).flatten()["image.path"])
-    stems = [Path(path).stem for path in paths if path]
-    if len(set(stems)) < len(split):
-        stems = [f"{split_name}_{index:06d}" for index in range(len(split))]
-    return split.add_column("name", stems)
-
-
-def _is_image(feature) -> bool:
-    """Image, or what an Image column is in a parquet file without the features' description."""
-    return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and feature.keys() == {"bytes", "path"})
-
-
-def _find_column(
-    split: Dataset | IterableDataset, kind: str, wanted: str | None, known: Sequence[str], taken: str | None
-) -> str:
-    """The column of images with a known name, or else the only one whose name says nothing; `taken` is the other."""
-    if wanted is not None:
-        if wanted not in split.features:
-            raise UserError(f"--{kind}_column {wanted}: no such column{nearest(wanted, split.column_names)}")
-        if not _is_image(split.features[wanted]):
-            raise UserError(f"--{kind}_column {wanted} holds {split.features[wanted]}, not images (`datasets.Image`)")
-        return wanted
-    columns = [name for name, feature in split.features.items() if _is_image(feature) and name != taken]
-    by_name = [name for name in columns if name.lower() in known]
-    others = [name for name in columns if name.lower() not in (*IMAGE_COLUMNS, *LABEL_COLUMNS)]
-    candidates = by_name or others
-    if len(candidates) == 1:
-        return candidates[0]
-    described = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in split.features.items())
-    raise UserError(
-        f"{' and '.join(candidates) or 'none'} of the columns could be the {kind}s: {described}; "
-        f"say which with --{kind}_column (it must hold `datasets.Image`)"
-    )
-
-
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 
@@ -501,7 +313,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
 
     def read(self, index: int) -> tuple[Image.Image | torch.Tensor, Image.Image]:
         """Image and mask of training ids before any transform; the image is RGB, or uint8 (C, H, W) where the protocol
-        has another number of channels than three (see `image_utils.read_channels`, also for what it raises)."""
+        has another number of channels than three (see `data.image_files.read_channels`, also for what it raises)."""
         row = self.split[index]
         image = row["image"]
         if self.protocol.num_channels != 3:
@@ -518,7 +330,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
 
 
 def augmentation_preview(
-    dataset: SegmentationDataset, label_map: LabelMap, samples: int = 8, draws: int = 4
+    dataset: SegmentationDataset, class_map: ClassMap, samples: int = 8, draws: int = 4
 ) -> Image.Image:
     """What a training dataset's `TrainTransform` does, as a picture: some images, evenly spread, and what each becomes
     in the first epochs, with its mask. Ignored pixels are black, and padding is the grey that normalises to zero.
@@ -537,7 +349,7 @@ def augmentation_preview(
             drawn.append((rgb_view(dataset.protocol.denormalize(example["pixel_values"])), example["labels"].numpy()))
         rows.append((names[index], rgb_view(dataset.read(index)[0]), drawn))
     dataset.set_epoch(epoch)
-    return visual_utils.augmentation_sheet(rows, label_map.colors(), label_map.id2label, IGNORE_INDEX)
+    return visual_utils.augmentation_sheet(rows, class_map.colors(), class_map.id2label, IGNORE_INDEX)
 
 
 def collate_train(examples: list[dict]) -> dict[str, torch.Tensor]:

@@ -7,6 +7,7 @@ processes, and memory does not grow with the number of images.
 
 import csv
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -16,10 +17,14 @@ import torch
 from transformers import EvalPrediction
 
 IGNORE_INDEX = 255
-
 # Per-category scalars, as in eval_iou_wall: trackers get a curve per class, while the console and `eval_results.json`
 # show the means only.
 _PER_CATEGORY = re.compile("[a-z]+_(iou|accuracy)_")
+# Share of the image diagonal. Source: Cheng et al. 2021, arXiv 2103.16562.
+BOUNDARY_DILATION = 0.02
+
+
+# ---- counts ---------------------------------------------------------------------------------------------------------
 
 
 def confusion_matrix(predictions, references, num_labels: int, ignore_index: int = IGNORE_INDEX) -> torch.Tensor:
@@ -52,6 +57,103 @@ def confusion_matrix(predictions, references, num_labels: int, ignore_index: int
             bad = sorted(set(values[(values < 0) | (values >= num_labels)].tolist()))[:5]
             raise ValueError(f"{name} hold ids {bad}; allowed are 0 to {num_labels - 1} and {ignore_index} (ignored)")
     return torch.bincount(truth * num_labels + predicted, minlength=num_labels**2).reshape(num_labels, num_labels)
+
+
+def per_image_counts(confusion) -> np.ndarray:
+    """Confusion matrices (n, C, C), rows truth → int64 (n, 3, C): intersection, label pixels, predicted pixels."""
+    confusion = torch.as_tensor(confusion).cpu()
+    parts = (confusion.diagonal(dim1=1, dim2=2), confusion.sum(dim=2), confusion.sum(dim=1))
+    return torch.stack(parts, dim=1).numpy()
+
+
+def boundary_width(height: int, width: int) -> int:
+    """Pixels from its contour that belong to a mask's boundary: 2 % of the image diagonal, at least 1."""
+    return max(1, round(BOUNDARY_DILATION * (height**2 + width**2) ** 0.5))
+
+
+def _sliding_max(values: torch.Tensor, window: int, dim: int) -> torch.Tensor:
+    """Maximum of every `window` consecutive values along `dim`, which gets window - 1 shorter.
+
+    The span covered doubles with each pass, so that a window of 35 takes six passes, and 67 seven.
+    """
+    span = 1
+    while span < window:
+        step = min(span, window - span)
+        length = values.shape[dim] - step
+        values = torch.maximum(values.narrow(dim, 0, length), values.narrow(dim, step, length))
+        span += step
+    return values
+
+
+def class_boundaries(ids: torch.Tensor, ignored: torch.Tensor, width: int) -> torch.Tensor:
+    """Marks the pixels within `width` (Chebyshev distance) of another class or of the outside of the image.
+
+    For each class that is its mask minus the mask's erosion by a (2 width + 1)² square, all classes at once: a pixel
+    survives erosion where the largest and the smallest id around it are equal.
+
+    Args:
+        ids: int16 ids (H, W).
+        ignored: bool (H, W). These pixels are neutral: in no boundary, and the cause of none.
+
+    Returns:
+        bool (H, W).
+    """
+
+    def highest_around(ids):
+        ids = torch.where(ignored, torch.iinfo(torch.int16).min, ids)
+        return _sliding_max(_sliding_max(ids, 2 * width + 1, dim=1), 2 * width + 1, dim=0)
+
+    boundary = ~ignored
+    if min(boundary.shape) > 2 * width:  # else the outside is near everywhere
+        # The highest of the negated ids is the lowest id, negated.
+        boundary[width:-width, width:-width] &= highest_around(ids) != -highest_around(-ids)
+    return boundary
+
+
+def boundary_counts(
+    prediction: torch.Tensor, truth: torch.Tensor, num_labels: int, ignore_index: int = IGNORE_INDEX
+) -> torch.Tensor:
+    """Counts for boundary IoU (Cheng et al. 2021): the IoU of the two masks' boundaries instead of the masks.
+
+    As published, the boundary of a mask is what `boundary_width` erosions by 3×3 take away, and the outside of the
+    image counts as background. The paper has no ignored pixels. Here they are neutral: they count nowhere, whatever
+    was predicted there, and do not make a contour. (Were they background as well, truth and prediction would share
+    the contours of every ignored region, and each prediction would be given these for free.)
+
+    Cheap enough for every evaluation, not only the last: on one CPU core about 10 ms for 512×683 and 100 ms for
+    1024×2048, where MiT-B0 itself takes over a second for the former (not measured on a GPU). At most 20 bytes a
+    pixel, however many classes there are.
+
+    Args:
+        prediction: integer ids (H, W).
+        truth: ids of the same shape, or `ignore_index`, on the same device.
+
+    Returns:
+        int64 (3, num_labels) on that device: pixels of a class in both boundaries, in the truth's, in the
+        prediction's.
+
+    Raises:
+        ValueError: shapes differ, or an id that counts is num_labels or more.
+    """
+    if prediction.shape != truth.shape or truth.ndim != 2:
+        raise ValueError(f"prediction {tuple(prediction.shape)} and truth {tuple(truth.shape)} must be one (H, W)")
+    ignored = truth == ignore_index
+    # Smaller numbers, faster passes; the commonest input is int64.
+    prediction, truth = prediction.to(torch.int16), truth.to(torch.int16)
+    width = boundary_width(*truth.shape)
+    in_prediction, in_truth = (class_boundaries(ids, ignored, width) for ids in (prediction, truth))
+    in_both = in_truth & in_prediction & (truth == prediction)
+    # Bin 0 takes the pixels that are not counted: several times as fast as picking out the others.
+    counted = [(truth, in_both), (truth, in_truth), (prediction, in_prediction)]
+    counts = [torch.bincount(((ids + 1) * mask).flatten(), minlength=num_labels + 1)[1:] for ids, mask in counted]
+    if max(len(count) for count in counts) > num_labels:
+        raise ValueError(
+            f"an id is beyond the {num_labels} classes (ids 0 to {num_labels - 1}, {ignore_index} ignored)"
+        )
+    return torch.stack(counts)
+
+
+# ---- scores ---------------------------------------------------------------------------------------------------------
 
 
 def category_ratios(intersection: np.ndarray, label: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
@@ -99,6 +201,82 @@ def summarize_confusion(matrix: np.ndarray) -> dict:
         "per_category_iou": scores["iou"],
         "per_category_accuracy": scores["accuracy"],
     }
+
+
+def _mean_defined(values: np.ndarray) -> np.ndarray:
+    """Mean over the last axis without its NaNs; NaN (without numpy's warning) where there is nothing else."""
+    defined = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(defined, values, 0).sum(axis=-1) / defined.sum(axis=-1)
+
+
+def _ratios(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Per-class ratios (…, C) of counts (…, 3, C)."""
+    return category_ratios(*np.moveaxis(counts, -2, 0))
+
+
+def _frequency_weighted_iou(counts: np.ndarray) -> np.ndarray:
+    """Sum over classes of label pixels × IoU, divided by all label pixels (Long et al. 2015, section 5)."""
+    label = np.asarray(counts[..., 1, :], np.float64)
+    with np.errstate(invalid="ignore"):
+        return np.where(label > 0, label * _ratios(counts)["iou"], 0).sum(axis=-1) / label.sum(axis=-1)
+
+
+def _overall_accuracy(counts: np.ndarray) -> np.ndarray:
+    """Sum of intersections over sum of label pixels: the share of labelled pixels that are right."""
+    with np.errstate(invalid="ignore"):
+        return counts[..., 0, :].sum(axis=-1) / counts[..., 1, :].sum(axis=-1)
+
+
+# Scores of a set of images: functions of the summed counts (…, 3, C), float64 (…).
+SCORES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "mean_iou": lambda counts: _mean_defined(_ratios(counts)["iou"]),
+    "mean_accuracy": lambda counts: _mean_defined(_ratios(counts)["accuracy"]),
+    "overall_accuracy": _overall_accuracy,
+    "frequency_weighted_iou": _frequency_weighted_iou,
+    "mean_precision": lambda counts: _mean_defined(_ratios(counts)["precision"]),
+    "mean_dice": lambda counts: _mean_defined(_ratios(counts)["dice"]),
+}
+
+
+def _summands(counts: np.ndarray, statistic: str) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    """What has to be summed over images, (n, …), and the function from the sums to the statistic."""
+    if statistic in SCORES:
+        return counts, SCORES[statistic]
+    if statistic != "per_image_mean_iou":
+        raise ValueError(f"statistic is {statistic!r}; known are {', '.join(SCORES)} and per_image_mean_iou")
+    values = SCORES["mean_iou"](counts)[:, None]
+    defined = ~np.isnan(values)
+    return np.stack([np.where(defined, values, 0), defined], axis=1), _overall_accuracy
+
+
+def score_images(counts: np.ndarray, statistic: str = "mean_iou") -> float:
+    """A score of the images of counts (n, 3, C): a key of `SCORES`, or `per_image_mean_iou`; NaN where undefined."""
+    summands, function = _summands(counts, statistic)
+    return float(function(summands.sum(axis=0)))
+
+
+def per_category_iou(counts: np.ndarray) -> np.ndarray:
+    """IoU of each class over all images of counts (n, 3, C): float64 (C,), NaN for a class that does not occur."""
+    return _ratios(counts.sum(axis=0))["iou"]
+
+
+def summarize_images(counts: np.ndarray, boundary: np.ndarray) -> dict[str, float]:
+    """The scores that `metrics_utils.summarize_confusion` does not have, as flat scalars; NaN where undefined.
+
+    Args:
+        counts, boundary: int64 (n, 3, C) from `per_image_counts` and `boundary_counts`.
+
+    Returns:
+        `frequency_weighted_iou`, `mean_precision` and `mean_dice` over the classes where they are defined,
+        `boundary_mean_iou`, and `per_image_mean_iou`: the mean over images of each image's own mean IoU over the
+        classes in its truth or prediction; images without a labelled pixel are left out.
+    """
+    names = ("frequency_weighted_iou", "mean_precision", "mean_dice", "per_image_mean_iou")
+    return {name: score_images(counts, name) for name in names} | {"boundary_mean_iou": score_images(boundary)}
+
+
+# ---- the metric -----------------------------------------------------------------------------------------------------
 
 
 class MeanIoU(evaluate.Metric):
@@ -200,6 +378,41 @@ class ComputeMetrics:
         }
         self._loss_sum, self._valid_pixels = 0.0, 0
         return metrics
+
+
+class ComputeStatistics(ComputeMetrics):
+    """`ComputeMetrics` that also keeps every image's counts, and reports the scores of `summarize_images`.
+
+    It takes one more part: `predictions = (…, boundary counts int64 (n, 3, C))`. It keeps 48 C bytes an image, 7 KB
+    for 150 classes.
+    """
+
+    def __init__(self, id2label: dict[int, str], ignore_index: int = IGNORE_INDEX):
+        super().__init__(id2label, ignore_index)
+        self._counts, self._boundary, self._finished = [], [], False
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Of the evaluation that ended last: int64 (n, 3, C), in the dataset's order."""
+        return np.concatenate(self._counts)
+
+    @property
+    def boundary(self) -> np.ndarray:
+        """The same of the boundaries."""
+        return np.concatenate(self._boundary)
+
+    def __call__(self, eval_prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
+        *parts, boundary = eval_prediction.predictions
+        if self._finished:
+            self._counts, self._boundary = [], []
+        self._finished = compute_result
+        self._counts.append(per_image_counts(parts[0]))
+        self._boundary.append(torch.as_tensor(boundary).cpu().numpy())
+        metrics = super().__call__(EvalPrediction(tuple(parts), eval_prediction.label_ids), compute_result)
+        return metrics | summarize_images(self.counts, self.boundary) if compute_result else metrics
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
 
 
 def without_per_category(metrics: dict) -> dict:

@@ -26,12 +26,14 @@ from transformers import PretrainedConfig
 from transformers.utils import cached_file
 
 import visual_utils
-from cli_utils import UserError, run_cli
-from image_utils import read_channels, rgb_view
-from label_utils import LabelMap, read_class_list
-from layout_utils import IMAGE_EXTENSIONS, shorten
-from model_utils import describe_model, fixed_input_size, load_image_processor, load_trained_model
-from protocol_utils import EvaluationProtocol, predict_label_map
+from cli_utils import UserError, one_line, run_cli, shorten
+from data.classes import ClassMap, read_class_list
+from data.image_files import read_channels, rgb_view
+from data.layouts import IMAGE_EXTENSIONS
+from data.preprocessing import EvaluationProtocol
+from models.image_processor import load_image_processor
+from models.inference import predict_ids
+from models.loading import describe_model, fixed_input_size, load_trained_model
 
 logger = logging.getLogger(__name__)
 
@@ -121,10 +123,10 @@ def find_device(name: str | None) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: torch without CUDA
-        raise UserError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
+        raise UserError(f"--device {name} cannot be used here: {one_line(error)}") from None
 
 
-def find_label_map(name_or_path: str, config: PretrainedConfig, image_processor) -> LabelMap:
+def find_class_map(name_or_path: str, config: PretrainedConfig, image_processor) -> ClassMap:
     """A trained model's classes with their colours and the values that stand for them in annotation files.
 
     Models trained here have the values in their configuration; of others the image processor says whether labels were
@@ -152,7 +154,7 @@ def find_label_map(name_or_path: str, config: PretrainedConfig, image_processor)
             break
     recorded = config.to_dict().get("segmentation_label_map")
     if recorded is not None:
-        return LabelMap.from_config(recorded, id2label, palette)
+        return ClassMap.from_config(recorded, id2label, palette)
     try:
         # As it stands in the file: older models, NVIDIA's own among them, say `reduce_labels`, which transformers 5
         # reads without acting on it.
@@ -160,7 +162,7 @@ def find_label_map(name_or_path: str, config: PretrainedConfig, image_processor)
     except OSError:
         settings = {}  # a model without an image processor
     reduced = settings.get("do_reduce_labels", settings.get("reduce_labels", False))
-    return LabelMap(id2label, palette, do_reduce_labels=bool(reduced))
+    return ClassMap(id2label, palette, do_reduce_labels=bool(reduced))
 
 
 def main(argv: list[str] | None = None) -> list[Path]:
@@ -187,18 +189,18 @@ def main(argv: list[str] | None = None) -> list[Path]:
 
     model = load_trained_model(args.model, args.fused_ops).to(device)
     image_processor = load_image_processor(args.model, image_size=args.image_size)
-    label_map = find_label_map(args.model, model.config, image_processor)
-    if args.threshold != 0.5 and label_map.num_labels != 2:
-        raise UserError(f"--threshold is for two classes; {args.model} has {label_map.num_labels}")
+    class_map = find_class_map(args.model, model.config, image_processor)
+    if args.threshold != 0.5 and class_map.num_labels != 2:
+        raise UserError(f"--threshold is for two classes; {args.model} has {class_map.num_labels}")
     asked_for = EvaluationProtocol.from_image_processor(image_processor)
     fixed_size = fixed_input_size(model, asked_for.short_side)
     protocol = EvaluationProtocol.from_image_processor(image_processor, fixed_size, **options)
     logger.info(f"{describe_model(model)}, on {device}; short side {protocol.short_side}")
-    names = [f"{value} {label_map.id2label[i]}" for i, value in enumerate(label_map.raw_values)]
+    names = [f"{value} {class_map.id2label[i]}" for i, value in enumerate(class_map.raw_values)]
     logger.info(f"values in the PNGs: {names[0]} … {names[-1]}")
 
-    palette = label_map.colors()
-    raw_palette = visual_utils.raw_palette(palette, label_map.raw_values)
+    palette = class_map.colors()
+    raw_palette = visual_utils.raw_palette(palette, class_map.raw_values)
     label_files, overlay_files, unreadable = [], [], []
     for name, path in tqdm(images.items(), desc="predicting"):
         try:
@@ -206,11 +208,11 @@ def main(argv: list[str] | None = None) -> list[Path]:
         except UserError as error:
             unreadable.append(str(error))
             continue
-        prediction = predict_label_map(model, image, protocol, args.fused_ops).numpy().astype(np.uint8)
+        prediction = predict_ids(model, image, protocol, args.fused_ops).numpy().astype(np.uint8)
         label_file, overlay_file = output_files(args.output_dir, name)
-        visual_utils.save_indexed_png(label_file, label_map.to_raw(prediction), raw_palette)
+        visual_utils.save_indexed_png(label_file, class_map.to_raw(prediction), raw_palette)
         overlay_file.parent.mkdir(parents=True, exist_ok=True)
-        panels = visual_utils.side_by_side(rgb_view(image), None, prediction, palette, label_map.id2label)
+        panels = visual_utils.side_by_side(rgb_view(image), None, prediction, palette, class_map.id2label)
         panels.save(overlay_file, quality=90)
         label_files.append(label_file)
         overlay_files.append(overlay_file)

@@ -32,31 +32,28 @@ from tqdm import tqdm
 from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 
 import visual_utils
-from adapt_utils import add_lora, enable_activation_checkpointing, freeze_encoder, merge_lora
-from checkpoint_utils import save_processor_config
+from checks.judge import quick_check, raise_on_errors
 from cli_utils import UserError, parse_arguments, run_cli
-from data_utils import (
-    DatasetArguments,
-    LabelMap,
-    SegmentationDataset,
-    TrainTransform,
-    augmentation_preview,
-    load_from_arguments,
-    prepare_dataset,
-    read_class_list,
-)
-from dry_run_utils import dry_run
-from hub_utils import training_hyperparameters, write_model_card
-from image_utils import rgb_view
-from inspect_utils import quick_check, raise_on_errors
-from losses_utils import check_loss, class_weights, parse_loss, read_class_weights
+from data.arguments import DatasetArguments
+from data.augmentation import TrainTransform
+from data.class_weights import class_weights, read_class_weights
+from data.classes import ClassMap, read_class_list
+from data.image_files import rgb_view
+from data.preparation import prepare_dataset
+from data.preprocessing import EvaluationProtocol
+from data.streaming import StreamingDataset, check_streaming, load_streams
+from data_utils import SegmentationDataset, augmentation_preview, load_from_arguments
 from metrics_utils import per_category_table, save_confusion, without_per_category
-from model_utils import describe_model, fixed_input_size, load_image_processor, load_model, load_trained_model
-from optimizer_utils import batch_norm_warning, check_schedule
-from protocol_utils import EvaluationProtocol
-from statistics_utils import bootstrap_interval, save_per_image
-from streaming_utils import StreamingDataset, check_streaming, load_streams
-from trainer_utils import SegmentationTrainer, SegmentationTrainingArguments, newest_checkpoint
+from models.adapters import add_lora, enable_activation_checkpointing, freeze_encoder, merge_lora
+from models.image_processor import load_image_processor, save_processor_config
+from models.loading import describe_model, fixed_input_size, load_model, load_trained_model
+from models.losses import check_loss, parse_loss
+from reports.intervals import bootstrap_interval, save_per_image
+from reports.model_card import training_hyperparameters, write_model_card
+from training.arguments import SegmentationTrainingArguments
+from training.dry_run import dry_run
+from training.optimizer import batch_norm_warning, check_schedule
+from training.trainer import SegmentationTrainer, newest_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -245,11 +242,11 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
         raise UserError(f"--resume_from_checkpoint {resume} is no checkpoint folder: trainer_state.json is missing")
 
 
-def check_output_dir(output_dir: Path, label_map: LabelMap, training_args) -> None:
+def check_output_dir(output_dir: Path, class_map: ClassMap, training_args) -> None:
     """Refuses to mix runs in one folder; clears what a finished run with the same classes left to be replaced."""
     labels_file, finished = output_dir / "labels.json", output_dir / "train_results.json"
     if labels_file.is_file():
-        before, now = (list(names.values()) for names in (read_class_list(labels_file)[0], label_map.id2label))
+        before, now = (list(names.values()) for names in (read_class_list(labels_file)[0], class_map.id2label))
         if before != now:
             raise UserError(
                 f"{output_dir} holds a run with other classes ({len(before)}: {', '.join(before[:3])} …; "
@@ -257,10 +254,10 @@ def check_output_dir(output_dir: Path, label_map: LabelMap, training_args) -> No
             )
     if training_args.resume_from_checkpoint:
         config = json.loads(Path(training_args.resume_from_checkpoint, "config.json").read_text(encoding="utf-8"))
-        if config.get("segmentation_label_map") != label_map.to_config():
+        if config.get("segmentation_label_map") != class_map.to_config():
             raise UserError(
                 f"{training_args.resume_from_checkpoint} was trained with another meaning of the annotation values "
-                f"({config.get('segmentation_label_map')}, now {label_map.to_config()}); resume it with the flags it "
+                f"({config.get('segmentation_label_map')}, now {class_map.to_config()}); resume it with the flags it "
                 "was started with"
             )
         return
@@ -308,15 +305,15 @@ def choose_splits(
     return [train_split, eval_split]
 
 
-def find_class_weights(choice: str | None, split: Dataset | None, label_map: LabelMap) -> torch.Tensor | None:
+def find_class_weights(choice: str | None, split: Dataset | None, class_map: ClassMap) -> torch.Tensor | None:
     """What `--class_weights` asks for, float32 (num_labels,), logged; None for none."""
     if choice is None or (choice == "auto" and split is None):
         return None
     if choice == "auto":
         weights = class_weights(np.array(split["class_pixels"]))
     else:
-        weights = read_class_weights(choice, label_map.id2label)
-    listed = ", ".join(f"{label_map.id2label[i]} {weights[i]:.2f}" for i in np.argsort(-weights).tolist())
+        weights = read_class_weights(choice, class_map.id2label)
+    listed = ", ".join(f"{class_map.id2label[i]} {weights[i]:.2f}" for i in np.argsort(-weights).tolist())
     logger.info(f"class weights: {listed}")
     return torch.tensor(weights, dtype=torch.float32)
 
@@ -396,40 +393,40 @@ def run(
     stream = None
     with training_args.main_process_first(desc="preparing the dataset"):
         if data_args.streaming:
-            stream, dataset, label_map = load_streams(data_args, data_args.max_eval_samples, training_args.hub_token)
+            stream, dataset, class_map = load_streams(data_args, data_args.max_eval_samples, training_args.hub_token)
         else:
-            dataset, label_map = load_from_arguments(
+            dataset, class_map = load_from_arguments(
                 data_args, training_args.seed, output_dir / "split.json", token=training_args.hub_token
             )
         if data_args.check_data and training_args.do_train and not data_args.streaming:
-            findings = quick_check(dataset, label_map, data_args.image_size, num_channels=num_channels)
+            findings = quick_check(dataset, class_map, data_args.image_size, num_channels=num_channels)
             raise_on_errors(findings, "all of it: python check_dataset.py, with the same flags for the data")
-        dataset = prepare_dataset(dataset, label_map, num_channels=num_channels)
-    logger.info(f"annotation value -> training id\n{label_map.table()}")
-    if label_map.num_labels == 1:
+        dataset = prepare_dataset(dataset, class_map, num_channels=num_channels)
+    logger.info(f"annotation value -> training id\n{class_map.table()}")
+    if class_map.num_labels == 1:
         raise UserError(
-            f"there is but one class ({label_map.id2label[0]}): nothing to tell apart; see check_dataset.py"
+            f"there is but one class ({class_map.id2label[0]}): nothing to tell apart; see check_dataset.py"
         )
-    if data_args.threshold != 0.5 and label_map.num_labels != 2:
-        raise UserError(f"--threshold is for two classes; the data has {label_map.num_labels}")
+    if data_args.threshold != 0.5 and class_map.num_labels != 2:
+        raise UserError(f"--threshold is for two classes; the data has {class_map.num_labels}")
     train_split, eval_split = choose_splits(dataset, stream is not None, data_args, training_args)
 
     # Model.
-    image_processor.do_reduce_labels = label_map.do_reduce_labels
+    image_processor.do_reduce_labels = class_map.do_reduce_labels
     if training_args.do_train:
-        check_output_dir(output_dir, label_map, training_args)
+        check_output_dir(output_dir, class_map, training_args)
         model = load_model(
             source,
-            label_map.id2label,
+            class_map.id2label,
             model_args.fused_ops,
             model_args.from_scratch,
             model_args.single_logit,
             model_args.num_channels,
         )
-        model.config.segmentation_label_map = label_map.to_config()
+        model.config.segmentation_label_map = class_map.to_config()
         prepare_training(model, model_args, training_args)
     else:
-        model = load_trained_model(source, model_args.fused_ops, id2label=label_map.id2label)
+        model = load_trained_model(source, model_args.fused_ops, id2label=class_map.id2label)
     logger.info(describe_model(model))
     asked_for = EvaluationProtocol.from_image_processor(image_processor)
     protocol = EvaluationProtocol.from_image_processor(
@@ -446,11 +443,11 @@ def run(
         data_args.photometric_distortion,
     )
     if stream is not None:
-        train_dataset = StreamingDataset(stream, label_map, transform, training_args.seed)
+        train_dataset = StreamingDataset(stream, class_map, transform, training_args.seed)
     else:
         train_dataset = SegmentationDataset(train_split, transform, training_args.seed) if train_split else None
     if data_args.preview:
-        augmentation_preview(train_dataset, label_map).save(data_args.preview)
+        augmentation_preview(train_dataset, class_map).save(data_args.preview)
         logger.info(f"augmented training images: {data_args.preview}")
         return {}
     patience = model_args.early_stopping_patience
@@ -462,9 +459,9 @@ def run(
         processing_class=image_processor,
         protocol=protocol,
         fused_ops=model_args.fused_ops,
-        id2label=label_map.id2label,
+        id2label=class_map.id2label,
         losses=parse_loss(model_args.loss),
-        class_weights=find_class_weights(model_args.class_weights, train_split, label_map),
+        class_weights=find_class_weights(model_args.class_weights, train_split, class_map),
         head_lr_multiplier=model_args.head_lr_multiplier,
         ema_decay=model_args.ema_decay,
         callbacks=[EarlyStoppingCallback(patience)] if patience and training_args.do_train else None,
@@ -476,7 +473,7 @@ def run(
     train_metrics, eval_metrics = {}, {}
     if training_args.do_train:
         if trainer.is_world_process_zero():
-            label_map.save(output_dir / "labels.json")
+            class_map.save(output_dir / "labels.json")
         train_metrics = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint).metrics
         merge_lora(model)
         trainer.save_model(_internal_call=True)  # otherwise it would push to the Hub before there are results
@@ -496,10 +493,10 @@ def run(
         eval_metrics["eval_protocol"] = protocol.describe()
         trainer.save_metrics("eval", eval_metrics)
         if trainer.is_world_process_zero():
-            save_confusion(output_dir, statistics.confusion_matrix, label_map.id2label)
-            class_names = [name for _, name in sorted(label_map.id2label.items())]
+            save_confusion(output_dir, statistics.confusion_matrix, class_map.id2label)
+            class_names = [name for _, name in sorted(class_map.id2label.items())]
             save_per_image(output_dir, eval_split["name"], statistics.counts, statistics.boundary, class_names)
-            logger.info(f"\n{per_category_table(statistics.confusion_matrix, label_map.id2label)}")
+            logger.info(f"\n{per_category_table(statistics.confusion_matrix, class_map.id2label)}")
     if data_args.eval_on_train:
         metrics = trainer.evaluate(SegmentationDataset(train_split, protocol), metric_key_prefix="train")
         # The running loss and the speed of training keep their names; the scores are new.
@@ -509,7 +506,7 @@ def run(
 
     # Predict.
     if training_args.do_predict:
-        write_predictions(trainer, label_map, output_dir, data_args.max_predict_samples)
+        write_predictions(trainer, class_map, output_dir, data_args.max_predict_samples)
 
     # Publish.
     if trainer.is_world_process_zero() and training_args.do_train:
@@ -521,9 +518,9 @@ def run(
             from_scratch=model_args.from_scratch,
             dataset=data_args.dataset_name or data_args.dataset_dir,
             dataset_config=data_args.dataset_config_name,
-            do_reduce_labels=label_map.do_reduce_labels,
-            ignore_values=label_map.ignore_values,
-            class_table=label_map.table() if label_map.raw_to_id else None,
+            do_reduce_labels=class_map.do_reduce_labels,
+            ignore_values=class_map.ignore_values,
+            class_table=class_map.table() if class_map.raw_to_id else None,
             single_logit=model.config.num_labels == 1,
             hyperparameters=training_hyperparameters(training_args, trainer.state.global_step)
             | other_settings(model_args),
@@ -534,19 +531,19 @@ def run(
 
 
 def write_predictions(
-    trainer: SegmentationTrainer, label_map: LabelMap, output_dir: Path, max_samples: int | None
+    trainer: SegmentationTrainer, class_map: ClassMap, output_dir: Path, max_samples: int | None
 ) -> None:
     """Writes predictions and overlays of the evaluation images, each process its share, and a contact sheet."""
     folder = output_dir / "predictions"
     names = trainer.eval_dataset.split["name"][:max_samples]
-    palette = label_map.colors()
-    raw_palette = visual_utils.raw_palette(palette, label_map.raw_values)
+    palette = class_map.colors()
+    raw_palette = visual_utils.raw_palette(palette, class_map.raw_values)
     process, processes = trainer.args.process_index, trainer.args.world_size
     for index in tqdm(range(process, len(names), processes), desc="predicting", disable=process > 0):
         name, (image, truth) = names[index], trainer.eval_dataset.read(index)
-        prediction = trainer.predict_label_map(image)
-        visual_utils.save_indexed_png(folder / f"{name}.png", label_map.to_raw(prediction), raw_palette)
-        panels = visual_utils.side_by_side(rgb_view(image), np.asarray(truth), prediction, palette, label_map.id2label)
+        prediction = trainer.predict_ids(image)
+        visual_utils.save_indexed_png(folder / f"{name}.png", class_map.to_raw(prediction), raw_palette)
+        panels = visual_utils.side_by_side(rgb_view(image), np.asarray(truth), prediction, palette, class_map.id2label)
         overlay_file = folder / "overlays" / f"{name}.jpg"
         overlay_file.parent.mkdir(parents=True, exist_ok=True)
         panels.save(overlay_file, quality=90)

@@ -90,44 +90,44 @@ def save_indexed_png(path: str | Path, mask: np.ndarray, palette: np.ndarray) ->
     os.replace(partial, path)
 
 
-def _colors(label_map: np.ndarray, palette: np.ndarray, ignore_index: int) -> tuple[np.ndarray, np.ndarray]:
+def _colors(ids: np.ndarray, palette: np.ndarray, ignore_index: int) -> tuple[np.ndarray, np.ndarray]:
     """RGB uint8 (H, W, 3) and the bool mask (H, W) of labelled pixels; the colour of the others is meaningless."""
-    labelled = label_map != ignore_index
-    ids = np.where(labelled, label_map, 0)
+    labelled = ids != ignore_index
+    ids = np.where(labelled, ids, 0)
     if ids.min() < 0 or ids.max() >= len(palette):
         raise ValueError(f"label map holds ids {ids.min()} to {ids.max()}; the palette has {len(palette)} colours")
     return np.asarray(palette, np.uint8)[ids], labelled
 
 
 def colorize(
-    label_map: np.ndarray, palette: np.ndarray, ignore_index: int = 255, ignore_color: Sequence[int] = (0, 0, 0)
+    ids: np.ndarray, palette: np.ndarray, ignore_index: int = 255, ignore_color: Sequence[int] = (0, 0, 0)
 ) -> Image.Image:
     """RGB image of a label map (H, W)."""
-    colors, labelled = _colors(np.asarray(label_map), palette, ignore_index)
+    colors, labelled = _colors(np.asarray(ids), palette, ignore_index)
     colors[~labelled] = ignore_color
     return Image.fromarray(colors)
 
 
 def overlay(
-    image: Image.Image, label_map: np.ndarray, palette: np.ndarray, alpha: float = 0.55, ignore_index: int = 255
+    image: Image.Image, ids: np.ndarray, palette: np.ndarray, alpha: float = 0.55, ignore_index: int = 255
 ) -> Image.Image:
     """RGB image with the classes blended in and a thin line where they meet; pixels without a label are only dimmed.
 
     Args:
         image: of the label map's size.
-        label_map: (H, W) training ids.
+        ids: (H, W) training ids.
         alpha: share of the class colour, 0…1.
     """
-    label_map = np.asarray(label_map)
-    if image.size != label_map.shape[::-1]:
-        raise ValueError(f"image of {image.size} (width, height) and label map of {label_map.shape[::-1]}")
-    colors, labelled = _colors(label_map, palette, ignore_index)
+    ids = np.asarray(ids)
+    if image.size != ids.shape[::-1]:
+        raise ValueError(f"image of {image.size} (width, height) and label map of {ids.shape[::-1]}")
+    colors, labelled = _colors(ids, palette, ignore_index)
     photo = np.asarray(image.convert("RGB"), np.float32)
     blended = np.where(labelled[..., None], (1 - alpha) * photo + alpha * colors, IGNORED_BRIGHTNESS * photo)
     # No line along pixels without a label: scattered ones would turn white.
-    border = np.zeros(label_map.shape, bool)
-    border[:, 1:] |= (label_map[:, 1:] != label_map[:, :-1]) & labelled[:, :-1]
-    border[1:] |= (label_map[1:] != label_map[:-1]) & labelled[:-1]
+    border = np.zeros(ids.shape, bool)
+    border[:, 1:] |= (ids[:, 1:] != ids[:, :-1]) & labelled[:, :-1]
+    border[1:] |= (ids[1:] != ids[:-1]) & labelled[:-1]
     border &= labelled
     blended[border] = 0.25 * blended[border] + 0.75 * 255
     return Image.fromarray(blended.round().astype(np.uint8))
@@ -138,9 +138,9 @@ def _font():
     return ImageFont.load_default(size=FONT_SIZE)
 
 
-def _legend(width: int, label_maps: Sequence[np.ndarray], palette, id2label, ignore_index) -> Image.Image:
+def _legend(width: int, all_ids: Sequence[np.ndarray], palette, id2label, ignore_index) -> Image.Image:
     """Colour and name of the classes in the label maps, largest first, in at most MAX_LEGEND_LINES lines."""
-    counts = sum(np.bincount(label_map.ravel(), minlength=256) for label_map in label_maps)
+    counts = sum(np.bincount(ids.ravel(), minlength=256) for ids in all_ids)
     ids = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i] and i != ignore_index]
     names = [str(id2label[i]) for i in ids]
     names = [n if len(n) <= MAX_NAME_LENGTH else n[: MAX_NAME_LENGTH - 1] + "…" for n in names]
@@ -200,21 +200,21 @@ def side_by_side(
     rows = ((np.arange(size[1]) + 0.5) * image.height / size[1]).astype(int)
     columns = ((np.arange(size[0]) + 0.5) * image.width / size[0]).astype(int)
 
-    panels, label_maps = {"image": photo}, []
-    for caption, label_map in (("truth", truth), ("prediction", prediction)):
-        if label_map is not None:
-            label_map = np.asarray(label_map)
-            if label_map.shape != image.size[::-1]:
-                raise ValueError(f"{caption} of {label_map.shape} (height, width) and image of {image.size[::-1]}")
-            label_maps.append(label_map)
-            shown = label_map[rows[:, None], columns]
+    panels, all_ids = {"image": photo}, []
+    for caption, ids in (("truth", truth), ("prediction", prediction)):
+        if ids is not None:
+            ids = np.asarray(ids)
+            if ids.shape != image.size[::-1]:
+                raise ValueError(f"{caption} of {ids.shape} (height, width) and image of {image.size[::-1]}")
+            all_ids.append(ids)
+            shown = ids[rows[:, None], columns]
             # Stronger than `overlay`'s default, since the photo stands beside it and colours should match the legend.
             panels[caption] = overlay(photo, shown, palette, alpha=0.65, ignore_index=ignore_index)
 
     # A very narrow image still gets columns wide enough for its caption and the longest name.
     column = max(size[0], 160)
     width = len(panels) * (column + MARGIN) + MARGIN
-    legend = _legend(width - 2 * MARGIN, label_maps, palette, id2label, ignore_index)
+    legend = _legend(width - 2 * MARGIN, all_ids, palette, id2label, ignore_index)
     canvas = Image.new("RGB", (width, LINE_HEIGHT + size[1] + MARGIN + legend.height + MARGIN // 2), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     for i, (caption, panel) in enumerate(panels.items()):
@@ -239,8 +239,8 @@ def augmentation_sheet(
     """
     cell = DRAW_SIDE + MARGIN
     width = (1 + 2 * max(len(draws) for _, _, draws in rows)) * cell + MARGIN
-    label_maps = [label_map for _, _, draws in rows for _, label_map in draws]
-    legend = _legend(width - 2 * MARGIN, label_maps, palette, id2label, ignore_index)
+    all_ids = [ids for _, _, draws in rows for _, ids in draws]
+    legend = _legend(width - 2 * MARGIN, all_ids, palette, id2label, ignore_index)
     height = len(rows) * (LINE_HEIGHT + cell)
     canvas = Image.new("RGB", (width, height + legend.height + MARGIN // 2), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
@@ -248,8 +248,8 @@ def augmentation_sheet(
         top = row * (LINE_HEIGHT + cell)
         draw.text((MARGIN, top + LINE_HEIGHT // 2), name, fill=TEXT_COLOR, font=_font(), anchor="lm")
         panels = [(original, Image.Resampling.LANCZOS)]
-        for image, label_map in draws:
-            mask = colorize(label_map, palette, ignore_index)
+        for image, ids in draws:
+            mask = colorize(ids, palette, ignore_index)
             panels += [(image, Image.Resampling.LANCZOS), (mask, Image.Resampling.NEAREST)]
         for column, (panel, resampling) in enumerate(panels):
             panel = ImageOps.contain(panel, (DRAW_SIDE, DRAW_SIDE), resampling)

@@ -11,7 +11,7 @@ from transformers import SegformerForSemanticSegmentation
 
 import benchmark
 from cli_utils import UserError
-from fused_utils import FusedSegformerDecodeHead
+from models.fused_segformer import FusedSegformerDecodeHead
 
 ROW = {"stock_seconds", "ours_seconds", "ratio", "stock_peak_mb", "ours_peak_mb"}
 
@@ -136,7 +136,7 @@ def test_a_wrong_loss_is_found(tiny, tmp_path, monkeypatch):
 
 
 def test_a_wrong_mask_is_found(tiny, monkeypatch, without_children):
-    monkeypatch.setattr(benchmark, "predict_label_map", lambda model, image, protocol: torch.zeros(64, 85))
+    monkeypatch.setattr(benchmark, "predict_ids", lambda model, image, protocol: torch.zeros(64, 85))
     with pytest.raises(RuntimeError, match="predict different classes"):
         benchmark.main(["predict", *tiny])
 

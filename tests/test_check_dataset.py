@@ -7,8 +7,8 @@ import shutil
 import datasets
 import numpy as np
 import pytest
-from broken_datasets import FAULTS, NAMES, each_mask, ids, make_clean, mask_of, replace, write_classes
-from conftest import LAYOUT_FILES
+from factories.broken_datasets import FAULTS, NAMES, each_mask, ids, make_clean, mask_of, replace, write_classes
+from factories.datasets import LAYOUT_FILES
 
 import check_dataset
 from cli_utils import UserError

@@ -10,7 +10,7 @@ import pytest
 
 import compare_runs
 from cli_utils import UserError, run_cli
-from statistics_utils import paired_bootstrap, save_per_image
+from reports.intervals import paired_bootstrap, save_per_image
 
 CLASSES = ["wall", "door", "sky", "never seen"]
 PROTOCOL = "short side 512; whole image in one pass"

@@ -7,10 +7,10 @@ import pytest
 import yaml
 
 from cli_utils import parse_arguments
-from optimizer_utils import check_schedule
-from protocol_utils import EvaluationProtocol
+from data.preprocessing import EvaluationProtocol
 from run_segmentation import DataArguments, ModelArguments, protocol_options
-from trainer_utils import SegmentationTrainingArguments
+from training.arguments import SegmentationTrainingArguments
+from training.optimizer import check_schedule
 
 CONFIGS = sorted(Path(__file__).resolve().parents[1].glob("configs/*.yaml"))
 RECIPES = [path for path in CONFIGS if path.name.startswith(("ade20k", "cityscapes"))]

@@ -8,28 +8,28 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import LAYOUT_FILES
 from datasets import Dataset, DatasetDict, Features, Value
+from factories.datasets import LAYOUT_FILES
 from PIL import Image
 from torch.utils.data import DataLoader
 
 import data_utils
 from cli_utils import UserError
+from data.arguments import DatasetArguments
+from data.augmentation import TrainTransform
+from data.classes import ClassMap
+from data.preparation import prepare_dataset
+from data.preprocessing import EvaluationProtocol
 from data_utils import (
-    DatasetArguments,
-    LabelMap,
     SegmentationDataset,
-    TrainTransform,
     collate_eval,
     collate_train,
+    find_classes,
     load_from_arguments,
     load_segmentation_dataset,
-    prepare_dataset,
-    resolve_label_map,
 )
-from protocol_utils import EvaluationProtocol
 
-THREE = LabelMap({0: "sky", 1: "tree", 2: "road"})
+THREE = ClassMap({0: "sky", 1: "tree", 2: "road"})
 
 
 @pytest.mark.parametrize("layout", LAYOUT_FILES)
@@ -205,20 +205,20 @@ def test_one_source_is_needed(tmp_path):
 
 
 def resolve(root, **options):
-    return resolve_label_map(load_segmentation_dataset(dataset_dir=root), dataset_dir=root, **options)
+    return find_classes(load_segmentation_dataset(dataset_dir=root), dataset_dir=root, **options)
 
 
 def test_values_that_never_occur_are_no_classes(make_dataset, caplog):
     caplog.set_level(logging.INFO)
-    label_map = resolve(make_dataset(values=(0, 2, 5, 200, 255)), ignore_values=(5,))
-    assert label_map.id2label == {0: "class_0", 1: "class_2", 2: "class_200"}
-    assert label_map.raw_values == [0, 2, 200] and label_map.value_ids[5] == 255
+    class_map = resolve(make_dataset(values=(0, 2, 5, 200, 255)), ignore_values=(5,))
+    assert class_map.id2label == {0: "class_0", 1: "class_2", 2: "class_200"}
+    assert class_map.raw_values == [0, 2, 200] and class_map.value_ids[5] == 255
     assert "named after the values in the masks (0, 2, 200)" in caplog.text
     reduced = resolve(make_dataset(values=(0, 1, 3), folder="reduced"), do_reduce_labels=True)
     assert reduced.id2label == {0: "class_1", 1: "class_3"}
     assert reduced.value_ids == {0: 255, 1: 0, 3: 1, 255: 255}
     dense = resolve(make_dataset(values=(0, 1, 2), folder="dense"), do_reduce_labels=True)
-    assert dense == LabelMap({0: "class_1", 1: "class_2"}, do_reduce_labels=True)
+    assert dense == ClassMap({0: "class_1", 1: "class_2"}, do_reduce_labels=True)
 
 
 def test_class_lists_of_camvid_and_cvat_are_found(make_dataset, tmp_path, caplog):
@@ -267,10 +267,10 @@ def test_editing_reaches_the_masks(make_dataset, tmp_path):
     root = make_dataset(values=(0, 1, 2, 255))
     (root / "labels.json").write_text('{"0": "car", "1": "sky", "2": "bus"}')
     args = DatasetArguments(dataset_dir=str(root), merge_classes=["car,bus=vehicle"], drop_classes=["sky"])
-    dataset, label_map = load_from_arguments(args, cache_dir=tmp_path / "cache")
-    row = prepare_dataset(dataset, label_map)["train"][0]
+    dataset, class_map = load_from_arguments(args, cache_dir=tmp_path / "cache")
+    row = prepare_dataset(dataset, class_map)["train"][0]
     assert row["class_pixels"] == [48] and np.asarray(row["label"])[0].tolist() == [0, 255, 0, 255] * 3
-    assert label_map.to_raw(np.array([[0, 255]], np.uint8)).tolist() == [[0, 255]]
+    assert class_map.to_raw(np.array([[0, 255]], np.uint8)).tolist() == [[0, 255]]
 
 
 def test_a_label_map_file(make_dataset, tmp_path):
@@ -281,10 +281,10 @@ def test_a_label_map_file(make_dataset, tmp_path):
     names = tmp_path / "names.json"
     names.write_text('{"0": "first", "1": "second"}')
     file.write_text("{0: null, 1: 1, 2: 0}")
-    label_map = load_from_arguments(DatasetArguments(dataset_dir=str(root), label_map=str(file), id2label=str(names)))[
+    class_map = load_from_arguments(DatasetArguments(dataset_dir=str(root), label_map=str(file), id2label=str(names)))[
         1
     ]
-    assert label_map.id2label == {0: "first", 1: "second"} and label_map.raw_values == [2, 1]
+    assert class_map.id2label == {0: "first", 1: "second"} and class_map.raw_values == [2, 1]
     with pytest.raises(UserError, match="--label_map says it all: leave out --merge_classes and --drop_classes"):
         load_from_arguments(DatasetArguments(dataset_dir=str(root), label_map=str(file), drop_classes=["x"]))
 
@@ -293,8 +293,8 @@ def test_arguments_reach_the_split(make_dataset, tmp_path):
     root = make_dataset("images and masks", count=6)
     args = DatasetArguments(dataset_dir=str(root), train_val_split=0.3, split_groups=r"\d")
     file = tmp_path / "split.json"
-    dataset, label_map = load_from_arguments(args, seed=7, split_file=file)
-    assert [len(rows) for rows in dataset.values()] == [4, 2] and label_map.num_labels == 3
+    dataset, class_map = load_from_arguments(args, seed=7, split_file=file)
+    assert [len(rows) for rows in dataset.values()] == [4, 2] and class_map.num_labels == 3
     content = json.loads(file.read_text())
     assert (content["seed"], content["split_groups"], content["train_val_split"]) == (7, r"\d", 0.3)
     with pytest.raises(UserError, match="no data: give --dataset_dir FOLDER or --dataset_name HUB_ID"):

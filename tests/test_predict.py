@@ -21,7 +21,7 @@ from transformers import (
 import predict
 import run_segmentation
 from cli_utils import UserError, run_cli
-from label_utils import LabelMap
+from data.classes import ClassMap
 
 NAMES = {0: "wall", 1: "floor", 2: "sky"}
 COLORS = [[200, 0, 0], [0, 100, 0], [0, 0, 250]]
@@ -187,11 +187,11 @@ def test_names_of_a_single_logit_s_classes(tmp_path):
     model = save_model(tmp_path / "model", names={0: "road"})
     processor = SegformerImageProcessor()
     config = SegformerConfig.from_pretrained(model)
-    assert predict.find_label_map(str(model), config, processor).id2label == {0: "background", 1: "road"}
+    assert predict.find_class_map(str(model), config, processor).id2label == {0: "background", 1: "road"}
     entries = [{"id": 0, "name": "rest", "color": [9, 9, 9]}, {"id": 1, "name": "way", "color": [1, 2, 3]}]
     (model / "labels.json").write_text(json.dumps(entries))
-    label_map = predict.find_label_map(str(model), config, processor)
-    assert label_map.id2label == {0: "rest", 1: "way"} and label_map.palette == [[9, 9, 9], [1, 2, 3]]
+    class_map = predict.find_class_map(str(model), config, processor)
+    assert class_map.id2label == {0: "rest", 1: "way"} and class_map.palette == [[9, 9, 9], [1, 2, 3]]
 
 
 def test_the_threshold_is_for_two_classes(model_dir, photos, tmp_path):
@@ -238,8 +238,8 @@ def test_values_that_the_model_recorded(model_dir, photos, tmp_path):
     trained_here = save_model(tmp_path / "model", reduce_labels=True, colors=COLORS)
     config = json.loads((trained_here / "config.json").read_text())
     # Merged and dropped classes: 4 and 9 are the first class, 7 the second, 2 the third, 3 is ignored.
-    label_map = LabelMap(NAMES, raw_to_id={9: 0, 4: 0, 7: 1, 2: 2, 3: 255})
-    (trained_here / "config.json").write_text(json.dumps(config | {"segmentation_label_map": label_map.to_config()}))
+    class_map = ClassMap(NAMES, raw_to_id={9: 0, 4: 0, 7: 1, 2: 2, 3: 255})
+    (trained_here / "config.json").write_text(json.dumps(config | {"segmentation_label_map": class_map.to_config()}))
     run(model_dir, tmp_path / "plain", photos / "a.png")
     run(trained_here, tmp_path / "recorded", photos / "a.png")
     plain, recorded = (Image.open(tmp_path / name / "a.png") for name in ("plain", "recorded"))

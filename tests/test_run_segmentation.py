@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hub_server import HubServer
+from factories.hub_server import HubServer
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, SegformerConfig, SegformerForSemanticSegmentation, pipeline
 
 import run_segmentation
 from cli_utils import UserError
-from metrics_utils import confusion_matrix
-from statistics_utils import load_per_image, per_image_counts
-from trainer_utils import newest_checkpoint
+from metrics_utils import confusion_matrix, per_image_counts
+from reports.intervals import load_per_image
+from training.trainer import newest_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CLASSES = {"0": "background", "1": "disc", "2": "bar"}

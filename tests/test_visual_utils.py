@@ -78,8 +78,8 @@ def test_indexed_png_refuses_what_a_byte_cannot_hold(tmp_path, value):
 
 
 def test_colorize():
-    label_map = np.array([[0, 2, 255]])
-    assert np.asarray(colorize(label_map, PALETTE)).tolist() == [[[200, 0, 0], [0, 0, 250], [0, 0, 0]]]
+    ids = np.array([[0, 2, 255]])
+    assert np.asarray(colorize(ids, PALETTE)).tolist() == [[[200, 0, 0], [0, 0, 250], [0, 0, 0]]]
     ignored = np.asarray(colorize(np.array([[1, 2]]), PALETTE, ignore_index=2, ignore_color=(9, 8, 7)))
     assert ignored.tolist() == [[[0, 100, 0], [9, 8, 7]]]
 
@@ -91,17 +91,17 @@ def test_an_id_without_a_colour_is_an_error(bad):
 
 
 def test_overlay_blends_and_leaves_ignored_pixels_a_dimmed_photo():
-    label_map = np.full((4, 5), 255)
-    label_map[:, :2] = 0
-    pixels = np.asarray(overlay(solid((5, 4)), label_map, PALETTE, alpha=0.5))
+    ids = np.full((4, 5), 255)
+    ids[:, :2] = 0
+    pixels = np.asarray(overlay(solid((5, 4)), ids, PALETTE, alpha=0.5))
     assert pixels[:, :2].reshape(-1, 3).tolist() == [[150, 50, 50]] * 8
     assert (pixels[:, 2:] == 100 * IGNORED_BRIGHTNESS).all()
 
 
 def test_overlay_draws_a_line_where_classes_meet():
-    label_map = np.zeros((3, 6), int)
-    label_map[:, 3:] = 1
-    pixels = np.asarray(overlay(solid((6, 3)), label_map, PALETTE, alpha=0.5)).astype(int)
+    ids = np.zeros((3, 6), int)
+    ids[:, 3:] = 1
+    pixels = np.asarray(overlay(solid((6, 3)), ids, PALETTE, alpha=0.5)).astype(int)
     assert (pixels[:, :3] == [150, 50, 50]).all() and (pixels[:, 4:] == [50, 100, 50]).all()
     assert (pixels[:, 3] > 200).all()
 
@@ -116,9 +116,9 @@ NAMES = {0: "wall", 1: "a class with a name that is longer than any legend likes
 
 @pytest.mark.parametrize("size", [(32, 24), (683, 512), (2000, 1500), (3, 700), (700, 1)])
 def test_panels_have_a_readable_size(size):
-    label_map = np.zeros(size[::-1], np.uint8)
-    with_truth = side_by_side(solid(size), label_map, label_map, PALETTE, NAMES)
-    without = side_by_side(solid(size), None, label_map, PALETTE, NAMES)
+    ids = np.zeros(size[::-1], np.uint8)
+    with_truth = side_by_side(solid(size), ids, ids, PALETTE, NAMES)
+    without = side_by_side(solid(size), None, ids, PALETTE, NAMES)
     column = with_truth.width - without.width
     assert 160 <= column - MARGIN <= 640
     assert without.width == 2 * column + MARGIN
@@ -183,8 +183,8 @@ def test_side_by_side_wants_maps_of_the_image_size():
 
 
 def test_augmentation_sheet():
-    label_map = np.array([[0, 255], [2, 2]])
-    draws = [(solid((2, 2), (10, 20, 30)), label_map), (solid((2, 2), (40, 50, 60)), np.zeros((2, 2), int))]
+    ids = np.array([[0, 255], [2, 2]])
+    draws = [(solid((2, 2), (10, 20, 30)), ids), (solid((2, 2), (40, 50, 60)), np.zeros((2, 2), int))]
     rows = [("first", solid((20, 10), (1, 2, 3)), draws), ("second", solid((10, 20), (4, 5, 6)), draws[:1])]
     sheet = augmentation_sheet(rows, PALETTE, NAMES)
     cell, row = DRAW_SIDE + MARGIN, DRAW_SIDE + MARGIN + LINE_HEIGHT

@@ -1,0 +1,372 @@
+"""A clean copy of a dataset: what can be mended without a person is mended, the rest is left out and listed.
+
+    copy = write_clean_copy(dataset, class_map, report, data_args, "my_clean_photos")
+    print(copy.summary)                # the flags for the copy are copy.flags
+
+The copy has the layout {train,val,test}/{images,masks}. Masks are PNGs with one channel of annotation values, neither
+reduced nor merged; images are the same files, except that those stored turned are written upright. The source is only
+read.
+"""
+
+import csv
+import io
+import os
+import shlex
+from collections import Counter
+from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from datasets import DatasetDict
+from numpy.lib.stride_tricks import sliding_window_view
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from checks.records import INFO, DatasetReport, ImageRecord
+from checks.values import value_faults
+from cli_utils import UserError
+from data.arguments import DatasetArguments
+from data.classes import ClassMap
+from data.image_files import EXIF_ORIENTATION, FileProblem, is_lossy_file, open_image, read_pair
+from data.layouts import IMAGE_EXTENSIONS, MASK_EXTENSIONS
+from data.preparation import undecoded
+from data_utils import resolve_from_arguments
+from metrics_utils import IGNORE_INDEX
+
+FOLDERS = {"train": "train", "validation": "val", "test": "test"}
+SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "BMP": ".bmp", "WEBP": ".webp", "TIFF": ".tif"}
+REPORT, CLASSES = "fix_report.csv", "labels.json"
+REPORT_COLUMNS = ("split", "name", "changed", "pixels_changed", "left_out")
+MAX_STRAYS = 0.1  # share of a mask's pixels
+RARE = 0.05  # share of all pixels that compression of masks of 0 and 255 may bring about of one other value
+# Where all masks mean something else than was said, those that happen to fit would be kept with the wrong classes.
+MISREAD = ("mask-reduction-needed", "mask-reduced-twice", "mask-values-scaled", "mask-instance-ids")
+MANY_UNKNOWN = 0.2  # share of the masks
+ORPHANS = {"image-without-mask": "image without a mask", "mask-without-image": "mask without an image"}
+# Of these nothing is left in the copy, and no doubt; all other errors and warnings are named, for a person to look at.
+MENDED = (
+    *("file-empty", "file-truncated", "file-unreadable", "size-mismatch", "mask-turned", "image-depth"),
+    *("mask-colors", "mask-colors-unknown", "mask-colors-lossy", "mask-values-unknown", "mask-binary-255"),
+    *("exif-mask", *ORPHANS),
+)
+
+
+@dataclass(frozen=True)
+class CleanCopy:
+    """flags: what `check_dataset.py` and `run_segmentation.py` need for the copy. summary: for a person."""
+
+    flags: list[str]
+    summary: str
+
+
+@dataclass(frozen=True)
+class _Fixed:
+    """A row of the report: a pair that was written, or that was left out for a reason."""
+
+    split: str
+    name: str
+    changed: tuple[str, ...] = ()
+    pixels_changed: int = 0
+    left_out: str = ""
+
+
+def check_out_dir(out_dir: str | os.PathLike, source: str | os.PathLike) -> None:
+    """Refuses to write where something is, or among the source's files.
+
+    source: the dataset's folder or file; where there is none of that name (a Hub id), only `out_dir` is looked at.
+
+    Raises:
+        UserError: `out_dir` is a file or a folder with something in it, or one of the two lies inside the other.
+    """
+    out, source = Path(out_dir), Path(source)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--fix {out} exists and is not an empty folder; give a new one")
+    if source.exists():
+        real_out, real_source = out.resolve(), source.resolve()
+        if real_out.is_relative_to(real_source) or real_source.is_relative_to(real_out):
+            raise UserError(f"--fix {out} and the dataset {source} lie one inside the other; give a folder elsewhere")
+
+
+def write_clean_copy(
+    dataset: DatasetDict,
+    class_map: ClassMap | None,
+    report: DatasetReport,
+    data_args: DatasetArguments,
+    out_dir: str | os.PathLike,
+    num_channels: int = 3,
+) -> CleanCopy:
+    """Writes a clean copy, with its list of classes (`labels.json`) and a table of what was done (`fix_report.csv`).
+
+    Masks of 0 and 255 alone become 0 and 1. In masks that were compressed with loss or resized with interpolation,
+    pixels that are no class become the most frequent value around them. Left out are pairs that cannot be used, masks
+    with more than 10 % of such pixels and others with values that are no class. Nothing is done about duplicates.
+
+    Args:
+        dataset, class_map: of `data_utils.load_from_arguments`; no label map where the classes are not clear.
+        report: of a check of all of the dataset.
+        data_args: the flags that the dataset was read with.
+        num_channels: of the images.
+
+    Raises:
+        UserError: `out_dir` will not do, see `check_out_dir`; the masks mean something else than the flags say; no
+            pair is left.
+    """
+    out = Path(out_dir)
+    check_out_dir(out, data_args.dataset_dir or data_args.dataset_name)
+    binary = _are_binary(report.records)
+    _refuse_misread(report, class_map, binary)
+    known = {0, IGNORE_INDEX} if binary else set(class_map.value_ids)
+
+    records = {record.key: record for record in report.records}
+    sources = {split: undecoded(rows) for split, rows in dataset.items()}
+    tasks = []
+    for split, rows in sources.items():
+        for index, (name, target) in enumerate(_target_names(rows["name"]).items()):
+            tasks.append((split, index, records[f"{split}/{name}"], target))
+
+    def fix(task: tuple[str, int, ImageRecord, str]) -> _Fixed:
+        split, index, record, target = task
+        if record.problem:
+            return _Fixed(split, record.name, left_out=f"{record.problem}: {record.detail}")
+        try:
+            return _write_pair(
+                sources[split][index], record, class_map, known, binary, out / FOLDERS[split], target, num_channels
+            )
+        except FileProblem as problem:
+            return _Fixed(split, record.name, left_out=f"{problem.kind}: {problem.detail}")
+
+    out.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        rows = list(tqdm(pool.map(fix, tasks), total=len(tasks), desc="writing", unit=" images"))
+    _write_report(out / REPORT, rows, report)
+    if all(row.left_out for row in rows):
+        raise UserError(f"--fix: none of {len(rows)} pairs can be used ({rows[0].left_out} …); see {out / REPORT}")
+    has_classes = _save_classes(out / CLASSES, dataset, data_args)
+    flags = _flags(out, report, dataset, data_args, num_channels)
+    return CleanCopy(flags, _summary(out, rows, report, has_classes, flags))
+
+
+# ---- what the dataset is --------------------------------------------------------------------------------------------
+
+
+def _are_binary(records: Iterable[ImageRecord]) -> bool:
+    """Whether 0 and 255 are all there is, but for a few values of each kind that lossy compression brought about."""
+    exact, lossy = Counter(), Counter()
+    for record in records:
+        (lossy if "lossy mask" in record.oddities else exact).update(record.raw_values)
+    total = exact + lossy
+    limit = RARE * total.total()
+    others = [count for value, count in total.items() if value not in (0, IGNORE_INDEX)]
+    return exact.keys() <= {0, IGNORE_INDEX} <= total.keys() and max(others, default=0) <= limit
+
+
+def _refuse_misread(report: DatasetReport, class_map: ClassMap | None, binary: bool) -> None:
+    for found in report.findings:
+        unknown = found.kind == "mask-values-unknown" and found.count > MANY_UNKNOWN * len(report.records)
+        if unknown or (found.kind in MISREAD and found.severity == "error"):
+            raise UserError(f"--fix does not mend [{found.kind}] {found.message}: {found.fix}")
+    if class_map is None and not binary:
+        raise UserError("--fix needs to know the classes; mend first what the check says of them")
+    if all(record.problem for record in report.records):
+        raise UserError(f"--fix: none of {len(report.records)} pairs can be used ({report.records[0].detail} …)")
+
+
+def _target_names(names: Iterable[str]) -> dict[str, str]:
+    """Name in the source → path in the copy without extension: below its folder, visible, and unique where capitals
+    do not count."""
+    targets, taken = {}, set()
+    for name in names:
+        parts = [part.lstrip(".") for part in Path(name).parts if part.strip("./")]
+        target = unique = "/".join(parts) or "image"
+        number = 2
+        while unique.casefold() in taken:
+            unique, number = f"{target}_{number}", number + 1
+        taken.add(unique.casefold())
+        targets[name] = unique
+    return targets
+
+
+# ---- one pair -------------------------------------------------------------------------------------------------------
+
+
+def _write_pair(
+    row: dict,
+    record: ImageRecord,
+    class_map: ClassMap | None,
+    known: Collection[int],
+    binary: bool,
+    folder: Path,
+    target: str,
+    num_channels: int,
+) -> _Fixed:
+    """row: with undecoded "image" and "label". known: values that may stay. Raises FileProblem for a pair to leave."""
+    ids, note = read_pair(row["image"], row["label"], row["name"], class_map, num_channels)
+    changed, pixels = [f"mask {note}"] if note else [], 0
+    strays = ~np.isin(ids, list(known))
+    if strays.any():
+        _check_strays(ids, strays, record, class_map)
+        ids, pixels = snap(ids, strays), int(strays.sum())
+        if ids is None:
+            raise FileProblem("values", "areas of values that are no class, not only edges")
+        changed.append("stray pixels of the mask set to the value around them")
+    if binary:
+        pixels += int((ids == IGNORE_INDEX).sum())
+        ids = (ids == IGNORE_INDEX).astype(np.uint8)
+        changed.append("mask of 0 and 255 written with 0 and 1")
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high > 65535:
+        raise FileProblem("values", f"{low} to {high} do not fit into a PNG")
+    ids = ids.astype(np.uint8 if high <= 255 else np.uint16)
+    others = MASK_EXTENSIONS - {".png"}
+    if record.mask_mode != "L" or Path(record.mask_file).suffix.lower() in others:
+        changed.append(f"mask stored as PNG of {8 * ids.itemsize} bits")
+
+    image_file, content, note = _image_to_write(row["image"], record, target, num_channels)
+    changed += [note] if note else []
+    changed += [f"named {target}"] if target != record.name else []
+    for file in (folder / "images" / image_file, folder / "masks" / f"{target}.png"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    (folder / "images" / image_file).write_bytes(content)
+    Image.fromarray(ids).save(folder / "masks" / f"{target}.png")
+    return _Fixed(record.split, record.name, tuple(changed), pixels)
+
+
+def _check_strays(ids: np.ndarray, strays: np.ndarray, record: ImageRecord, class_map: ClassMap | None) -> None:
+    """Values that are no class are mended where they come from compression or interpolation, and are few."""
+    listed = ", ".join(map(str, np.unique(ids[strays])[:5].tolist()))
+    spoilt = "lossy mask" in record.oddities or any(
+        found.kind == "mask-interpolated" for found in value_faults([record], class_map)
+    )
+    if not spoilt:
+        raise FileProblem("values", f"{listed} are no class")
+    if strays.mean() > MAX_STRAYS:
+        raise FileProblem("values", f"{strays.mean():.0%} of the pixels are no class ({listed} …), too many to guess")
+
+
+def snap(ids: np.ndarray, strays: np.ndarray) -> np.ndarray | None:
+    """Gives stray pixels the most frequent value of the others in the 3x3 pixels around them, or else in the 5x5.
+
+    Args:
+        ids: integers (H, W). strays: bool (H, W).
+
+    Returns:
+        int64 (H, W), the lowest of equally frequent values; None if a stray pixel has only others around it.
+    """
+    result = ids.astype(np.int64)
+    values, index = np.unique(result, return_inverse=True)
+    index = np.where(strays, len(values), index.reshape(ids.shape))  # one more value: none
+    left = strays
+    for size in (3, 5):
+        windows = sliding_window_view(np.pad(index, size // 2, constant_values=len(values)), (size, size))
+        around = windows[left].reshape(-1, size * size)
+        best, most = np.zeros(len(around), np.int64), np.zeros(len(around), np.int64)
+        for i in np.setdiff1d(around, [len(values)]).tolist():
+            count = (around == i).sum(axis=1)
+            best, most = np.where(count > most, i, best), np.maximum(most, count)
+        places = np.argwhere(left)
+        found = tuple(places[most > 0].T)
+        result[found] = values[best[most > 0]]
+        left = left.copy()
+        left[found] = False
+        if not left.any():
+            return result
+    return None
+
+
+def _image_to_write(image: dict, record: ImageRecord, target: str, num_channels: int) -> tuple[str, bytes, str]:
+    """File name, content and what was changed: nothing, where the file is upright and of a kind that is read."""
+    content = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+    suffix = Path(record.image_file).suffix
+    has_suffix = suffix.lower() in IMAGE_EXTENSIONS
+    if num_channels not in (1, 3):  # bands of a file that Pillow may not know
+        return target + (suffix if has_suffix else ".tif"), content, ""
+    with Image.open(io.BytesIO(content)) as opened:
+        kind = opened.format
+        turned = 1 < opened.getexif().get(EXIF_ORIENTATION, 1) <= 8  # after decoding, Pillow keeps it no more in TIFFs
+    if not turned and (has_suffix or kind in SUFFIXES):
+        return target + (suffix if has_suffix else SUFFIXES[kind]), content, ""
+    upright = ImageOps.exif_transpose(open_image({"bytes": content, "path": None}, record.name))
+    # Of a kind that is not among those of the layouts, or that Pillow only reads: PNG loses nothing.
+    kind = {"MPO": "JPEG"}.get(kind, kind if kind in SUFFIXES else "PNG")
+    options = {"JPEG": {"quality": 95, "subsampling": 0}}.get(kind, {})
+    if kind == "WEBP":
+        options = {"quality": 95} if is_lossy_file(image) else {"lossless": True}
+    file = io.BytesIO()
+    upright.save(file, kind, exif=upright.getexif(), icc_profile=upright.info.get("icc_profile"), **options)
+    suffix = suffix if has_suffix else SUFFIXES[kind]
+    return target + suffix, file.getvalue(), "image turned upright" if turned else f"image stored as {kind}"
+
+
+# ---- what goes with it ----------------------------------------------------------------------------------------------
+
+
+def _save_classes(file: Path, dataset: DatasetDict, data_args: DatasetArguments) -> bool:
+    """Writes the list of classes before any was merged or dropped, as flags do that to the copy too."""
+    if data_args.label_map and data_args.id2label:  # the list then names the classes of the map; the flag stays
+        return False
+    try:
+        unedited = replace(data_args, merge_classes=[], drop_classes=[], label_map=None)
+        classes = resolve_from_arguments(dataset, unedited)
+    except UserError:  # from the values of the source's masks no classes can be told; from those of the copy they can
+        return False
+    if classes.raw_to_id is not None:  # values with gaps, which training finds in the copy as well
+        return False
+    classes.save(file)
+    return True
+
+
+def _flags(
+    out: Path, report: DatasetReport, dataset: DatasetDict, data_args: DatasetArguments, num_channels: int
+) -> list[str]:
+    """The flags of the source, but for those of which the copy has no need."""
+    reduce = data_args.do_reduce_labels
+    if reduce is None:  # the default of the source's layout, which is not that of the copy's
+        reduce = report.layout == "ADE20K" or "scene_parse_150" in (data_args.dataset_name or "")
+    flags = ["--dataset_dir", str(out)] + ["--do_reduce_labels"] * reduce
+    for name in ("ignore_values", "merge_classes", "drop_classes"):
+        if getattr(data_args, name):
+            flags += [f"--{name}", *map(str, getattr(data_args, name))]
+    if data_args.label_map:
+        flags += ["--label_map", data_args.label_map]
+        flags += ["--id2label", data_args.id2label] if data_args.id2label else []
+    if data_args.train_val_split is not None and "validation" not in dataset:
+        flags += ["--train_val_split", str(data_args.train_val_split)]
+        flags += ["--split_groups", data_args.split_groups] if data_args.split_groups else []
+    return flags + (["--num_channels", str(num_channels)] if num_channels != 3 else [])
+
+
+def _write_report(file: Path, rows: list[_Fixed], report: DatasetReport) -> None:
+    # Names that are no valid UTF-8 cannot be written otherwise.
+    with file.open("w", encoding="utf-8", errors="backslashreplace", newline="") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(REPORT_COLUMNS)
+        for row in rows:
+            writer.writerow([row.split, row.name, "; ".join(row.changed), row.pixels_changed, row.left_out])
+        for found in report.findings:
+            if found.kind in ORPHANS:
+                for path in found.files:
+                    writer.writerow(["", path, "", 0, ORPHANS[found.kind]])
+                if found.count > len(found.files):
+                    more = f"{found.count - len(found.files)} more"
+                    writer.writerow(["", more, "", 0, ORPHANS[found.kind]])
+
+
+def _summary(out: Path, rows: list[_Fixed], report: DatasetReport, has_classes: bool, flags: list[str]) -> str:
+    written = Counter(FOLDERS[row.split] for row in rows if not row.left_out)
+    counts = ", ".join(f"{split}: {count}" for split, count in written.items())
+    changes = Counter(change for row in rows for change in row.changed if not change.startswith("named "))
+    listed = "; ".join(f"{change} ({count})" for change, count in changes.most_common())
+    left_out = sum(bool(row.left_out) for row in rows)
+    orphans = sum(found.count for found in report.findings if found.kind in ORPHANS)
+    kept = [found.kind for found in report.findings if found.severity != INFO and found.kind not in MENDED]
+    sentences = [
+        f"clean copy in {out}: {written.total()} pairs ({counts}), {left_out} pairs and {orphans} single files left "
+        f"out, {sum(row.pixels_changed for row in rows)} pixels of masks changed (each file: {REPORT})",
+        f"Changed: {listed}" if listed else "Nothing else had to be changed",
+        f"The classes are in {CLASSES}" if has_classes else "No list of classes was written",
+        *([f"Not mended, or not for certain: {', '.join(dict.fromkeys(kept))}"] if kept else []),
+        f"Look at it: python check_dataset.py {shlex.join(flags)} (the same flags for training)",
+    ]
+    return ". ".join(sentences)

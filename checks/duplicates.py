@@ -1,0 +1,185 @@
+"""Images that are in a dataset twice, exactly or nearly, and masks that are; leakage from one split into another."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image
+
+from checks.records import ERROR, INFO, WARNING, Finding, ImageRecord, finding
+from cli_utils import shorten
+
+HASH_SHAPE, THUMBNAIL_SIDE = (8, 8), 16
+# Two pictures are near-duplicates if few bits differ and what is left of them at 16x16 correlates so well.
+MAX_HASH_DISTANCE, MIN_CORRELATION = 10, 0.98
+FLAT = 3.0  # standard deviation (of 0…255) of a thumbnail below which pictures cannot be told apart
+BLOCK = 1024  # rows of a comparison of all with all
+MAX_LEAK = 0.01  # share of a split's images that are in another one too, above which its scores mean nothing
+
+
+def difference_hash(gray: Image.Image) -> int:
+    """64 bits: whether each of 8x8 cells of a picture (mode L) is darker than the one to its right.
+
+    Neither size, compression, contrast nor brightness change it much.
+    Source: N. Krawetz, "Kind of Like That", The Hacker Factor Blog, 2013 (dHash).
+    """
+    rows, columns = HASH_SHAPE
+    # Not rounded, as cells of a smooth picture differ by less than one.
+    cells = np.asarray(gray.convert("F").resize((columns + 1, rows), Image.Resampling.BOX))
+    return int.from_bytes(np.packbits(cells[:, :-1] < cells[:, 1:]).tobytes(), "big")
+
+
+def thumbnail(gray: Image.Image) -> bytes:
+    """A picture (mode L) as 16x16 bytes."""
+    return gray.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX).tobytes()
+
+
+def normalized_thumbnails(thumbnails: list[bytes]) -> np.ndarray:
+    """→ float32 (n, 256) of mean 0 and length 1, whose products are correlations; zeros where there is no contrast."""
+    pixels = np.frombuffer(b"".join(thumbnails), np.uint8).reshape(len(thumbnails), -1).astype(np.float32)
+    pixels -= pixels.mean(axis=1, keepdims=True)
+    pixels[pixels.std(axis=1) < FLAT] = 0
+    return pixels / np.maximum(np.linalg.norm(pixels, axis=1, keepdims=True), 1e-6)
+
+
+def mirrored(hashes: np.ndarray, thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The hashes and normalized thumbnails of the mirror images."""
+    bits = np.unpackbits(hashes.astype(">u8").view(np.uint8)).reshape(-1, *HASH_SHAPE)
+    flipped = np.packbits(1 - bits[:, :, ::-1]).view(">u8").astype(np.uint64)
+    return flipped, thumbnails.reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE)[:, :, ::-1].reshape(len(thumbnails), -1)
+
+
+def best_matches(
+    hashes: np.ndarray,
+    thumbnails: np.ndarray,
+    known_hashes: np.ndarray,
+    known_thumbnails: np.ndarray,
+    earlier: bool = False,
+) -> np.ndarray:
+    """For each picture its nearest near-duplicate among the known ones.
+
+    All are compared with all in blocks, which takes a second or two for 10,000 pictures.
+
+    Args:
+        hashes: uint64 (n,) of `difference_hash`; known_hashes: (m,).
+        thumbnails: (n, 256) of `normalized_thumbnails`; known_thumbnails: (m, 256).
+        earlier: the known pictures are the same ones, and each is compared with those before it only.
+
+    Returns:
+        Index of the known picture, int64 (n,); -1 where there is none.
+    """
+    result = np.full(len(hashes), -1)
+    for start in range(0, len(hashes), BLOCK):
+        rows = slice(start, start + BLOCK)
+        near = np.bitwise_count(hashes[rows, None] ^ known_hashes[None]) <= MAX_HASH_DISTANCE
+        if earlier:
+            near &= np.arange(len(known_hashes)) < np.arange(len(hashes))[rows, None]
+        if near.any():
+            correlation = np.where(near, thumbnails[rows] @ known_thumbnails.T, -1)
+            best = correlation.argmax(axis=1)
+            found = correlation[np.arange(len(best)), best] >= MIN_CORRELATION
+            result[rows][found] = best[found]
+    return result
+
+
+# ---- findings -------------------------------------------------------------------------------------------------------
+
+
+def duplicate_faults(records: Sequence[ImageRecord]) -> list[Finding]:
+    """Images that are there twice, exactly or nearly, within a split and across splits; masks that are."""
+    decoded = [record for record in records if record.image_digest and "blank image" not in record.oddities]
+    sizes = Counter(record.split for record in records)
+    same = _groups(decoded, lambda record: record.image_digest)
+    findings = []
+
+    leaks = [group for group in same if len({record.split for record in group}) > 1]
+    if leaks:
+        pairs = [(group[0], record) for group in leaks for record in group if record.split != group[0].split]
+        findings.append(_leak("duplicate-across-splits", "the same image", pairs, sizes))
+    inside = [group for group in same if len({record.split for record in group}) < len(group)]
+    if inside:
+        listed = shorten(" = ".join(record.key for record in group[:2]) for group in inside)
+        files = [record.key for group in inside for record in group]
+        message = f"{len(inside)} images are there more than once in a split: {listed}"
+        findings.append(finding("duplicate-in-split", WARNING, message, "delete all but one of each", files))
+    contradictory = [group for group in same if len({record.mask_digest for record in group} - {""}) > 1]
+    if contradictory:
+        listed = shorten(" and ".join(record.key for record in group[:2]) for group in contradictory)
+        files = [record.key for group in contradictory for record in group]
+        message = f"{len(contradictory)} images are there more than once with different masks: {listed}"
+        findings.append(finding("duplicate-masks-differ", WARNING, message, "keep the right mask of each", files))
+
+    drawn = [record for record in decoded if record.mask_digest and len(record.raw_values) > 1]
+    copies = [g for g in _groups(drawn, lambda r: r.mask_digest) if len({r.image_digest for r in g}) == len(g)]
+    if copies:
+        listed = shorten(" = ".join(record.key for record in group[:2]) for group in copies)
+        files = [record.key for group in copies for record in group]
+        message = f"{len(copies)} masks are the same to the pixel for different images: {listed}"
+        fix = "check that each was saved with its own image"
+        findings.append(finding("mask-repeated", WARNING, message, fix, files))
+    return findings + _near_duplicate_faults(decoded, sizes)
+
+
+def _groups(records: Sequence[ImageRecord], key: Callable[[ImageRecord], str]) -> list[list[ImageRecord]]:
+    """Records with the same key, where there are several."""
+    groups = defaultdict(list)
+    for record in records:
+        groups[key(record)].append(record)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _leak(kind: str, what: str, pairs: list[tuple[ImageRecord, ImageRecord]], sizes: Counter) -> Finding:
+    """pairs: an image and its like in a later split, whose scores suffer."""
+    leaked = Counter(split for split, _ in {(later.split, later.key) for _, later in pairs})
+    share = max(count / sizes[split] for split, count in leaked.items())
+    counts = ", ".join(f"{count} of {sizes[split]} {split} images" for split, count in leaked.items())
+    listed = shorten(f"{later.key} = {earlier.key}" for earlier, later in pairs)
+    exact = kind == "duplicate-across-splits"
+    return finding(
+        kind,
+        ERROR if exact and share > MAX_LEAK else WARNING,
+        f"{counts} show {what} as another split, so scores there are too good: {listed}",
+        "keep what was taken together on one side: --train_val_split 0.2 --split_groups PATTERN"
+        if not exact
+        else "delete them from one of the splits",
+        dict.fromkeys(key for earlier, later in pairs for key in (later.key, earlier.key)),
+    )
+
+
+def _near_duplicate_faults(decoded: Sequence[ImageRecord], sizes: Counter) -> list[Finding]:
+    """Exact duplicates are left out: of each picture in a split one is compared."""
+    by_split: dict[str, dict[str, ImageRecord]] = defaultdict(dict)
+    for record in decoded:
+        by_split[record.split].setdefault(record.image_digest, record)
+    splits = {split: list(found.values()) for split, found in by_split.items()}
+    prints = {
+        split: (
+            np.array([record.image_hash for record in found], np.uint64),
+            normalized_thumbnails([record.thumbnail for record in found]),
+        )
+        for split, found in splits.items()
+    }
+    findings, across = [], {}
+    order = list(splits)
+    for index, later in enumerate(order):
+        for earlier in order[:index]:
+            for known in (prints[earlier], mirrored(*prints[earlier])):
+                matches = best_matches(*prints[later], *known)
+                for i in np.flatnonzero(matches >= 0).tolist():
+                    pair = splits[earlier][matches[i]], splits[later][i]
+                    if pair[0].image_digest != pair[1].image_digest:
+                        across.setdefault(pair[1].key, pair)
+    if across:
+        what = "nearly the same image (or its mirror image)"
+        findings.append(_leak("near-duplicate-across-splits", what, list(across.values()), sizes))
+    inside = []
+    for split, found in splits.items():
+        matches = best_matches(*prints[split], *prints[split], earlier=True)
+        inside += [(found[matches[i]], found[i]) for i in np.flatnonzero(matches >= 0).tolist()]
+    if inside:
+        listed = shorten(f"{later.key} ~ {earlier.key}" for earlier, later in inside)
+        message = f"{len(inside)} images are nearly the same as another one in their split: {listed}"
+        fix = "harmless in training; for a split of your own, keep such images on one side (--split_groups)"
+        files = dict.fromkeys(record.key for pair in inside for record in pair)
+        findings.append(finding("near-duplicate-in-split", INFO, message, fix, files))
+    return findings

@@ -1,0 +1,473 @@
+"""What the values in annotation files mean: class lists, and raw values <-> training ids.
+
+A "raw" value is one that stands in an annotation file; a "training id" is 0 … num_labels - 1, or 255 for ignored.
+Reduction, ignored values, merged, dropped and renumbered classes all come down to one table, `ClassMap.value_ids`.
+"""
+
+import csv
+import json
+import logging
+import os
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+import visual_utils
+from cli_utils import UserError, nearest, shorten
+from metrics_utils import IGNORE_INDEX
+
+logger = logging.getLogger(__name__)
+
+# Training ids are uint8 and 255 means ignored.
+MAX_LABELS = 255
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """The one place that knows raw annotation values and training ids.
+
+    Attributes:
+        id2label: training id → name, ids 0 … num_labels - 1.
+        palette: RGB by training id, or None where the class list has no colours.
+        do_reduce_labels: raw 0 is ignored and raw k is training id k - 1, as in ADE20K.
+        ignore_values: raw values that are ignored, besides 255.
+        raw_to_id: where neither reduction nor raw = training id says it: raw value → training id or 255. Several raw
+            values may share an id; the first of them stands for it in predictions.
+        raw_colors: RGB by raw value, of dropped and merged classes too; None: as the palette says.
+    """
+
+    id2label: dict[int, str]
+    palette: list[list[int]] | None = None
+    do_reduce_labels: bool = False
+    ignore_values: tuple[int, ...] = ()
+    raw_to_id: dict[int, int] | None = None
+    raw_colors: dict[int, list[int]] | None = None
+
+    def __post_init__(self):
+        limit = MAX_LABELS - self.do_reduce_labels  # raw 255 is ignored, so reduction leaves 1 … 254
+        if not 0 < self.num_labels <= limit:
+            raise UserError(f"{self.num_labels} classes; a class list has 1 to {limit}")
+        if not self.class_values:
+            raise UserError("no class is left: --ignore_values has the values of all")
+        if self.raw_to_id is not None:
+            if self.do_reduce_labels:
+                raise ValueError("with raw_to_id, which says it all, do_reduce_labels must be False")
+            if set(self.raw_to_id.values()) - {IGNORE_INDEX} != set(self.id2label):
+                raise ValueError(f"raw_to_id {self.raw_to_id} does not reach exactly the ids of {self.id2label}")
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.id2label)
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        return {name: i for i, name in self.id2label.items()}
+
+    @property
+    def value_ids(self) -> dict[int, int]:
+        """Every raw value that may stand in an annotation file → its training id, or 255."""
+        if self.raw_to_id is not None:
+            classes, ignored = self.raw_to_id, []
+        else:
+            classes = {i + self.do_reduce_labels: i for i in range(self.num_labels)}
+            ignored = [0] if self.do_reduce_labels else []
+        return classes | dict.fromkeys([*ignored, *self.ignore_values, IGNORE_INDEX], IGNORE_INDEX)
+
+    @property
+    def class_values(self) -> list[int]:
+        """Raw values that stand for a class, sorted."""
+        return sorted(raw for raw, i in self.value_ids.items() if i != IGNORE_INDEX)
+
+    @property
+    def raw_values(self) -> list[int]:
+        """The value of each training id in predictions: the first of its raw values.
+
+        Predictions are 8-bit PNGs. Where a raw value does not fit into them, they hold training ids.
+        """
+        if self.raw_to_id is None:
+            return [i + self.do_reduce_labels for i in range(self.num_labels)]
+        first = {i: raw for raw, i in reversed(self.raw_to_id.items())}
+        values = [first[i] for i in range(self.num_labels)]
+        return values if 0 <= min(values) and max(values) < IGNORE_INDEX else list(range(self.num_labels))
+
+    def values_by_color(self) -> dict[tuple[int, int, int], int]:
+        """RGB → raw value, for masks that show classes in their colours.
+
+        Raises:
+            UserError: the class list has no colours, or one for several classes.
+        """
+        colors = self._colors_by_value()
+        if not colors:
+            raise UserError("the class list has no colours, so masks cannot be read by theirs")
+        values, ids = {}, self.value_ids
+        for raw, color in colors.items():
+            other = values.setdefault(tuple(color), raw)
+            if ids[other] != ids[raw]:
+                raise UserError(
+                    f"the class list has the colour {' '.join(map(str, color))} for both {self._named(other)} and "
+                    f"{self._named(raw)}, so masks that show classes in their colours cannot be read"
+                )
+        return values
+
+    def _colors_by_value(self) -> dict[int, list[int]] | None:
+        if self.raw_colors is not None or self.palette is None:
+            return self.raw_colors
+        return dict(zip(self.raw_values, self.palette, strict=True))
+
+    def _named(self, raw: int) -> str:
+        name = self.id2label.get(self.value_ids[raw], "ignored")
+        return f"annotation value {raw} ({name})"
+
+    def unknown_values(self, values: np.ndarray) -> np.ndarray:
+        """Those of some raw values that are neither a class nor ignored."""
+        return values[~np.isin(values, list(self.value_ids))]
+
+    def describe_values(self) -> str:
+        """ "0 to 4, 7 are classes and 255 is ignored", for messages."""
+        runs: list[list[int]] = []
+        for value in self.class_values:
+            if runs and value == runs[-1][-1] + 1:
+                runs[-1].append(value)
+            else:
+                runs.append([value])
+        listed = shorten((f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in runs), 8)
+        return f"{listed} {'is a class' if listed.isdigit() else 'are classes'} and 255 is ignored"
+
+    def suggests_reduction(self, unknown: Sequence[int]) -> bool:
+        """Whether values that are no class may be there because ids count from 1 instead of 0."""
+        last = self.class_values[-1]
+        return not self.do_reduce_labels and list(unknown) == [last + 1] and self.value_ids.keys() >= set(range(last))
+
+    def reduce(self, mask: np.ndarray) -> np.ndarray:
+        """Raw annotation, integers of any shape → training ids, uint8 of that shape. The input stays as it is.
+
+        Raises:
+            UserError: values that are neither a class nor ignored.
+        """
+        values = np.unique(mask)
+        unknown = self.unknown_values(values)
+        if len(unknown):
+            raise UserError(
+                f"annotation values {shorten(map(str, unknown), 5)} are none of the {self.num_labels} classes"
+            )
+        value_ids = self.value_ids
+        return np.array([value_ids[value] for value in values.tolist()], np.uint8)[np.searchsorted(values, mask)]
+
+    def to_raw(self, prediction: np.ndarray) -> np.ndarray:
+        """Training ids, uint8 of any shape → `raw_values`, uint8 (255 → 0 under reduction, else 255)."""
+        lookup = np.full(256, 0 if self.do_reduce_labels else IGNORE_INDEX, np.uint8)
+        lookup[: self.num_labels] = self.raw_values
+        return lookup[prediction]
+
+    def table(self) -> str:
+        """Raw value → training id, several to a line."""
+        value_ids = self.value_ids
+        entries = [f"{raw} -> ignored" for raw in sorted(value_ids) if value_ids[raw] == IGNORE_INDEX]
+        classes = sorted((i, raw) for raw, i in value_ids.items() if i != IGNORE_INDEX)
+        entries += [f"{raw} -> {i} {self.id2label[i]}" for i, raw in classes]
+        return textwrap.fill("; ".join(entries).replace(" ", "\0").replace(";\0", "; "), 110).replace("\0", " ")
+
+    def to_config(self) -> dict:
+        """For a model's `config.json`: what is needed to write its predictions in the annotation files' values."""
+        return {
+            "do_reduce_labels": self.do_reduce_labels,
+            "ignore_values": list(self.ignore_values),
+            # Pairs, as configurations are written with sorted keys and the order of raw values matters.
+            "raw_to_id": None if self.raw_to_id is None else [list(pair) for pair in self.raw_to_id.items()],
+        }
+
+    @classmethod
+    def from_config(cls, config: dict, id2label: dict[int, str], palette: list[list[int]] | None = None) -> "ClassMap":
+        """The inverse of `to_config`; names and colours are kept elsewhere (`id2label`, `labels.json`)."""
+        pairs = config["raw_to_id"]
+        raw_to_id = None if pairs is None else {int(raw): int(i) for raw, i in pairs}
+        return cls(id2label, palette, config["do_reduce_labels"], tuple(config["ignore_values"]), raw_to_id)
+
+    def colors(self) -> np.ndarray:
+        """RGB by training id, uint8 (num_labels, 3): the class list's, or generated ones."""
+        if self.palette is None:
+            return visual_utils.default_palette(self.num_labels)
+        return np.array(self.palette, np.uint8)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes names and colours in the format of `labels/ade20k.json`."""
+        entries = [
+            json.dumps({"id": i, "name": self.id2label[i], "color": color}, ensure_ascii=False)
+            for i, color in enumerate(self.colors().tolist())
+        ]
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text("[\n" + ",\n".join(entries) + "\n]\n", encoding="utf-8")
+
+
+# ---- class lists ----------------------------------------------------------------------------------------------------
+
+
+def read_class_list(path: str | os.PathLike) -> tuple[dict[int, str], list[list[int]] | None]:
+    """Reads class names by training id, and their colours where all have one.
+
+    The file is JSON, `{id: name}` or a list of `{"id", "name", "color"}`; a CSV with those columns, a colour being
+    three numbers ("120 120 120"), or with the columns name, r, g, b, as CamVid's `class_dict.csv`; or CVAT's
+    `labelmap.txt` with the lines `name:r,g,b:parts:actions`. Without ids the rows count from 0.
+
+    Raises:
+        UserError: the file is missing or has another format; ids that are not 0 … K - 1; a name that is used twice.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".csv":
+            content = _csv_entries(text)
+        elif path.suffix.lower() == ".txt":
+            content = _labelmap_entries(text)
+        else:
+            content = json.loads(text)
+        if isinstance(content, dict):
+            content = [{"id": key, "name": name} for key, name in content.items()]
+        names = {int(entry["id"]): str(entry["name"]).strip() for entry in content}
+        colors = {int(entry["id"]): _read_color(entry.get("color")) for entry in content}
+    except OSError as error:
+        raise UserError(f"class list {path}: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        expected = {
+            ".csv": "no table with the columns id, name, color or name, r, g, b",
+            ".txt": "no label map of CVAT, with lines like road:128,64,128::",
+        }.get(path.suffix.lower(), "neither {id: name} nor a list of {id, name, color}")
+        raise UserError(f"class list {path} is {expected}: {type(error).__name__} {error}") from None
+    if len(names) != len(content):
+        raise UserError(f"class list {path} uses an id twice")
+    if not names or sorted(names) != list(range(len(names))):
+        found = f"{min(names)} to {max(names)}, {len(names)} of them" if names else "none"
+        raise UserError(
+            f"class list {path}: ids must be 0, 1, 2 … without a gap (found {found}); they are training ids, so with "
+            "--do_reduce_labels the class of annotation value 1 has id 0"
+        )
+    twice = [name for name, count in Counter(names.values()).items() if count > 1]
+    if twice:
+        raise UserError(f"class list {path} uses a name twice: {shorten(twice)}")
+    ids = range(len(names))
+    palette = None if None in colors.values() else [colors[i] for i in ids]
+    return {i: names[i] for i in ids}, palette
+
+
+def _csv_entries(text: str) -> list[dict]:
+    entries = []
+    for index, row in enumerate(csv.DictReader(text.splitlines(), skipinitialspace=True)):
+        entry = {str(key).strip().lower(): value for key, value in row.items()}
+        if {"r", "g", "b"} <= entry.keys():
+            entry["color"] = [entry["r"], entry["g"], entry["b"]]
+        entries.append({"id": index} | entry)
+    return entries
+
+
+def _labelmap_entries(text: str) -> list[dict]:
+    lines = [line for line in map(str.strip, text.splitlines()) if line and not line.startswith("#")]
+    fields = [line.rsplit(":", 3) for line in lines]
+    for line, found in zip(lines, fields, strict=True):
+        if len(found) != 4:
+            raise ValueError(f"in {line!r}")
+    return [{"id": index, "name": name, "color": color} for index, (name, color, _, _) in enumerate(fields)]
+
+
+def _read_color(color) -> list[int] | None:
+    """[r, g, b], or a string with three numbers; None for no colour."""
+    if not color:
+        return None
+    numbers = [int(number) for number in (re.findall(r"\d+", color) if isinstance(color, str) else color)]
+    if len(numbers) != 3 or not all(0 <= number <= 255 for number in numbers):
+        raise ValueError(f"colour {color!r} is not three numbers in 0…255")
+    return numbers
+
+
+# ---- editing classes ------------------------------------------------------------------------------------------------
+
+
+def edit_classes(class_map: ClassMap, merge: Sequence[str] = (), drop: Sequence[str] = ()) -> ClassMap:
+    """Joins classes (`--merge_classes car,truck,bus=vehicle`) and drops others, whose pixels are then ignored.
+
+    Ids keep their order and close up. A joined class has the place of its first member in the class list. If its name
+    is that of a class, this is joined as well (`truck,bus=car`) and lends its colour and its value in predictions;
+    else the first member does.
+
+    Raises:
+        UserError: unknown names, a class in two places, nothing left.
+    """
+    new_names: dict[str, str] = {}
+    for group in merge:
+        listed, _, new = (part.strip() for part in group.rpartition("="))
+        members = [name.strip() for name in listed.split(",")]
+        if not new or not all(members):
+            raise UserError(f"--merge_classes {group}: write NAME,NAME=NEW_NAME, as in car,truck,bus=vehicle")
+        _check_names("--merge_classes", members, class_map.label2id)
+        if new in new_names.values():
+            raise UserError(f"--merge_classes makes {new} twice; name all its members in one place")
+        for name in dict.fromkeys([*members, *({new} & class_map.label2id.keys())]):
+            if name in new_names:
+                raise UserError(f"--merge_classes puts {name} into both {new_names[name]} and {new}")
+            new_names[name] = new
+    used = {class_map.id2label[class_map.value_ids[raw]] for raw in class_map.class_values}
+    for name in new_names:
+        if name not in used:
+            raise UserError(
+                f"--merge_classes puts {name} into {new_names[name]}, but --ignore_values has its annotation value "
+                f"{class_map.raw_values[class_map.label2id[name]]}: leave it out of one of the two"
+            )
+    _check_names("--drop_classes", drop, class_map.label2id)
+    both = [name for name in drop if name in new_names]
+    if both:
+        raise UserError(f"--drop_classes {shorten(both)}: also in --merge_classes; leave it out of one of the two")
+    new_names |= dict.fromkeys(drop)
+    targets = {}
+    for raw, i in class_map.value_ids.items():
+        if i != IGNORE_INDEX:
+            name = class_map.id2label[i]
+            targets[raw] = new_names.get(name, name)
+    return _relabel(targets, class_map, class_map.ignore_values)
+
+
+def read_label_mapping(path: str | os.PathLike) -> dict[int | str, int | str | None]:
+    """Reads a `--label_map` file: raw value or class name → training id or name, None for ignored.
+
+    JSON or YAML, `{7: road, 8: road, 9: null}`, or a CSV with a header and two columns, empty for ignored. Whole
+    numbers are raw values and training ids; 255 is ignored.
+
+    Raises:
+        UserError: the file is missing or has another format.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".csv":
+            rows = list(csv.reader(text.splitlines(), skipinitialspace=True))[1:]
+            pairs = [(key, target or None) for key, target in filter(None, rows)]
+        else:
+            pairs = list(yaml.safe_load(text).items())  # JSON is YAML
+        mapping = {_value_or_name(key): None if target is None else _value_or_name(target) for key, target in pairs}
+    except OSError as error:
+        raise UserError(f"--label_map {path}: {error.strerror}") from None
+    except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"--label_map {path} is not a table from annotation values or class names to training ids or names "
+            f"(null: ignored): {reason}"
+        ) from None
+    if len(mapping) != len(pairs):
+        raise UserError(f"--label_map {path} names a value or class twice")
+    return {key: None if target == IGNORE_INDEX else target for key, target in mapping.items()}
+
+
+def _value_or_name(entry) -> int | str:
+    if isinstance(entry, str) and re.fullmatch(r"-?\d+", entry.strip()):
+        return int(entry)
+    if isinstance(entry, str) and entry.strip():
+        return entry.strip()
+    if isinstance(entry, bool) or not isinstance(entry, int):
+        # YAML reads yes, no, on and off as truth values.
+        raise ValueError(f"{entry!r} is neither a whole number nor a name (put names like no and on in quotes)")
+    return entry
+
+
+def map_classes(
+    mapping: dict[int | str, int | str | None],
+    path: str | os.PathLike,
+    class_map: ClassMap | None,
+    names: tuple[dict[int, str], list[list[int]] | None] | None = None,
+    ignore_values: Sequence[int] = (),
+) -> ClassMap:
+    """The label map of a `--label_map` file.
+
+    To names: training ids count up in the order in which the names first appear in the file. To ids: they must be
+    0 … K - 1, and `names` says what they are called. Values that the file does not name but the class list does are
+    ignored, which is logged; all others are errors when masks are read.
+
+    Args:
+        mapping: of `read_label_mapping`.
+        path: for messages.
+        class_map: what raw values meant before; needed for keys that are names. None where there is no class list.
+        names: of `read_class_list`, for training ids; None: `class_0`, `class_1`, …
+        ignore_values: raw values that are ignored, besides 255.
+
+    Raises:
+        UserError: an unknown name, names and ids mixed, a gap in the ids, an ignored value that gets a class, nothing
+            left.
+    """
+    targets: dict[int, int | str | None] = {}
+    values_by_name: dict[str, list[int]] = {}
+    for raw, i in class_map.value_ids.items() if class_map else ():
+        if i != IGNORE_INDEX:
+            values_by_name.setdefault(class_map.id2label[i], []).append(raw)
+    by_name = [key for key in mapping if isinstance(key, str)]
+    if by_name and not class_map:
+        raise UserError(f"--label_map {path} names {shorten(by_name)}, but there is no class list: give --id2label")
+    _check_names(f"--label_map {path}", by_name, values_by_name)
+    for key, target in mapping.items():
+        for raw in [key] if isinstance(key, int) else values_by_name[key]:
+            if raw in targets and targets[raw] != target:
+                raise UserError(f"--label_map {path} has {targets[raw]} and {target} for annotation value {raw}")
+            targets[raw] = target
+    ignored = [raw for raw in (*ignore_values, IGNORE_INDEX) if targets.get(raw) is not None]
+    if ignored:
+        raise UserError(
+            f"--label_map {path} gives annotation value {ignored[0]} the class {targets[ignored[0]]}, but it is "
+            f"ignored {'everywhere' if ignored[0] == IGNORE_INDEX else 'by --ignore_values'}"
+        )
+    ids = {target for target in targets.values() if isinstance(target, int)}
+    if not ids:
+        return _relabel(targets, class_map, ignore_values)
+
+    if any(isinstance(target, str) for target in targets.values()):
+        raise UserError(f"--label_map {path} maps to both names and ids ({min(ids)} …); use one of the two")
+    if by_name:
+        raise UserError(
+            f"--label_map {path} maps names to ids; map annotation values to ids, or names to names "
+            "(where there are ids, the class list names those)"
+        )
+    id2label, palette = names or ({i: f"class_{i}" for i in range(len(ids))}, None)
+    if sorted(ids) != sorted(id2label):
+        wrong = sorted(ids ^ id2label.keys())
+        raise UserError(
+            f"--label_map {path} must reach every training id from 0 to {len(id2label) - 1} and no other; "
+            f"{shorten(map(str, wrong), 5)} {'is' if len(wrong) == 1 else 'are'} in one of the two only"
+        )
+    raw_to_id = {raw: IGNORE_INDEX if target is None else target for raw, target in targets.items()}
+    return ClassMap(id2label, palette, ignore_values=tuple(ignore_values), raw_to_id=raw_to_id)
+
+
+def _check_names(source: str, wanted: Iterable[str], known: Iterable[str]) -> None:
+    for name in wanted:
+        if name not in known:
+            raise UserError(f"{source}: there is no class {name!r}{nearest(name, known)}")
+
+
+def _relabel(targets: dict[int, str | None], before: ClassMap | None, ignore_values: Sequence[int]) -> ClassMap:
+    """The label map in which raw values belong to the classes `targets` names, None being ignored.
+
+    Values that `before` knows and `targets` does not are ignored.
+    """
+    names = list(dict.fromkeys(name for name in targets.values() if name is not None))
+    if not names:
+        raise UserError("no class is left: all are dropped or ignored")
+    old_ids = before.value_ids if before else {}
+    old_names = {raw: before.id2label[i] for raw, i in old_ids.items() if i != IGNORE_INDEX}
+    left_out = [name for raw, name in old_names.items() if raw not in targets]
+    if left_out:
+        logger.warning(f"{len(left_out)} classes are not in --label_map and are ignored: {shorten(left_out, 8)}")
+    # A class that keeps its name keeps its value and colour, whatever is joined to it.
+    order = sorted(targets, key=lambda raw: old_names.get(raw) != targets[raw])
+    ids = {name: i for i, name in enumerate(names)} | {None: IGNORE_INDEX}
+    raw_to_id = {raw: ids[targets[raw]] for raw in order}
+    colors = (before._colors_by_value() if before else None) or {}
+    by_id = {i: colors.get(raw) for raw, i in reversed(raw_to_id.items())}
+    palette = [by_id[i] for i in range(len(names))]
+    return ClassMap(
+        dict(enumerate(names)),
+        None if None in palette else palette,
+        ignore_values=tuple(ignore_values),
+        raw_to_id=raw_to_id | {raw: IGNORE_INDEX for raw in old_ids if raw not in raw_to_id},
+        raw_colors=colors or None,
+    )

@@ -1,0 +1,124 @@
+"""What `--dataset_name` takes: Hub datasets, parquet files, folders of `save_to_disk`; their splits and columns."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+from cli_utils import UserError, nearest, one_line
+from data.layouts import standard_split_name
+from data.preparation import undecoded
+
+logger = logging.getLogger(__name__)
+IMAGE_COLUMNS = ("image", "pixel_values", "img", "images", "input", "photo", "picture")
+LABEL_COLUMNS = (
+    *("label", "annotation", "mask", "segmentation_mask", "semantic_mask", "segmentation", "labels", "annotations"),
+    *("masks", "seg_map", "label_image", "gt", "ground_truth"),
+)
+
+
+def load_through_datasets(
+    name: str, config: str | None, cache_dir=None, token: str | None = None, streaming: bool = False
+) -> DatasetDict | IterableDatasetDict:
+    """What `--dataset_name` names, with its own splits and columns.
+
+    Raises:
+        UserError: it cannot be reached or read.
+    """
+    path = Path(name)
+    saved = [path / file for file in ("dataset_dict.json", "state.json") if (path / file).is_file()]
+    if saved and streaming:
+        raise UserError(f"--streaming: {name} is on this disk already; leave the flag out")
+    try:
+        if saved:
+            loaded = datasets.load_from_disk(name)
+        elif path.suffix == ".parquet":
+            loaded = datasets.load_dataset("parquet", data_files=name, cache_dir=cache_dir, streaming=streaming)
+        else:
+            loaded = datasets.load_dataset(name, config, cache_dir=cache_dir, token=token, streaming=streaming)
+    except ConnectionError as error:  # includes `OfflineModeIsEnabled`
+        raise UserError(
+            f"--dataset_name {name}: the Hub cannot be reached ({one_line(error)}); "
+            "--dataset_dir FOLDER works without network"
+        ) from None
+    except (FileNotFoundError, ValueError, RuntimeError, datasets.exceptions.DatasetGenerationError) as error:
+        raise UserError(
+            f"--dataset_name {name} cannot be loaded: {one_line(error)} "
+            "(images and masks in a folder are read with --dataset_dir FOLDER, without network)"
+        ) from None
+    if isinstance(loaded, Dataset):
+        loaded = DatasetDict({standard_split_name(str(loaded.split)) or "train": loaded})
+    return loaded
+
+
+def _standard_splits(dataset: DatasetDict, name) -> DatasetDict:
+    splits = {}
+    for original, rows in dataset.items():
+        split = standard_split_name(original)
+        if split is None:
+            logger.warning(
+                f"{name}: split {original!r} ({len(rows)} rows) is neither train, validation nor test: left out"
+            )
+        elif split in splits:
+            raise UserError(f"{name} has two {split} splits: {', '.join(dataset)}")
+        elif len(rows):
+            splits[split] = rows
+    if not splits:
+        raise UserError(f"{name} has no rows in a train, validation or test split; its splits: {', '.join(dataset)}")
+    return DatasetDict(splits)
+
+
+def find_columns(
+    split: Dataset | IterableDataset, image_column: str | None, label_column: str | None
+) -> tuple[str, str]:
+    """The names of the image column and the label column: those asked for, or those found by name and type.
+
+    Raises:
+        UserError: there is no such column, or several.
+    """
+    image_column = _find_column(split, "image", image_column, IMAGE_COLUMNS, taken=label_column)
+    return image_column, _find_column(split, "label", label_column, LABEL_COLUMNS, taken=image_column)
+
+
+def standard_columns(split: Dataset, split_name: str, image_column: str | None, label_column: str | None) -> Dataset:
+    """The columns "image", "label" and "name" as `load_segmentation_dataset` promises them."""
+    image_column, label_column = find_columns(split, image_column, label_column)
+    split = split.select_columns([image_column, label_column])
+    # Renamed in one go, as "label" may well be what the image column is called.
+    split = split.rename_columns({image_column: "image", label_column: "label"})
+    split = split.cast_column("image", datasets.Image(mode="RGB")).cast_column("label", datasets.Image())
+    paths = list(undecoded(split).flatten()["image.path"])
+    stems = [Path(path).stem for path in paths if path]
+    if len(set(stems)) < len(split):
+        stems = [f"{split_name}_{index:06d}" for index in range(len(split))]
+    return split.add_column("name", stems)
+
+
+def _is_image(feature) -> bool:
+    """Image, or what an Image column is in a parquet file without the features' description."""
+    return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and feature.keys() == {"bytes", "path"})
+
+
+def _find_column(
+    split: Dataset | IterableDataset, kind: str, wanted: str | None, known: Sequence[str], taken: str | None
+) -> str:
+    """The column of images with a known name, or else the only one whose name says nothing; `taken` is the other."""
+    if wanted is not None:
+        if wanted not in split.features:
+            raise UserError(f"--{kind}_column {wanted}: no such column{nearest(wanted, split.column_names)}")
+        if not _is_image(split.features[wanted]):
+            raise UserError(f"--{kind}_column {wanted} holds {split.features[wanted]}, not images (`datasets.Image`)")
+        return wanted
+    columns = [name for name, feature in split.features.items() if _is_image(feature) and name != taken]
+    by_name = [name for name in columns if name.lower() in known]
+    others = [name for name in columns if name.lower() not in (*IMAGE_COLUMNS, *LABEL_COLUMNS)]
+    candidates = by_name or others
+    if len(candidates) == 1:
+        return candidates[0]
+    described = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in split.features.items())
+    raise UserError(
+        f"{' and '.join(candidates) or 'none'} of the columns could be the {kind}s: {described}; "
+        f"say which with --{kind}_column (it must hold `datasets.Image`)"
+    )

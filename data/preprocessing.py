@@ -1,0 +1,230 @@
+"""The evaluation protocol: how an image becomes logits, and logits become a label map of the image's own size.
+
+The protocol of the SegFormer paper and of mmsegmentation: aspect kept, short side `short_side`, long side at most four
+times that, both sides rounded up to a multiple of 32, the whole image in one pass, logits resized bilinearly to the
+original size, then argmax. Where asked for, also as published: a sliding window instead of the whole image, and
+test-time augmentation, the average over several scales and mirror images. Training evaluation, `--do_predict` and
+`predict.py` all go through here, one image at a time, so that they agree to the last pixel:
+
+    pixel_values = protocol.preprocess(image)
+    logits = protocol_logits(model, pixel_values, protocol)
+    prediction, loss_sum, valid_pixels = score_logits(logits, labels)
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as tvF
+
+from cli_utils import UserError
+from metrics_utils import IGNORE_INDEX
+
+# Source: SegFormer's test pipeline, img_scale=(2048, 512): the long side may be four times the short one.
+MAX_ASPECT_RATIO = 4
+
+
+@dataclass(frozen=True)
+class EvaluationProtocol:
+    """How an image is brought to the network.
+
+    Attributes:
+        short_side: pixels of the short side after resizing.
+        size_divisor: both sides are rounded up to a multiple of it.
+        square: resize to short_side × short_side instead, for architectures with a fixed input size.
+        image_mean, image_std: per channel, after scaling to 0…1.
+        flip_channels: the network expects BGR (MobileViT).
+        slide_crop, slide_stride: side and step in pixels of a square window that slides over the resized image, logits
+            averaged where windows overlap; None shows the whole image. Published for Cityscapes: short side 1024,
+            window 1024, stride 768, and three quarters of the window is the default. With `square` the window is the
+            input that the architecture takes.
+        scales: test-time augmentation, factors on the short side; published: 0.75, 0.875, 1, 1.125, 1.25 (NVlabs) or
+            0.5, 0.75, 1, 1.25, 1.5, 1.75 (mmsegmentation).
+        flip: test-time augmentation, every scale also mirrored.
+        threshold: for models of two classes, the probability above which a pixel is given the second one. It moves
+            predictions alone, never the loss.
+
+    Raises:
+        UserError: on values that do not fit together.
+    """
+
+    short_side: int = 512
+    size_divisor: int = 32
+    square: bool = False
+    image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    flip_channels: bool = False
+    slide_crop: int | None = None
+    slide_stride: int | None = None
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    threshold: float = 0.5
+
+    def __post_init__(self):
+        if not 0 < self.threshold < 1:
+            raise UserError(f"--threshold is {self.threshold:g}; it is a probability between 0 and 1, as in 0.5")
+        crop, divisor = self.slide_crop, self.size_divisor
+        if crop is not None and self.slide_stride is None:
+            object.__setattr__(self, "slide_stride", crop * 3 // 4)
+        stride = self.slide_stride
+        if not self.scales or min(self.scales) <= 0:
+            raise UserError(
+                f"--eval_scales is {_numbers(self.scales) or 'empty'}; it takes one or more positive factors, "
+                "as in 0.75 1 1.25"
+            )
+        if crop is None:
+            if stride is not None:
+                raise UserError(f"--slide_stride {stride} is for a sliding window: add --slide_crop")
+            if self.square and set(self.scales) != {1.0}:
+                raise UserError(
+                    f"--eval_scales {_numbers(self.scales)}: this architecture takes images of "
+                    f"{self.short_side}x{self.short_side} pixels only; leave the flag out, or add --slide_crop "
+                    f"{self.short_side} and scales of at least 1"
+                )
+            return
+        if crop < 1 or crop % divisor:
+            raise UserError(
+                f"--slide_crop is {crop}; it must be a positive multiple of {divisor}, "
+                f"as in {max(1, round(crop / divisor)) * divisor}"
+            )
+        if not 1 <= stride <= crop:
+            raise UserError(
+                f"--slide_stride is {stride}; it must be from 1 to --slide_crop ({crop}), or pixels between two "
+                "windows would be seen by neither"
+            )
+        if self.square and crop != self.short_side:
+            raise UserError(
+                f"--slide_crop is {crop}, but this architecture takes images of {self.short_side}x{self.short_side} "
+                f"pixels only: give --slide_crop {self.short_side}"
+            )
+        if self.square and min(self.scales) < 1:
+            raise UserError(
+                f"--eval_scales {_numbers(self.scales)}: at scale {min(self.scales):g} the image is smaller than the "
+                f"{crop}x{crop} pixels that this architecture takes; give scales of at least 1"
+            )
+
+    @classmethod
+    def from_image_processor(cls, image_processor, fixed_size: int | None = None, **options) -> "EvaluationProtocol":
+        """The protocol for a model's image processor.
+
+        Args:
+            fixed_size: side in pixels for architectures that take one input size only
+                (`models.loading.fixed_input_size`).
+            options: `slide_crop`, `slide_stride`, `scales`, `flip`, `threshold`, which no image processor knows.
+        """
+        settings = image_processor.to_dict()
+        size = settings.get("size") or {}
+        short_side = (
+            fixed_size or size.get("shortest_edge") or min(size.get("height") or 512, size.get("width") or 512)
+        )
+        normalizes = settings.get("do_normalize", False)
+        # Where nothing is normalised, the list still says how many channels there are.
+        num_channels = len(settings.get("image_mean") or (0, 0, 0))
+        return cls(
+            short_side=short_side,
+            square=fixed_size is not None,
+            image_mean=tuple(settings["image_mean"]) if normalizes else (0.0,) * num_channels,
+            image_std=tuple(settings["image_std"]) if normalizes else (1.0,) * num_channels,
+            flip_channels=bool(settings.get("do_flip_channel_order")),
+            **options,
+        )
+
+    @property
+    def num_channels(self) -> int:
+        """Of the images; 3 is RGB."""
+        return len(self.image_mean)
+
+    def input_size(self, height: int, width: int, scale: float = 1.0) -> tuple[int, int]:
+        """Height and width in pixels to which an image of this height and width is resized.
+
+        scale: one of `scales`. As published, it multiplies the limits on both sides, which are then whole pixels.
+        """
+        if self.square and not self.slide_crop:
+            return self.short_side, self.short_side
+        short_side, long_side = (int(side * scale) for side in (self.short_side, MAX_ASPECT_RATIO * self.short_side))
+        factor = min(short_side / min(height, width), long_side / max(height, width))
+        # A window that is all an architecture takes has to fit in, whatever the image's aspect.
+        least = self.slide_crop if self.square else self.size_divisor
+        return tuple(
+            max(least, math.ceil(int(side * factor + 0.5) / self.size_divisor) * self.size_divisor)
+            for side in (height, width)
+        )
+
+    def windows(self, side: int) -> list[slice]:
+        """The pixels, along one side of the resized image, that each window covers.
+
+        Source: `slide_inference` of mmsegmentation: the last window is pulled back to the border, and a side shorter
+        than the window is covered whole.
+        """
+        if self.slide_crop is None:
+            return [slice(0, side)]
+        count = max(0, math.ceil((side - self.slide_crop) / self.slide_stride)) + 1
+        stops = [min(side, i * self.slide_stride + self.slide_crop) for i in range(count)]
+        return [slice(max(0, stop - self.slide_crop), stop) for stop in stops]
+
+    def normalize(self, image: torch.Tensor) -> torch.Tensor:
+        """uint8 (…, C, H, W) → float32, scaled to 0…1, then mean and standard deviation taken out per channel.
+
+        C is `num_channels`, the first three being RGB.
+        """
+        scaled = tvF.to_dtype(self._rgb_or_bgr(image), torch.float32, scale=True)
+        return tvF.normalize(scaled, self.image_mean, self.image_std, inplace=True)
+
+    def denormalize(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The inverse of `normalize`: float32 (…, C, H, W) → uint8, to be looked at."""
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
+        return self._rgb_or_bgr(tvF.to_dtype((pixel_values * std + mean).clamp(0, 1), torch.uint8, scale=True))
+
+    def _rgb_or_bgr(self, image: torch.Tensor) -> torch.Tensor:
+        """From the order of the image's first three channels to that of the network's, or back."""
+        if not self.flip_channels:
+            return image
+        return torch.cat([image[..., :3, :, :].flip(-3), image[..., 3:, :, :]], dim=-3)
+
+    def preprocess(self, image: Image.Image | torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+        """RGB image, or uint8 (C, H, W), of any size → float32 (C, h, w) with (h, w) = `input_size` of the image; a
+        list if `scales` are several, one for each. Windows and mirror images are made by `protocol_logits`."""
+        tensor = image if isinstance(image, torch.Tensor) else tvF.pil_to_tensor(image)
+        sizes = [self.input_size(*tensor.shape[-2:], scale) for scale in self.scales]
+        resized = [
+            self.normalize(tvF.resize(tensor, size, interpolation=InterpolationMode.BILINEAR, antialias=True))
+            for size in sizes
+        ]
+        return resized[0] if len(resized) == 1 else resized
+
+    def describe(self) -> str:
+        """One line for `eval_protocol`."""
+        if self.square and not self.slide_crop:
+            resize = f"image resized to {self.short_side}x{self.short_side}"
+        else:
+            resize = (
+                f"short side {self.short_side} (long side at most {MAX_ASPECT_RATIO * self.short_side}), aspect kept, "
+                f"sides rounded up to a multiple of {self.size_divisor}"
+            )
+        if self.slide_crop and self.square:
+            resize += f" and to at least {self.slide_crop}"
+        view = "whole image in one pass"
+        if self.slide_crop:
+            view = (
+                f"sliding window {self.slide_crop}x{self.slide_crop} with stride {self.slide_stride}, logits averaged "
+                "where windows overlap"
+            )
+        augmentation = "no test-time augmentation"
+        if self.flip or self.scales != (1.0,):
+            passes = len(self.scales) * (1 + self.flip)
+            augmentation = (
+                f"test-time augmentation: probabilities averaged over scales {_numbers(self.scales)}"
+                f"{', each also mirrored' if self.flip else ''} ({passes} pass{'es' if passes > 1 else ''})"
+            )
+        threshold = "" if self.threshold == 0.5 else f"; second class above a probability of {self.threshold:g}"
+        return (
+            f"{resize}; {view}; logits resized bilinearly to the original size; one confusion matrix "
+            f"over all images, label {IGNORE_INDEX} ignored; {augmentation}{threshold}"
+        )
+
+
+def _numbers(scales: Iterable[float]) -> str:
+    return " ".join(f"{scale:g}" for scale in scales)

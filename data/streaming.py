@@ -1,0 +1,165 @@
+"""Training on a Hub dataset while it is being read: `--streaming`.
+
+    stream, dataset, class_map = load_streams(data_args, max_eval_samples=500)
+    train_dataset = StreamingDataset(stream, class_map, TrainTransform(protocol), seed=42)
+    dataset = prepare_dataset(dataset, class_map)       # the first rows of the evaluation split, checked and cached
+
+Training images are checked as they are drawn, by the code and with the messages of `prepare_dataset`.
+"""
+
+import itertools
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import fsspec
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict, Features, IterableDataset
+from PIL import Image
+
+from cli_utils import UserError
+from data.arguments import DatasetArguments
+from data.augmentation import TrainTransform
+from data.classes import ClassMap
+from data.hub_datasets import find_columns, load_through_datasets, standard_columns
+from data.image_files import read_channels
+from data.layouts import standard_split_name
+from data.preparation import prepare_one
+from data_utils import resolve_from_arguments
+
+logger = logging.getLogger(__name__)
+
+# Rows held back to be drawn from at random: files, not decoded, so some 100 MB of photos.
+SHUFFLE_BUFFER = 500
+
+
+def check_streaming(args: DatasetArguments, max_steps: int, max_eval_samples: int | None, evaluates: bool) -> None:
+    """Raises UserError for flags that do not go with `--streaming`, before anything is read."""
+    if not args.dataset_name:
+        raise UserError("--streaming reads --dataset_name; a folder (--dataset_dir) is on this disk already")
+    if args.train_val_split is not None:
+        raise UserError("--streaming cannot part a split it has not seen: leave out --train_val_split")
+    if max_steps < 1:
+        raise UserError("--streaming does not know how many images there are: give --max_steps")
+    if evaluates and max_eval_samples is None:
+        raise UserError("--streaming evaluates the first images of the split: say how many with --max_eval_samples")
+
+
+def load_streams(
+    args: DatasetArguments, max_eval_samples: int | None, token: str | None = None
+) -> tuple[IterableDataset | None, DatasetDict, ClassMap]:
+    """The training split as a stream, and of the validation split, else of the test split, the first rows.
+
+    Args:
+        max_eval_samples: how many; None: the split is left alone.
+        token: as for `datasets.load_dataset`.
+
+    Returns:
+        The stream, with the columns "image" and "label" as {"bytes", "path"}; a dataset as of
+        `data_utils.load_segmentation_dataset`, with one split or none; the label map.
+
+    Raises:
+        UserError: it cannot be reached or read, or nothing says which classes it has.
+    """
+    class_map = resolve_from_arguments(None, args)
+    loaded = load_through_datasets(args.dataset_name, args.dataset_config_name, token=token, streaming=True)
+    streams = {standard_split_name(name): rows for name, rows in loaded.items()}
+    if not {"train", "validation", "test"} & streams.keys():
+        raise UserError(f"{args.dataset_name} has no train, validation or test split; its splits: {', '.join(loaded)}")
+    streams = {
+        split: _files(rows, *find_columns(rows, args.image_column, args.label_column))
+        for split, rows in streams.items()
+        if split
+    }
+    evaluation = next((split for split in ("validation", "test") if split in streams), None)
+    dataset = DatasetDict()
+    if evaluation and max_eval_samples is not None:
+        rows = streams[evaluation]
+        taken = Dataset.from_list(list(rows.take(max_eval_samples)), features=rows.features)
+        dataset[evaluation] = standard_columns(taken, evaluation, "image", "label")
+        logger.info(f"the first {len(taken)} rows of the {evaluation} split of {args.dataset_name} are evaluated")
+    return streams.get("train"), dataset, class_map
+
+
+def _files(rows: IterableDataset, image_column: str, label_column: str) -> IterableDataset:
+    """The columns "image" and "label" alone, read but not decoded."""
+    undecoded = datasets.Image(decode=False)
+    rows = rows.select_columns([image_column, label_column])
+    rows = rows.cast_column(image_column, undecoded).cast_column(label_column, undecoded)
+    return rows.map(
+        lambda row: {"image": _with_bytes(row[image_column]), "label": _with_bytes(row[label_column])},
+        remove_columns=[image_column, label_column],
+        features=Features({"image": undecoded, "label": undecoded}),
+    )
+
+
+def _with_bytes(file: dict | None) -> dict | None:
+    """A file as {"bytes", "path"}, read from wherever it is, as folders of images are streamed by their addresses."""
+    if not file or file["bytes"] is not None:
+        return file
+    try:
+        with fsspec.open(file["path"], "rb") as opened:
+            return {"bytes": opened.read(), "path": file["path"]}
+    except OSError:
+        return file  # which is then found to be unreadable
+
+
+class StreamingDataset(torch.utils.data.IterableDataset):
+    """Endless training examples, float32 "pixel_values" (3, S, S) and uint8 "labels" (S, S), pass after pass.
+
+    Order and random transforms are a function of seed, pass, position in it and the loader's worker, each of which
+    reads files of its own. The Trainer sees one epoch of `--max_steps`, so that resuming skips the right batches:
+    it draws them again and throws them away.
+
+    Args:
+        stream: of `load_streams`.
+        transform: draws a training example, as in `data_utils.SegmentationDataset`.
+        buffer_size: rows from which the next is drawn.
+
+    Raises (while iterating):
+        UserError: an image or mask that cannot be used; names it.
+    """
+
+    def __init__(
+        self,
+        stream: IterableDataset,
+        class_map: ClassMap,
+        transform: TrainTransform,
+        seed: int = 0,
+        buffer_size: int = SHUFFLE_BUFFER,
+    ):
+        self.stream = stream
+        self.class_map = class_map
+        self.transform = transform
+        self.seed = seed
+        self.buffer_size = buffer_size
+        self.first_pass = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the pass with which iteration starts."""
+        self.first_pass = epoch
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        worker = torch.utils.data.get_worker_info()
+        worker = 0 if worker is None else worker.id
+        for number in itertools.count(self.first_pass):
+            # Not `IterableDataset.set_epoch`, whose number all workers share.
+            order = int(np.random.default_rng([self.seed, number]).integers(2**32))
+            position = -1
+            for position, row in enumerate(self.stream.shuffle(seed=order, buffer_size=self.buffer_size)):
+                image, label = self._read(row, f"row {position} of pass {number} (worker {worker})")
+                yield self.transform(image, label, np.random.default_rng([self.seed, number, worker, position]))
+            if position < 0:  # more workers than files
+                return
+
+    def _read(self, row: dict, description: str) -> tuple[Image.Image | torch.Tensor, Image.Image]:
+        """Image, as `data_utils.SegmentationDataset.read` has it, and mask of training ids, decoded and checked."""
+        image, label = row["image"], row["label"]
+        name = Path(image["path"]).stem if image and image["path"] else description
+        num_channels = self.transform.protocol.num_channels
+        label = prepare_one(image, label, name, self.class_map, num_channels)
+        if num_channels != 3:
+            return read_channels(image["bytes"], num_channels, name), label
+        return datasets.Image(mode="RGB").decode_example(image), label

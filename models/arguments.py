@@ -1,0 +1,54 @@
+"""The flags about the model and its loss. Each group checks what its flags alone show."""
+
+from dataclasses import dataclass, field
+
+from cli_utils import UserError
+from models.losses import WEIGHTED, parse_loss
+
+
+@dataclass
+class ModelArguments:
+    """Which model."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Hub id or folder of a pretrained model; nvidia/mit-b0 if left out"}
+    )
+    from_scratch: str | None = field(
+        default=None,
+        metadata={
+            "help": "instead: random weights of a variant, mit-b0 … mit-b5, or of a config.json; needs no network"
+        },
+    )
+    fused_ops: bool = field(
+        default=True, metadata={"help": "use the exact speed-ups of the decode head, the loss and the evaluation"}
+    )
+    single_logit: bool = field(
+        default=False, metadata={"help": "of two classes: one output with a sigmoid instead of two with a softmax"}
+    )
+
+    @property
+    def source(self) -> str:
+        """The pretrained model: what was asked for, or MiT-B0."""
+        return self.model_name_or_path or "nvidia/mit-b0"
+
+
+@dataclass
+class LossArguments:
+    """What training minimises."""
+
+    loss: str = field(
+        default="ce", metadata={"help": "ce, focal, ohem, dice, lovasz, or a sum of some, as in ce+dice"}
+    )
+    class_weights: str | None = field(
+        default=None,
+        metadata={"help": "auto (rare classes count more), or a file with a weight for each class: JSON, CSV or TXT"},
+    )
+
+    def __post_init__(self):
+        if self.class_weights and not set(self.names) & set(WEIGHTED):
+            raise UserError(f"--class_weights apply to {', '.join(WEIGHTED)}, of which --loss {self.loss} names none")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """`--loss ce+dice` as ("ce", "dice"); UserError for a name that is none."""
+        return parse_loss(self.loss)

@@ -1,0 +1,110 @@
+"""What stands beside the weights in a checkpoint: its configuration, and its image processor, read and written."""
+
+import json
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from transformers import (
+    AutoImageProcessor,
+    SegformerImageProcessor,
+)
+from transformers.image_processing_base import ImageProcessingMixin
+
+from cli_utils import UserError, one_line
+from data.preprocessing import MAX_ASPECT_RATIO, EvaluationProtocol
+from models.loading import read_config
+
+logger = logging.getLogger(__name__)
+
+
+def load_image_processor(
+    name_or_path: str = "nvidia/mit-b0",
+    from_scratch: str | None = None,
+    image_size: int | None = None,
+    do_reduce_labels: bool | None = None,
+    num_channels: int | None = None,
+) -> ImageProcessingMixin:
+    """The image processor to be saved with the model, set to what training does.
+
+    Args:
+        name_or_path: Hub id or folder; where it has no image processor, SegFormer's with its defaults is taken.
+        from_scratch: as for `models.loading.load_model`; not None means SegFormer's.
+        image_size: side in pixels of its squares; None for the short side that the checkpoint's says.
+        do_reduce_labels: None keeps the checkpoint's.
+        num_channels: None keeps the checkpoint's. Mean and standard deviation of the first three channels stay; others
+            get the average of those three, and so does an only one (or both of two).
+
+    Raises:
+        UserError: the checkpoint cannot be reached or read.
+    """
+    if from_scratch:
+        image_processor = SegformerImageProcessor()
+    else:
+        read_config(name_or_path)  # so that an unreachable Hub is not taken for a missing preprocessor_config.json
+        try:
+            image_processor = AutoImageProcessor.from_pretrained(name_or_path)
+        except (OSError, ValueError) as error:
+            found = [path for path in _processor_files(name_or_path) if path.exists()]
+            if found:
+                raise UserError(f"{' or '.join(map(str, found))} cannot be read: {one_line(error)}") from error
+            logger.warning(f"{name_or_path} has no image processor; SegFormer's is used")
+            image_processor = SegformerImageProcessor()
+    settings = image_processor.to_dict()
+    # The name of `do_reduce_labels` in old files, which transformers 5 hands on without acting on it.
+    settings.pop("reduce_labels", None)
+    # A mask has to cover the image, whole and at the size that was asked for.
+    changes = {key: False for key in ("do_center_crop", "keep_aspect_ratio") if settings.get(key)}
+    side = image_size or EvaluationProtocol.from_image_processor(image_processor).short_side
+    changes["size"] = {"height": side, "width": side}
+    if do_reduce_labels is not None:
+        changes["do_reduce_labels"] = do_reduce_labels
+    if num_channels is not None:
+        changes |= {key: _for_channels(settings[key], num_channels) for key in ("image_mean", "image_std")}
+    return type(image_processor).from_dict(settings | changes)
+
+
+def save_processor_config(
+    output_dir: str | os.PathLike,
+    image_processor: ImageProcessingMixin,
+    protocol: EvaluationProtocol,
+    image_sizes: Iterable[tuple[int, int]] = (),
+) -> None:
+    """Saves the image processor so that stock transformers shows the model what it was evaluated on, where it can.
+
+    Where `protocol` resizes all images to one size, or to squares for an architecture that takes nothing else, that
+    size is written and agreement is complete. Else no file can say that sides are rounded up to a multiple of 32:
+    `preprocessor_config.json`, which every release reads, has squares, and `processor_config.json`, which
+    transformers 5 reads first, short side `short_side` and long side at most four times that. Sliding windows and
+    test-time augmentation cannot be written at all; the whole image is shown in one pass.
+
+    Args:
+        image_sizes: (height, width) of the images that the model was evaluated on.
+    """
+    side = protocol.short_side
+    sizes = {(side, side)} if protocol.square else {protocol.input_size(*size) for size in set(image_sizes)}
+    if len(sizes) == 1:
+        ((height, width),) = sizes
+        for_old = for_new = {"height": height, "width": width}
+    else:
+        for_old = {"height": side, "width": side}
+        for_new = {"shortest_edge": side, "longest_edge": MAX_ASPECT_RATIO * side}
+    settings, kind = image_processor.to_dict(), type(image_processor)
+    kind.from_dict(settings | {"size": for_old}).save_pretrained(output_dir)
+    content = {"image_processor": json.loads(kind.from_dict(settings | {"size": for_new}).to_json_string())}
+    _, processor_file = _processor_files(output_dir)
+    processor_file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _processor_files(folder: str | os.PathLike) -> tuple[Path, Path]:
+    return Path(folder, "preprocessor_config.json"), Path(folder, "processor_config.json")
+
+
+def _for_channels(values: list[float], num_channels: int) -> list[float]:
+    """Values of the channels of a checkpoint → values of that many channels."""
+    if len(values) == num_channels:
+        return list(values)
+    average = sum(values) / len(values)
+    kept = list(values) if num_channels > len(values) else []
+    return kept + [average] * (num_channels - len(kept))

@@ -1,0 +1,369 @@
+"""Loading and initialising segmentation models, and judging whether a checkpoint really was loaded.
+
+Works with every `AutoModelForSemanticSegmentation`. What is loaded is float32, has the classes of the data, and is
+saved under key names that older transformers releases read as well.
+"""
+
+import logging
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
+    AutoConfig,
+    AutoModelForSemanticSegmentation,
+    PretrainedConfig,
+    PreTrainedModel,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+)
+
+from cli_utils import UserError, nearest, one_line, shorten
+from metrics_utils import IGNORE_INDEX
+from models.adapters import encoder_name, set_num_channels, with_channels
+from models.fused_segformer import fuse_model
+
+logger = logging.getLogger(__name__)
+# Where they differ from SegformerConfig's defaults, which are B0's, with drop path and head dropout 0.1 for all.
+# Source: mmsegmentation, configs/segformer/segformer_mit-b{0..5}_8xb2-160k_ade20k-512x512.py.
+_WIDE = {"hidden_sizes": [64, 128, 320, 512]}
+MIT_VARIANTS = {
+    "mit-b0": {},
+    "mit-b1": _WIDE,
+    "mit-b2": _WIDE | {"depths": [3, 4, 6, 3], "decoder_hidden_size": 768},
+    "mit-b3": _WIDE | {"depths": [3, 4, 18, 3], "decoder_hidden_size": 768},
+    "mit-b4": _WIDE | {"depths": [3, 8, 27, 3], "decoder_hidden_size": 768},
+    "mit-b5": _WIDE | {"depths": [3, 6, 40, 3], "decoder_hidden_size": 768},
+}
+WITHOUT_NETWORK = "without network: a local folder as the model, or training with --from_scratch mit-b0"
+# What an encoder's checkpoint may hold beside the encoder: heads of other tasks, the pooling that feeds them, and
+# MobileViT's last convolution, which only its classifier uses.
+_OLD_HEADS = {"classifier", "lm_head", "layernorm", "head", "auxiliary_head", "pooler", "conv_1x1_exp"}
+
+
+def load_model(
+    name_or_path: str = "nvidia/mit-b0",
+    id2label: dict[int, str] | None = None,
+    fused_ops: bool = True,
+    from_scratch: str | None = None,
+    single_logit: bool = False,
+    num_channels: int | None = None,
+    **kwargs,
+) -> PreTrainedModel:
+    """A float32 segmentation model with the given classes, ready to be trained.
+
+    The encoder must be in the checkpoint completely. The head comes along where the checkpoint is a segmentation model
+    (with a fresh classifier for another number of classes), else it is fresh; what is fresh is logged. Auxiliary heads
+    are left out, since the loss is computed from the main logits alone, and parameters that do not reach those logits
+    (a norm or a layer behind the last feature map) do not require a gradient, so that DistributedDataParallel need not
+    look for them.
+
+    Args:
+        name_or_path: Hub id or folder.
+        id2label: training id → name. None keeps the names in the checkpoint's or the file's configuration.
+        fused_ops: the faster decode head and encoder, see `models.fused_segformer.fuse_model`.
+        from_scratch: instead of a checkpoint, random weights: `mit-b0` … `mit-b5`, or a `config.json` (or the folder
+            that holds it) of any segmentation model. Needs no network.
+        single_logit: of two classes, one output instead of two: the logit z of the second, whose probability is the
+            sigmoid of z (`models.inference.two_class_logits`). The configuration names the second class alone.
+        num_channels: of the images; None for what the checkpoint takes. RGB filters are taken over as
+            `models.adapters.with_channels` says.
+        kwargs: fields of the model's configuration, for instance `drop_path_rate=0.2`.
+
+    Raises:
+        UserError: the checkpoint cannot be reached or read, is no segmentation architecture, or lacks or contradicts
+            part of the encoder; an unknown variant or configuration field; `single_logit` without two classes; a
+            number of channels that the architecture or the checkpoint cannot be given.
+    """
+    source = from_scratch or name_or_path
+    config = _scratch_config(from_scratch) if from_scratch else read_config(name_or_path)
+    old_id2label = config.id2label
+    _configure(config, source, id2label, single_logit, kwargs)
+    if from_scratch:
+        if num_channels is not None:
+            set_num_channels(config, num_channels)
+        model = _build(config, source)
+    else:
+        model = _load_pretrained(name_or_path, config, old_id2label)
+        if num_channels is not None:
+            model = with_channels(model, num_channels)
+    _freeze_unused_parameters(model)
+    return fuse_model(model) if fused_ops else model
+
+
+def load_trained_model(
+    name_or_path: str, fused_ops: bool = True, id2label: dict[int, str] | None = None
+) -> PreTrainedModel:
+    """A trained segmentation model in evaluation mode, float32, with nothing in it fresh.
+
+    Args:
+        name_or_path: Hub id or folder.
+        fused_ops: as for `load_model`.
+        id2label: the classes of the data it is to be evaluated on; None for those it was trained on. Two classes fit
+            a model with a single logit.
+
+    Raises:
+        UserError: as `load_model`, and where the checkpoint is no trained segmentation model or has another number of
+            classes.
+    """
+    config = read_config(name_or_path)
+    if not _is_segmentation_checkpoint(config):
+        raise UserError(
+            f"{name_or_path} is no trained segmentation model but {' '.join(config.architectures or ['unnamed'])}; "
+            "fine-tune it first with run_segmentation.py --do_train"
+        )
+    old_id2label = config.id2label
+    single_logit = id2label is not None and (len(id2label), len(old_id2label)) == (2, 1)
+    if id2label is not None and len(id2label) != len(old_id2label) and not single_logit:
+        raise UserError(
+            f"{name_or_path} was trained on {len(old_id2label)} classes ({shorten(old_id2label.values(), 4)}), the "
+            f"data has {len(id2label)} ({shorten(id2label.values(), 4)})"
+        )
+    _configure(config, name_or_path, id2label, single_logit, {})
+    model = _load_pretrained(name_or_path, config, old_id2label).eval()
+    return fuse_model(model) if fused_ops else model
+
+
+def read_config(name_or_path: str) -> PretrainedConfig:
+    """The configuration of a segmentation architecture from the Hub, a folder, or a `config.json`.
+
+    Raises:
+        UserError: it cannot be reached or read, or is of an architecture that does not segment.
+    """
+    path = Path(name_or_path)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise UserError(
+            f"folder {path} holds no config.json, so no model (found: {shorten((p.name for p in path.iterdir()), 4)})"
+        )
+    try:
+        config = AutoConfig.from_pretrained(name_or_path)
+    except Exception as error:  # a damaged file can raise anything
+        if path.exists():
+            raise UserError(f"the configuration in {path} cannot be read: {one_line(error)}") from error
+        raise UserError(
+            f"{name_or_path} is no folder here, and the Hub did not give it: {one_line(error)} (private and gated "
+            f"models need `hf auth login`; {WITHOUT_NETWORK})"
+        ) from error
+    if type(config) not in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
+        known = sorted(config_class.model_type for config_class in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING)
+        raise UserError(
+            f"{name_or_path} is of type {config.model_type}; transformers segments images with {', '.join(known)}"
+        )
+    return config
+
+
+def fixed_input_size(model: PreTrainedModel, image_size: int | None = None) -> int | None:
+    """Side in pixels of the squares that the model must be shown; None where any multiple of 32 will do, each way.
+
+    Any size: SegFormer, UperNet, BEiT (interpolates its position embeddings), MobileViT, MobileNetV2.
+
+    Args:
+        image_size: the side asked for, where the architecture leaves a choice; None for the configuration's.
+    """
+    config = model.config
+    if config.model_type == "data2vec-vision" or (config.model_type == "dpt" and config.is_hybrid):
+        # Position embeddings of one size, or feature maps reshaped to the configured one.
+        return config.image_size
+    if config.model_type == "dpt":
+        # The neck reshapes its tokens to a square of any size.
+        return _round_up(image_size or config.image_size, 2 * config.patch_size)
+    if config.model_type == "mobilevitv2" and config.output_stride == 32:
+        # Cuts the last stage into 2 × 2 patches and leaves an odd last row or column zero.
+        return _round_up(image_size or config.image_size, 64)
+    return None
+
+
+def describe_model(model: PreTrainedModel) -> str:
+    """One line: architecture, millions of parameters in encoder and head, and how many of them are not trained."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    encoder = sum(parameter.numel() for parameter in model.get_submodule(encoder_name(model)).parameters())
+    frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+    num_labels = model.config.num_labels
+    return (
+        f"{type(model).__name__}: {total / 1e6:.2f} M parameters (encoder {encoder / 1e6:.2f} M, head "
+        f"{(total - encoder) / 1e6:.2f} M{f'; {frozen / 1e6:.2f} M not trained' if frozen else ''}), "
+        f"{f'{num_labels} classes' if num_labels > 1 else 'a single logit for two classes'}"
+    )
+
+
+# ---- configuration and weights --------------------------------------------------------------------------------------
+
+
+def _scratch_config(from_scratch: str) -> PretrainedConfig:
+    if from_scratch in MIT_VARIANTS:
+        return SegformerConfig(**MIT_VARIANTS[from_scratch])
+    if Path(from_scratch).exists():
+        return read_config(from_scratch)
+    raise UserError(
+        f"--from_scratch {from_scratch}{nearest(from_scratch, MIT_VARIANTS)} is neither a file or folder here nor one "
+        f"of {', '.join(MIT_VARIANTS)}"
+    )
+
+
+def _configure(
+    config: PretrainedConfig,
+    source: str,
+    id2label: dict[int, str] | None,
+    single_logit: bool,
+    overrides: dict[str, object],
+) -> None:
+    """Sets the classes, the overrides and what training here asks of every model, in place."""
+    known = config.to_dict()
+    for key, value in overrides.items():
+        if key not in known:
+            raise UserError(f"the configuration of {source} has no field {key}{nearest(key, known)}")
+        try:
+            setattr(config, key, value)
+        except Exception as error:  # the configuration checks types with an exception of its own
+            raise UserError(
+                f"{key}={value!r} does not fit the configuration of {source}: {one_line(error)}"
+            ) from error
+    if single_logit:
+        classes = id2label or config.id2label
+        if len(classes) != 2:
+            raise UserError(
+                f"--single_logit is for two classes, not {len(classes)} ({shorten(classes.values(), 4)}): leave it out"
+            )
+        id2label = {0: classes[1]}
+    if id2label is not None:
+        config.id2label = dict(id2label)
+        config.label2id = {name: index for index, name in id2label.items()}
+    for key in ("semantic_loss_ignore_index", "loss_ignore_index"):  # the second is UperNet's
+        if key in known:
+            setattr(config, key, IGNORE_INDEX)
+    if known.get("use_auxiliary_head"):
+        config.use_auxiliary_head = False
+        logger.info(f"{source}: the auxiliary head is left out, the loss is that of the main logits")
+
+
+def _build(config: PretrainedConfig, source: str) -> PreTrainedModel:
+    try:
+        model = AutoModelForSemanticSegmentation.from_config(config, dtype=torch.float32)
+    except Exception as error:  # lists of different lengths, sizes that do not divide: each fails in its own way
+        raise UserError(f"no model can be built from the configuration of {source}: {one_line(error)}") from error
+    if isinstance(model, SegformerForSemanticSegmentation):
+        _initialize_convolutions(model)
+    return model
+
+
+@torch.no_grad()
+def _initialize_convolutions(model: SegformerForSemanticSegmentation) -> None:
+    """Normal with variance 2 / fan-out, as the paper's code has it (mix_transformer.py, `_init_weights`).
+
+    transformers draws them with a standard deviation of 0.02, for the depthwise ones 24 times less than that, and
+    training from scratch then takes about twice as many steps. The classifier keeps its small weights, as there.
+    """
+    for module in (*model.segformer.modules(), model.decode_head.linear_fuse):
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+            module.weight.normal_(0, math.sqrt(2 / fan_out))
+
+
+def _load_pretrained(name_or_path: str, config: PretrainedConfig, old_id2label: dict[int, str]) -> PreTrainedModel:
+    """The checkpoint's weights in a model of this configuration; raises unless all that must be there fits."""
+    trained = _is_segmentation_checkpoint(config)
+    try:
+        model, info = AutoModelForSemanticSegmentation.from_pretrained(
+            name_or_path, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except Exception as error:  # missing, truncated and foreign files raise anything from OSError to IndexError
+        raise UserError(
+            f"the weights of {name_or_path} cannot be loaded: {one_line(error)} ({WITHOUT_NETWORK})"
+        ) from error
+    _judge_loading(name_or_path, model, info, trained, old_id2label)
+    # `save_pretrained` reverts only those key mappings that loading has used: an encoder's checkpoint would be saved
+    # with old names for the encoder and new ones for the head, and older transformers would not find the head. None
+    # reverts all. transformers/core_model_loading.py, `model_specific_conversions`; test_stock_still_mixes_key_names
+    # tells when this line can go.
+    model._weight_conversions = None
+    # Tensors begin anywhere in a safetensors file and are used where they lie. Convolutions round otherwise there than
+    # in memory as torch allots it, so without copies a reloaded model would not repeat its numbers bit for bit.
+    model.load_state_dict({key: tensor.clone() for key, tensor in model.state_dict().items()}, assign=True)
+    return model
+
+
+def _judge_loading(
+    name_or_path: str, model: PreTrainedModel, info: dict, trained: bool, old_id2label: dict[int, str]
+) -> None:
+    """Raises UserError unless all that is missing, left over or of another shape has a known reason; logs the rest."""
+    encoder = encoder_name(model) + "."
+    old, new = len(old_id2label), model.config.num_labels
+    mismatched = {key: (tuple(found), tuple(needed)) for key, found, needed in info["mismatched_keys"]}
+    if trained:
+        missing = set(info["missing_keys"])
+        unexpected = {key for key in info["unexpected_keys"] if not key.startswith("auxiliary_head.")}
+        wrong_shape = {
+            key: (found, needed)
+            for key, (found, needed) in mismatched.items()
+            if key.startswith(encoder) or found[0] != old or needed[0] != new or found[1:] != needed[1:]
+        }
+    else:
+        missing = {key for key in info["missing_keys"] if key.startswith(encoder)}
+        unexpected = {
+            key for key in info["unexpected_keys"] if key.removeprefix(encoder).split(".")[0] not in _OLD_HEADS
+        }
+        wrong_shape = {key: shapes for key, shapes in mismatched.items() if key.startswith(encoder)}
+    faults = []
+    if missing:
+        faults.append(f"missing {shorten(sorted(missing), 4)}")
+    if unexpected:
+        faults.append(f"unexpected {shorten(sorted(unexpected), 4)}")
+    if wrong_shape:
+        shapes = (f"{key} {found} instead of {needed}" for key, (found, needed) in sorted(wrong_shape.items()))
+        faults.append(f"of another shape {shorten(shapes, 4)}")
+    if faults:
+        raise UserError(f"{name_or_path} does not fit a {type(model).__name__}: {'; '.join(faults)}")
+
+    fresh = {*info["missing_keys"], *mismatched}
+    loaded = len(model.state_dict()) - len(fresh)
+    reason = f", {old} classes there and {new} here" if trained and fresh else ""
+    logger.info(
+        f"{name_or_path}: {loaded} tensors loaded, fresh: {_modules(model.state_dict(), fresh) or 'none'}{reason}"
+    )
+    if trained and old == new and list(old_id2label.values()) != list(model.config.id2label.values()):
+        logger.warning(
+            f"{name_or_path} was trained on {old} classes of other names ({shorten(old_id2label.values(), 4)}; here "
+            f"{shorten(model.config.id2label.values(), 4)}); its classifier is kept"
+        )
+
+
+def _freeze_unused_parameters(model: PreTrainedModel) -> None:
+    """`requires_grad=False` for the parameters that do not reach the logits; they would never get a gradient."""
+    channels = next(module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
+    side = fixed_input_size(model, 64) or 64
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    training = model.training
+    model.eval()  # BatchNorm can do without a batch, and no random number is drawn
+    logits = model(pixel_values=torch.zeros(1, channels, side, side, device=model.device)).logits
+    gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
+    model.train(training)
+    unused = [index for index, gradient in enumerate(gradients) if gradient is None]
+    for index in unused:
+        parameters[index].requires_grad_(False)
+    if unused:
+        modules = _modules(names, {names[index] for index in unused})
+        logger.info(f"{len(unused)} parameter tensors do not reach the logits and stay as they are: {modules}")
+
+
+def _is_segmentation_checkpoint(config: PretrainedConfig) -> bool:
+    return MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING[type(config)].__name__ in (config.architectures or [])
+
+
+def _modules(all_keys: Iterable[str], keys: set[str]) -> str:
+    """The outermost modules whose tensors are all among `keys`, as a readable list."""
+    all_keys = list(all_keys)
+
+    def outermost(key: str) -> str:
+        parts = key.split(".")
+        prefixes = (".".join(parts[:depth]) + "." for depth in range(1, len(parts)))
+        whole = (p for p in prefixes if all(other in keys for other in all_keys if other.startswith(p)))
+        return next(whole, key).removesuffix(".")
+
+    return shorten((dict.fromkeys(outermost(key) for key in all_keys if key in keys)), 4)
+
+
+def _round_up(side: int, multiple: int) -> int:
+    return math.ceil(side / multiple) * multiple

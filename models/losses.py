@@ -1,0 +1,497 @@
+"""Losses for semantic segmentation at the annotation's resolution, computed a tile at a time as cross-entropy is.
+
+`--loss ce+dice` is parsed by `parse_loss` and computed by `segmentation_loss`. As in `fused_utils`, value and gradient
+with respect to the low-resolution logits are worked out together, so no upsampled (B, C, H, W) tensor ever exists.
+`plain_loss` states the same losses in a few lines each; it is what `--no_fused_ops` computes.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cli_utils import UserError, nearest
+from metrics_utils import IGNORE_INDEX
+from models.upsampling import Tile, TiledUpsampling, full_precision
+
+LOSSES = {
+    "ce": "cross-entropy",
+    "focal": "focal loss (Lin et al. 2017, gamma 2)",
+    "ohem": "cross-entropy of the pixels that are hardest to get right",
+    "dice": "soft Dice of the classes in the batch",
+    "lovasz": "Lovász-Softmax (Berman et al. 2018) of the classes in the batch",
+}
+WEIGHTED = ("ce", "focal", "ohem")  # those that class weights apply to
+GAMMA = 2.0  # Lin et al., Focal Loss for Dense Object Detection, arXiv:1708.02002
+# Pixels are hard where the label's probability is below this, or among that many lowest of each image's share of the
+# batch. Source: `OHEMPixelSampler` in the configurations of mmsegmentation.
+HARD_PROBABILITY, HARD_PIXELS_PER_IMAGE = 0.7, 100_000
+# Below this a float32 softmax loses digits, then becomes 0, while its logarithm is still an ordinary number.
+SMALLEST_LIKELIHOOD = 1e-30
+
+
+def parse_loss(text: str) -> tuple[str, ...]:
+    """ "ce+dice" → ("ce", "dice").
+
+    Raises:
+        UserError: a name that is none of `LOSSES`, or that comes twice.
+    """
+    names = tuple(name.strip() for name in text.split("+"))
+    for name in names:
+        if name not in LOSSES:
+            raise UserError(f"--loss {text}: {name!r}{nearest(name, LOSSES)} is none of {', '.join(LOSSES)}")
+    if len(set(names)) < len(names):
+        raise UserError(f"--loss {text} names a loss twice")
+    return names
+
+
+def check_loss(text: str, label_smoothing: float, weights: str | None) -> None:
+    """Raises UserError where other flags have no meaning for the losses, or a name is unknown."""
+    names = parse_loss(text)
+    if label_smoothing and "ce" not in names:
+        raise UserError(f"--label_smoothing_factor applies to cross-entropy, which --loss {text} does not name")
+    if weights and not set(names) & set(WEIGHTED):
+        raise UserError(f"--class_weights apply to {', '.join(WEIGHTED)}, of which --loss {text} names none")
+
+
+def segmentation_loss(
+    logits: Tensor,
+    labels: Tensor,
+    names: Sequence[str] = ("ce",),
+    weight: Tensor | None = None,
+    num_items_in_batch: int | Tensor | None = None,
+    label_smoothing: float = 0.0,
+    fused_ops: bool = True,
+) -> Tensor:
+    """The sum of some `LOSSES` of logits bilinearly upsampled to the labels' size.
+
+    Cross-entropy and focal loss are sums over valid pixels divided by `num_items_in_batch`. The others are means over
+    what is in these logits (hard pixels, or classes), and multiplied by the share of `num_items_in_batch` that is in
+    them, so that the sum over accumulated batches and processes is a mean weighted by pixels.
+
+    Args:
+        logits: (B, C, h, w) of any floating dtype; half precision is computed in float32.
+        labels: (B, H, W) integers, each 0 to C - 1 or `IGNORE_INDEX`.
+        names: of `parse_loss`.
+        weight: (C,) class weights of the losses that are `WEIGHTED`.
+        num_items_in_batch: valid pixels of the whole batch over accumulation steps and processes; None: of these.
+        label_smoothing: of cross-entropy.
+        fused_ops: tile by tile; else with the upsampled tensor, by `plain_loss`.
+
+    Returns:
+        A scalar, 0 where every pixel is ignored. No second derivative with `fused_ops`.
+
+    Raises:
+        ValueError, TypeError: as `models.losses.upsampled_cross_entropy`.
+    """
+    check_shapes(logits, labels)
+    if weight is not None and weight.shape != logits.shape[1:2]:
+        raise ValueError(f"weight must be one number for each of {logits.shape[1]} classes, got {tuple(weight.shape)}")
+    valid_pixels = (labels != IGNORE_INDEX).sum()
+    if num_items_in_batch is None:
+        num_items_in_batch = valid_pixels
+    items = torch.as_tensor(num_items_in_batch, device=logits.device).clamp(min=1)
+    total = 0.0
+    for name in names:
+        if not fused_ops:
+            total = total + plain_loss(name, logits, labels, weight, label_smoothing if name == "ce" else 0.0) / items
+        elif name == "ce":
+            smoothing = {"label_smoothing": label_smoothing, "num_items_in_batch": items}
+            total = total + upsampled_cross_entropy(logits, labels, weight=weight, **smoothing)
+        else:
+            total = total + tiled_loss(name, logits, labels, weight) / items
+    return total
+
+
+# ---- cross-entropy --------------------------------------------------------------------------------------------------
+
+
+@torch.compiler.disable
+def upsampled_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    ignore_index: int = IGNORE_INDEX,
+    weight: Tensor | None = None,
+    num_items_in_batch: int | Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross-entropy of logits bilinearly upsampled to the labels' size, without ever holding the upsampled logits.
+
+    Equals `F.cross_entropy(F.interpolate(logits, labels.shape[-2:], mode="bilinear"), labels, ...)` in value and
+    gradient. Upsampling is linear, so the gradient of the loss with respect to the low-resolution logits is a sum over
+    tiles of upsampled pixels; value and gradient are worked out together, a tile at a time, in the forward pass.
+
+    Args:
+        logits: (B, C, h, w) of any floating dtype; half precision is computed in float32. Channels-last is fastest.
+        labels: (B, H, W) integers, each 0 to C - 1 or `ignore_index`; (H, W) may be any size.
+        ignore_index: label of the pixels that count nowhere.
+        weight: (C,) class weights.
+        num_items_in_batch: divisor of the summed loss, the valid pixels of the whole batch over accumulation steps and
+            processes. Without it the loss is torch's weighted mean over the valid pixels given.
+        label_smoothing: 0 to 1, as in `F.cross_entropy`.
+
+    Returns:
+        A scalar, float64 for float64 logits and else float32; 0 where every pixel is ignored. No second derivative.
+
+    Raises:
+        ValueError: on shapes that do not fit and, on the CPU, on a label that is neither a class nor ignored (on a GPU
+            that ends in a device-side assertion, as in stock cross-entropy).
+        TypeError: on labels that are no integers.
+    """
+    check_shapes(logits, labels)
+    if weight is None:
+        weight = logits.new_ones(logits.shape[1])
+    elif weight.shape != logits.shape[1:2]:
+        raise ValueError(f"weight must be one number for each of {logits.shape[1]} classes, got {tuple(weight.shape)}")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must be in 0..1, got {label_smoothing}")
+    with_gradient = logits.requires_grad and torch.is_grad_enabled()
+    loss, divisor = _UpsampledCrossEntropy.apply(logits, labels, weight, ignore_index, label_smoothing, with_gradient)
+    if num_items_in_batch is not None:
+        divisor = torch.as_tensor(num_items_in_batch, dtype=loss.dtype, device=loss.device)
+    return loss / torch.where(divisor == 0, 1, divisor)
+
+
+def check_shapes(logits: Tensor, labels: Tensor) -> None:
+    if logits.ndim != 4 or labels.ndim != 3 or logits.shape[0] != labels.shape[0]:
+        raise ValueError(
+            f"logits must be (B, C, h, w) and labels (B, H, W), got {tuple(logits.shape)} and {tuple(labels.shape)}"
+        )
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
+
+
+def targets_of(labels: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Labels (H, W) -> target and valid, (H, W, 1), int64 and bool; target is 0 where the label is ignored.
+
+    Labels that are no class are looked for on the CPU alone. Elsewhere that would wait for the device; there, as with
+    stock cross-entropy, indexing by such a label ends in a device-side assertion.
+    """
+    target = labels.long().unsqueeze(-1)
+    valid = target != ignore_index
+    target = target * valid
+    if target.device.type == "cpu":
+        lowest, highest = (int(bound) for bound in target.aminmax())
+        if lowest < 0 or highest >= num_classes:
+            raise ValueError(
+                f"label {lowest if lowest < 0 else highest} is neither a class (0 to {num_classes - 1}) nor the "
+                f"ignore_index {ignore_index}"
+            )
+    return target, valid
+
+
+class _UpsampledCrossEntropy(torch.autograd.Function):
+    """`_cross_entropy_sums` for autograd: the gradient comes with the value and is all that waits for `backward`."""
+
+    @staticmethod
+    def forward(ctx, logits, labels, weight, ignore_index, label_smoothing, with_gradient):
+        with full_precision(logits.device.type):
+            loss, label_weight, gradient = _cross_entropy_sums(
+                logits, labels, weight, ignore_index, label_smoothing, with_gradient
+            )
+        ctx.logits_dtype = logits.dtype
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(label_weight)
+        return loss, label_weight
+
+    @staticmethod
+    def backward(ctx, loss_gradient, _):
+        (gradient,) = ctx.saved_tensors
+        gradient = (gradient * loss_gradient).to(ctx.logits_dtype).permute(0, 3, 1, 2)
+        if torch.is_grad_enabled():  # create_graph=True
+            gradient = NoSecondDerivative.apply(gradient, torch.zeros((), requires_grad=True))
+        return gradient, None, None, None, None, None
+
+
+class NoSecondDerivative(torch.autograd.Function):
+    """Passes a first derivative on; differentiating it raises, where it would otherwise count as a constant."""
+
+    @staticmethod
+    def forward(ctx, gradient, _):
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx, _):
+        raise RuntimeError(
+            "upsampled_cross_entropy cannot be differentiated twice; use F.interpolate + F.cross_entropy"
+        )
+
+
+def _cross_entropy_sums(
+    logits: Tensor, labels: Tensor, weight: Tensor, ignore_index: int, label_smoothing: float, with_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Loss and label weight summed over the valid pixels, and the gradient (B, h, w, C) of that loss.
+
+    With w the class weights, e the smoothing and y the label, `torch.nn.CrossEntropyLoss` defines a pixel's loss as
+    `(1 - e) w_y (-log p_y) + e / C sum_c w_c (-log p_c)`; its gradient with respect to the logits is
+    `((1 - e) w_y + e / C sum(w)) p - (1 - e) w_y onehot(y) - e / C w`.
+    """
+    num_classes = logits.shape[1]
+    upsampling = TiledUpsampling(logits, labels.shape[-2:])
+    gradient = torch.zeros_like(upsampling.logits, dtype=upsampling.dtype) if with_gradient else None
+    weight = weight.detach().to(upsampling.dtype)
+    uniform_weight = label_smoothing / num_classes * weight
+    losses, label_weights = [], []
+    for image in range(logits.shape[0]):
+        target, valid = targets_of(labels[image], num_classes, ignore_index)
+        label_weight = weight[target] * valid
+        label_weights.append(label_weight.sum())
+        nll_weight = (1 - label_smoothing) * label_weight
+        probability_weight = nll_weight + uniform_weight.sum() * valid
+        likelihood = upsampling.new_empty(*target.shape)
+        for tile in upsampling.tiles(image):
+            tile_target = target[tile.pixels]
+            probabilities = upsampling.softmax(tile)
+            likelihood[tile.pixels] = probabilities.gather(-1, tile_target)
+            if label_smoothing:
+                uniform_loss = uniform_weight.sum() * tile.logits.gather(-1, tile_target)
+                uniform_loss -= tile.logits @ uniform_weight[:, None]
+                losses.append((uniform_loss * valid[tile.pixels]).sum())
+            if gradient is not None:
+                tile_gradient = probabilities.mul_(probability_weight[tile.pixels])
+                tile_gradient.scatter_add_(-1, tile_target, -nll_weight[tile.pixels])
+                if label_smoothing:
+                    tile_gradient -= uniform_weight * valid[tile.pixels]
+                upsampling.add_transposed(gradient[image], tile, tile_gradient)
+        log_likelihood = _log_likelihood(upsampling, image, target, likelihood)
+        losses.append(-(probability_weight * log_likelihood).sum())
+    return torch.stack(losses).sum(), torch.stack(label_weights).sum(), gradient
+
+
+def _log_likelihood(upsampling: TiledUpsampling, image: int, target: Tensor, likelihood: Tensor) -> Tensor:
+    """log softmax at `target`, (H, W, 1), given the softmax there: its logarithm, unless digits were lost."""
+    if likelihood.amin() >= SMALLEST_LIKELIHOOD:
+        return likelihood.log()
+    log_likelihood = torch.empty_like(likelihood)
+    for tile in upsampling.tiles(image):
+        log_likelihood[tile.pixels] = tile.logits.log_softmax(-1).gather(-1, target[tile.pixels])
+    return log_likelihood
+
+
+# ---- the other losses -----------------------------------------------------------------------------------------------
+
+
+@torch.compiler.disable
+def tiled_loss(name: str, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+    """`plain_loss` for "focal", "ohem", "dice" or "lovasz" without the upsampled tensor."""
+    with_gradient = logits.requires_grad and torch.is_grad_enabled()
+    return _TiledLoss.apply(logits, labels, weight, _SUMS[name], with_gradient)
+
+
+class _TiledLoss(torch.autograd.Function):
+    """A loss whose gradient comes with its value."""
+
+    @staticmethod
+    def forward(ctx, logits, labels, weight, sums, with_gradient):
+        with full_precision(logits.device.type):
+            upsampling = TiledUpsampling(logits, labels.shape[-2:])
+            gradient = torch.zeros_like(upsampling.logits, dtype=upsampling.dtype) if with_gradient else None
+            loss = sums(upsampling, labels, weight, gradient)
+        ctx.logits_dtype = logits.dtype
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    def backward(ctx, loss_gradient):
+        (gradient,) = ctx.saved_tensors
+        gradient = (gradient * loss_gradient).to(ctx.logits_dtype).permute(0, 3, 1, 2)
+        if torch.is_grad_enabled():  # create_graph=True
+            gradient = NoSecondDerivative.apply(gradient, torch.zeros((), requires_grad=True))
+        return gradient, None, None, None, None
+
+
+def _tiles(upsampling: TiledUpsampling, labels: Tensor) -> Iterator[tuple[int, Tile, Tensor, Tensor]]:
+    """Image, tile, target and valid (rows, columns, 1) of every tile of the batch."""
+    for image in range(len(labels)):
+        target, valid = targets_of(labels[image], upsampling.logits.shape[-1], IGNORE_INDEX)
+        for tile in upsampling.tiles(image):
+            yield image, tile, target[tile.pixels], valid[tile.pixels]
+
+
+def _tile_log_likelihood(tile: Tile, target: Tensor) -> Tensor:
+    """log softmax at `target`, (rows, columns, 1)."""
+    return tile.logits.gather(-1, target) - tile.logits.logsumexp(-1, keepdim=True)
+
+
+def _label_weight(weight: Tensor | None, target: Tensor, valid: Tensor, dtype: torch.dtype) -> Tensor:
+    return valid.to(dtype) if weight is None else weight.to(dtype)[target] * valid
+
+
+def _add_likelihood_gradient(upsampling, gradient, image, tile, target, slope) -> None:
+    """Adds the gradient of a loss that depends on the label's log-probability alone, its derivative being `slope`.
+
+    The derivative of log p_y with respect to the logits is onehot(y) - p.
+    """
+    tile_gradient = upsampling.softmax(tile).mul_(-slope)
+    tile_gradient.scatter_add_(-1, target, slope)
+    upsampling.add_transposed(gradient[image], tile, tile_gradient)
+
+
+def _focal(upsampling: TiledUpsampling, labels: Tensor, weight: Tensor | None, gradient: Tensor | None) -> Tensor:
+    loss = upsampling.new_empty().zero_()
+    for image, tile, target, valid in _tiles(upsampling, labels):
+        label_weight = _label_weight(weight, target, valid, upsampling.dtype)
+        log_p = _tile_log_likelihood(tile, target)
+        p = log_p.exp()
+        loss -= (label_weight * (1 - p) ** GAMMA * log_p).sum()
+        if gradient is not None:
+            slope = label_weight * ((1 - p) ** (GAMMA - 1) * (GAMMA * p * log_p - (1 - p)))
+            _add_likelihood_gradient(upsampling, gradient, image, tile, target, slope)
+    return loss
+
+
+def _ohem(upsampling: TiledUpsampling, labels: Tensor, weight: Tensor | None, gradient: Tensor | None) -> Tensor:
+    log_p = upsampling.new_empty(*labels.shape, 1).zero_()
+    for image, tile, target, _ in _tiles(upsampling, labels):
+        log_p[image][tile.pixels] = _tile_log_likelihood(tile, target)
+    hard = _hard_pixels(log_p[..., 0].exp(), labels)[..., None]
+    scale = (labels != IGNORE_INDEX).sum().to(upsampling.dtype) / hard.sum().clamp(min=1)
+    loss = upsampling.new_empty().zero_()
+    for image, tile, target, _ in _tiles(upsampling, labels):
+        slope = -scale * _label_weight(weight, target, hard[image][tile.pixels], upsampling.dtype)
+        loss += (slope * log_p[image][tile.pixels]).sum()
+        if gradient is not None:
+            _add_likelihood_gradient(upsampling, gradient, image, tile, target, slope)
+    return loss
+
+
+def _hard_pixels(likelihood: Tensor, labels: Tensor) -> Tensor:
+    """Whether a pixel counts, bool (B, H, W), by the label's probability; ties are all in."""
+    valid = labels != IGNORE_INDEX
+    of_valid = likelihood[valid]
+    if not of_valid.numel():
+        return valid
+    kept = min(HARD_PIXELS_PER_IMAGE * len(labels), of_valid.numel())
+    lowest_kept = of_valid.kthvalue(kept).values
+    return valid & ((likelihood < HARD_PROBABILITY) | (likelihood <= lowest_kept))
+
+
+def _dice(upsampling: TiledUpsampling, labels: Tensor, weight: Tensor | None, gradient: Tensor | None) -> Tensor:
+    num_classes = upsampling.logits.shape[-1]
+    intersection, predicted, labelled = upsampling.new_empty(3, num_classes).zero_()
+    for _, tile, target, valid in _tiles(upsampling, labels):
+        probabilities = upsampling.softmax(tile).mul_(valid)
+        predicted += probabilities.sum((0, 1))
+        intersection += _sums_by_class(probabilities.gather(-1, target), target, num_classes)
+        labelled += _sums_by_class(valid.to(upsampling.dtype), target, num_classes)
+    present = labelled > 0
+    scale = (labels != IGNORE_INDEX).sum().to(upsampling.dtype) / present.sum().clamp(min=1)
+    both = torch.where(present, predicted + labelled, 1)
+    if gradient is not None:
+        # The derivative of the loss with respect to a probability p_c of a pixel is `everywhere` for every class, and
+        # `at_label` more for the pixel's own; softmax then makes p (a - sum(p a)) of derivatives a.
+        everywhere = scale * torch.where(present, 2 * intersection / both**2, 0)
+        at_label = -scale * torch.where(present, 2 / both, 0)
+        for image, tile, target, valid in _tiles(upsampling, labels):
+            probabilities = upsampling.softmax(tile)
+            of_label = probabilities.gather(-1, target) * at_label[target]
+            mean = (probabilities @ everywhere)[..., None] + of_label
+            tile_gradient = probabilities.mul_(everywhere - mean)
+            tile_gradient.scatter_add_(-1, target, of_label)
+            upsampling.add_transposed(gradient[image], tile, tile_gradient.mul_(valid))
+    return scale * torch.where(present, 1 - 2 * intersection / both, 0).sum()
+
+
+def _sums_by_class(values: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """Values (rows, columns, 1) summed by target, (C,).
+
+    Row by row first: equal numbers added to one float32, pixel after pixel, are all rounded alike.
+    """
+    by_row = values.new_zeros(len(values), num_classes)
+    return by_row.scatter_add_(1, target[..., 0], values[..., 0]).sum(0)
+
+
+def _lovasz(upsampling: TiledUpsampling, labels: Tensor, weight: Tensor | None, gradient: Tensor | None) -> Tensor:
+    # Class by class, each a map of its own; the maps' common normalisation is made beforehand.
+    valid = labels != IGNORE_INDEX
+    log_sum = upsampling.new_empty(*labels.shape)
+    for image, tile, _, _ in _tiles(upsampling, labels):
+        log_sum[image][tile.pixels] = tile.logits.logsumexp(-1)
+    present = labels[valid].unique().tolist()
+    scale = valid.sum().to(upsampling.dtype) / max(1, len(present))
+    loss = upsampling.new_empty().zero_()
+    inner = torch.zeros_like(log_sum)  # sum over classes of p times the derivative with respect to p
+    for index in present:
+        low = upsampling.logits[..., index, None].permute(0, 3, 1, 2).to(upsampling.dtype).contiguous()
+        with torch.enable_grad():
+            low.requires_grad_()
+            upsampled = F.interpolate(low, labels.shape[-2:], mode="bilinear", align_corners=False)
+        p = (upsampled.detach()[:, 0] - log_sum).exp()
+        class_loss, derivative = _lovasz_of_class(p[valid], labels[valid] == index)
+        loss += scale * class_loss
+        if gradient is not None:
+            of_class = torch.zeros_like(p).masked_scatter_(valid, scale * derivative).mul_(p)
+            inner += of_class
+            gradient[..., index] += torch.autograd.grad(upsampled, low, of_class[:, None])[0][:, 0]
+    if gradient is not None:
+        for image, tile, _, _ in _tiles(upsampling, labels):
+            tile_gradient = upsampling.softmax(tile).mul_(-inner[image][tile.pixels][..., None])
+            upsampling.add_transposed(gradient[image], tile, tile_gradient)
+    return loss
+
+
+def _lovasz_of_class(p: Tensor, is_class: Tensor) -> tuple[Tensor, Tensor]:
+    """Lovász extension of a class's Jaccard loss at the errors of probabilities (n,), and its derivative (n,)."""
+    errors, order = torch.where(is_class, 1 - p, p).sort(descending=True)
+    weights = _jaccard_steps(is_class[order], p.dtype)
+    derivative = torch.empty_like(p)
+    derivative[order] = weights
+    return (errors * weights).sum(), torch.where(is_class, -derivative, derivative)
+
+
+def _jaccard_steps(is_class: Tensor, dtype: torch.dtype) -> Tensor:
+    """How much the Jaccard loss grows with each pixel that becomes wrong, in this order (algorithm 1 of the paper).
+
+    The loss is 1 - kept / union. A pixel of the class takes 1 from `kept`, any other adds 1 to `union`. The difference
+    is written out: subtracting losses near 1 that are next to equal would leave few digits, or none, in float32.
+    """
+    class_pixels = is_class.sum()
+    kept = (class_pixels - is_class.cumsum(0)).to(dtype)
+    union = (class_pixels + (~is_class).cumsum(0)).to(dtype)
+    return torch.where(is_class, 1 / union, kept / (union * (union - 1)))
+
+
+_SUMS = {"focal": _focal, "ohem": _ohem, "dice": _dice, "lovasz": _lovasz}
+
+
+# ---- the same with the upsampled tensor -----------------------------------------------------------------------------
+
+
+def plain_loss(
+    name: str, logits: Tensor, labels: Tensor, weight: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """A loss times the number of valid pixels, with the upsampled (B, C, H, W) tensor; arguments as above."""
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    with torch.autocast(logits.device.type, enabled=False):
+        logits = F.interpolate(logits.to(dtype), labels.shape[-2:], mode="bilinear", align_corners=False)
+        weight = None if weight is None else weight.to(dtype)
+        valid = labels != IGNORE_INDEX
+        labels = labels.long()
+        pixels, present = valid.sum(), labels[valid].unique()
+        if name in WEIGHTED:
+            options = {"ignore_index": IGNORE_INDEX, "label_smoothing": label_smoothing}
+            losses = F.cross_entropy(logits, labels, weight, reduction="none", **options)
+            p = (-F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none")).exp()
+            if name == "focal":
+                losses = (1 - p) ** GAMMA * losses
+            elif name == "ohem":
+                hard = _hard_pixels(p.detach(), labels)
+                losses = hard * losses * (pixels.to(dtype) / hard.sum().clamp(min=1))
+            return losses.sum()
+        probabilities = logits.softmax(1).permute(0, 2, 3, 1)[valid]
+        truth = F.one_hot(labels[valid], logits.shape[1]).to(dtype)
+        if name == "dice":
+            dice = 2 * (probabilities * truth).sum(0) / (probabilities + truth).sum(0).clamp(min=1e-30)
+            losses = (1 - dice)[present]
+        else:
+            errors = (truth - probabilities).abs()
+            losses = torch.stack(
+                [
+                    (errors[order, index] * _jaccard_steps(truth[order, index] > 0, dtype)).sum()
+                    for index in present.tolist()
+                    for order in [errors[:, index].argsort(descending=True)]
+                ]
+                or [logits.sum() * 0]
+            )
+        return pixels * losses.sum() / max(1, len(present))

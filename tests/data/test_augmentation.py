@@ -1,0 +1,267 @@
+"""The published training transforms: image and mask stay together, and the statistics are those of the recipe."""
+
+import colorsys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.augmentation import TrainTransform, distort_colors
+from data.classes import ClassMap
+from data.preparation import prepare_dataset
+from data.preprocessing import EvaluationProtocol
+from data_utils import SegmentationDataset, augmentation_preview, load_segmentation_dataset
+from visual_utils import DRAW_SIDE, LINE_HEIGHT, MARGIN
+
+IDENTITY = {"image_mean": (0.0, 0.0, 0.0), "image_std": (1.0, 1.0, 1.0)}
+
+
+def blocks(height, width, block=16, classes=20, seed=0):
+    """An image whose grey level is 10 × the class, and its mask of large blocks."""
+    small = np.random.default_rng(seed).integers(0, classes, (height // block, width // block), dtype=np.uint8)
+    mask = small.repeat(block, 0).repeat(block, 1)
+    return Image.fromarray(np.stack([mask * 10] * 3, axis=-1)), Image.fromarray(mask)
+
+
+def test_image_and_mask_stay_together():
+    image, mask = blocks(96, 128)
+    transform = TrainTransform(EvaluationProtocol(64, **IDENTITY), photometric_distortion=False)
+    for seed in range(20):
+        result = transform(image, mask, np.random.default_rng(seed))
+        pixels, labels = result["pixel_values"], result["labels"]
+        assert pixels.shape == (3, 64, 64) and pixels.dtype == torch.float32
+        assert labels.shape == (64, 64) and labels.dtype == torch.uint8
+        valid = labels != 255
+        assert set(labels[valid].tolist()) <= set(range(20))
+        # Bilinear images differ from nearest masks along the blocks' edges only, seen or just outside of the crop.
+        windows = labels.unfold(0, 5, 1).unfold(1, 5, 1)
+        inside = (windows == windows[..., :1, :1]).all(dim=-1).all(dim=-1) & valid[2:-2, 2:-2]
+        assert inside.sum() > 200
+        assert ((pixels[0] * 255 / 10).round() == labels)[2:-2, 2:-2][inside].all()
+        assert (pixels[:, ~valid] == 0).all()
+
+
+def test_padding_is_right_and_below_after_normalising():
+    image, mask = blocks(32, 64)
+    transform = TrainTransform(EvaluationProtocol(32), scale_range=(0.5, 0.5), flip_probability=0.0)
+    result = transform(image, mask, np.random.default_rng(0))
+    assert (result["labels"][:16] != 255).all() and (result["labels"][16:] == 255).all()
+    assert (result["pixel_values"][:, 16:] == 0).all() and (result["pixel_values"][:, :16] != 0).all()
+
+
+def test_masks_take_the_nearest_pixel_to_the_centre():
+    """Half the size: pixels 1, 3, 5, 7 (nearest-exact), as the image processors do, not 0, 2, 4, 6."""
+    mask = Image.fromarray(np.tile(np.arange(8, dtype=np.uint8), (8, 1)))
+    transform = TrainTransform(EvaluationProtocol(4), scale_range=(1.0, 1.0), flip_probability=0.0)
+    labels = transform(mask.convert("RGB"), mask, np.random.default_rng(0))["labels"]
+    assert labels.tolist() == [[1, 3, 5, 7]] * 4
+
+
+def test_flip():
+    image, mask = blocks(64, 64)
+    fixed = {"scale_range": (1.0, 1.0), "photometric_distortion": False}
+    straight = TrainTransform(EvaluationProtocol(64), flip_probability=0.0, **fixed)
+    flipped = TrainTransform(EvaluationProtocol(64), flip_probability=1.0, **fixed)
+    one, two = (transform(image, mask, np.random.default_rng(0)) for transform in (straight, flipped))
+    assert torch.equal(one["pixel_values"].flip(-1), two["pixel_values"])
+    assert torch.equal(one["labels"].flip(-1), two["labels"])
+    assert torch.equal(one["labels"], torch.from_numpy(np.array(mask)))
+
+
+@pytest.mark.parametrize(
+    ("size", "ratio", "expected"),
+    [
+        ((512, 683), 1.0, (512, 683)),
+        ((512, 683), 0.5, (256, 342)),
+        ((683, 512), 2.0, (1366, 1024)),
+        ((100, 1000), 1.0, (205, 2048)),  # the long side is at most 2048
+        ((300, 400), 1.7, (870, 1160)),
+    ],
+)
+def test_sizes_of_the_published_resize(size, ratio, expected):
+    """By hand: short side int(512 × ratio), long side at most int(2048 × ratio), rounded half up."""
+    transform = TrainTransform(EvaluationProtocol(512), scale_range=(ratio, ratio))
+    assert tuple(transform._jittered_size(*size, np.random.default_rng(0))) == expected
+
+
+def test_scale_is_uniform():
+    transform = TrainTransform(EvaluationProtocol(512))
+    rng = np.random.default_rng(0)
+    short = np.array([transform._jittered_size(512, 512, rng)[0] for _ in range(2000)]) / 512
+    assert short.min() >= 0.5 and short.max() <= 2.0
+    np.testing.assert_allclose(np.quantile(short, [0.25, 0.5, 0.75]), [0.875, 1.25, 1.625], atol=0.04)
+
+
+def test_crops_avoid_one_dominant_class():
+    """A mask with a small patch: of 1,000 crops nearly all must hold both classes, none more than 3/4 if avoidable."""
+    mask = torch.zeros(1, 128, 128, dtype=torch.uint8)
+    mask[:, :, 64:] = 1
+    transform = TrainTransform(EvaluationProtocol(32))
+    rng = np.random.default_rng(0)
+    shares = []
+    for _ in range(1000):
+        top, left, height, width = transform._crop_window(mask, rng)
+        crop = mask[0, top : top + height, left : left + width]
+        assert crop.shape == (32, 32)
+        shares.append(float(crop.float().mean()))
+    balanced = np.mean([0.25 < share < 0.75 for share in shares])
+    # A draw is balanced for 15 of 97 left edges; eleven draws all fail with probability (82 / 97) ** 11 = 0.158.
+    assert balanced == pytest.approx(1 - (82 / 97) ** 11, abs=0.035)
+
+
+def test_ignored_pixels_do_not_count_in_the_crop_rule():
+    mask = torch.full((1, 64, 64), 255, dtype=torch.uint8)
+    mask[:, :2, :2] = torch.tensor([[0, 1], [0, 1]])
+    transform = TrainTransform(EvaluationProtocol(64))
+
+    class CountingGenerator:
+        draws = 0
+
+        def integers(self, high):
+            self.draws += 1
+            return 0
+
+    rng = CountingGenerator()
+    transform._crop_window(mask, rng)
+    assert rng.draws == 2  # one window: two classes of two pixels each, whatever surrounds them
+    mask[:, 1, 0] = 1  # three pixels of four: 0.75 is not below 0.75
+    rng = CountingGenerator()
+    transform._crop_window(mask, rng)
+    assert rng.draws == 22  # the first window and ten more
+
+
+def test_bands_beyond_rgb_share_its_geometry_and_keep_their_values():
+    image, mask = blocks(96, 128)
+    rgb = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    five = torch.cat([rgb, rgb[:2]])
+    identity_5 = {"image_mean": (0.0,) * 5, "image_std": (1.0,) * 5}
+    for seed in range(5):
+        expected = TrainTransform(EvaluationProtocol(64, **IDENTITY))(image, mask, np.random.default_rng(seed))
+        plain = TrainTransform(EvaluationProtocol(64, **IDENTITY), photometric_distortion=False)
+        undistorted = plain(image, mask, np.random.default_rng(seed))
+        found = TrainTransform(EvaluationProtocol(64, **identity_5))(five, mask, np.random.default_rng(seed))
+        assert torch.equal(found["labels"], expected["labels"])
+        torch.testing.assert_close(found["pixel_values"][:3], expected["pixel_values"], atol=0.02, rtol=0)
+        torch.testing.assert_close(found["pixel_values"][3:], undistorted["pixel_values"][:2], atol=0.02, rtol=0)
+
+
+def test_grey_images():
+    image, mask = blocks(64, 64)
+    transform = TrainTransform(EvaluationProtocol(64, image_mean=(0.5,), image_std=(0.5,)))
+    assert transform(image.convert("L"), mask, np.random.default_rng(0))["pixel_values"].shape == (1, 64, 64)
+
+
+class Fixed:
+    """A generator with chosen numbers: each step of the distortion takes one to decide and one for its strength."""
+
+    def __init__(self, *numbers):
+        self.numbers = list(numbers)
+
+    def random(self):
+        return self.numbers.pop(0)
+
+    def uniform(self, low, high):
+        number = self.numbers.pop(0)
+        assert low <= number <= high
+        return number
+
+
+ON, OFF = 0.0, 0.9
+
+
+def distorted(color, *numbers):
+    image = torch.tensor(color, dtype=torch.uint8)[:, None, None].expand(3, 2, 5).contiguous()
+    result = distort_colors(image, Fixed(*numbers))
+    assert result.shape == (3, 2, 5) and result.dtype == torch.uint8
+    assert (result == result[:, :1, :1]).all()
+    return result[:, 0, 0].tolist()
+
+
+def test_brightness_and_contrast():
+    color = [100, 10, 240]
+    assert distorted(color, OFF, OFF, OFF, OFF, OFF) == color
+    assert distorted(color, ON, 20.0, OFF, OFF, OFF, OFF) == [120, 30, 255]
+    assert distorted(color, ON, -32.0, OFF, OFF, OFF, OFF) == [68, 0, 208]
+    assert distorted(color, OFF, ON, 1.5, OFF, OFF, OFF) == [150, 15, 255]
+    assert distorted(color, OFF, ON, 0.5, OFF, OFF, ON) == [50, 5, 120]
+
+
+@pytest.mark.parametrize(
+    ("channels", "expected"), [([100], [130]), ([100, 50], [130, 50]), ([100, 100, 100, 7, 9], [130, 130, 130, 7, 9])]
+)
+def test_distortion_of_other_channels(channels, expected):
+    """(100 + 9) · 1.2 = 130.8 in grey, which saturation and hue leave as it is; other bands keep their values."""
+    image = torch.tensor(channels, dtype=torch.uint8)[:, None, None].expand(-1, 2, 5).contiguous()
+    result = distort_colors(image, Fixed(ON, 9.0, ON, 1.2, ON, 1.5, ON, 30.0, ON))
+    assert result[:, 1, 3].tolist() == expected
+    assert result.shape == (len(channels), 2, 5) and result.dtype == torch.uint8
+
+
+def test_contrast_before_or_after_saturation():
+    color = [200, 100, 100]
+    # Before: 255 (clipped), 150, 150, then grey; after: 200, 200, 200 at saturation 1/2 → 150, so order shows.
+    before = distorted(color, OFF, ON, 1.5, ON, 0.5, OFF, ON)
+    after = distorted(color, OFF, ON, 1.5, ON, 0.5, OFF, OFF)
+    assert before == [255, 202, 202]
+    assert after == [255, 225, 225]
+
+
+@pytest.mark.parametrize("color", [[200, 100, 50], [10, 250, 130], [90, 90, 90], [30, 60, 220]])
+@pytest.mark.parametrize(("saturation", "degrees"), [(0.5, 0), (1.5, 0), (1.0, 36), (1.0, -36), (0.7, 20)])
+def test_saturation_and_hue_against_colorsys(color, saturation, degrees):
+    hue, s, v = colorsys.rgb_to_hsv(*(channel / 255 for channel in color))
+    expected = colorsys.hsv_to_rgb((hue + degrees / 360) % 1, min(1.0, s * saturation), v)
+    found = distorted(color, OFF, OFF, ON, saturation, ON, float(degrees), OFF)
+    np.testing.assert_allclose(found, np.array(expected) * 255, atol=0.51)
+
+
+def test_each_distortion_happens_half_of_the_time():
+    image = torch.full((3, 1, 1), 100, dtype=torch.uint8)
+    rng = np.random.default_rng(0)
+    results = torch.stack([distort_colors(image, rng)[:, 0, 0] for _ in range(2000)])
+    # A grey pixel shows brightness and contrast alone: neither in a quarter of all cases.
+    assert (results == results[:, :1]).all()
+    assert (results[:, 0] == 100).float().mean() == pytest.approx(0.25, abs=0.04)
+
+
+# ---- preview ----
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_preview_shows_what_training_sees(make_dataset, num_channels):
+    root = make_dataset("CamVid", count=5)
+    class_map = ClassMap({0: "wall", 1: "floor", 2: "sky"}, [[200, 0, 0], [0, 100, 0], [0, 0, 250]])
+    split = prepare_dataset(load_segmentation_dataset(dataset_dir=root), class_map)["train"]
+    # As large as the sheet's panels, which are then shown pixel by pixel.
+    normalization = {"image_mean": (0.5,) * num_channels, "image_std": (0.25,) * num_channels}
+    dataset = SegmentationDataset(split, TrainTransform(EvaluationProtocol(DRAW_SIDE, **normalization)), seed=3)
+    dataset.set_epoch(7)
+    sheet = np.asarray(augmentation_preview(dataset, class_map, samples=2, draws=3))
+    assert np.array_equal(sheet, np.asarray(augmentation_preview(dataset, class_map, samples=2, draws=3)))
+    cell = DRAW_SIDE + MARGIN
+    assert sheet.shape[1] == 7 * cell + MARGIN and sheet.shape[0] > 2 * (cell + LINE_HEIGHT)
+    palette = np.zeros((256, 3), np.uint8)
+    palette[:3] = class_map.palette
+    ignored = 0
+    for row, index in enumerate((0, 4)):
+        for draw in range(3):
+            dataset.set_epoch(draw)
+            example = dataset[index]
+            top, left = row * (cell + LINE_HEIGHT) + LINE_HEIGHT, MARGIN + (1 + 2 * draw) * cell
+            image, mask = (sheet[top : top + DRAW_SIDE, x : x + DRAW_SIDE].astype(int) for x in (left, left + cell))
+            shown = (example["pixel_values"] * 0.25 + 0.5) * 255
+            np.testing.assert_allclose(image, shown.permute(1, 2, 0).expand(-1, -1, 3), atol=0.51)
+            assert (mask == palette[example["labels"]]).all()
+            ignored += int((example["labels"] == 255).sum())
+    assert ignored > 0
+
+
+def test_preview_leaves_the_epoch_as_it_was(make_dataset):
+    class_map = ClassMap({0: "wall", 1: "floor", 2: "sky"})
+    split = prepare_dataset(load_segmentation_dataset(dataset_dir=make_dataset(count=1)), class_map)["train"]
+    dataset = SegmentationDataset(split, TrainTransform(EvaluationProtocol(32)), seed=3)
+    dataset.set_epoch(7)
+    before = dataset[0]["pixel_values"]
+    augmentation_preview(dataset, class_map)
+    assert torch.equal(dataset[0]["pixel_values"], before)

@@ -1,0 +1,231 @@
+"""Training from a stream: what is drawn, in which order, what is refused, and through the Trainer."""
+
+import io
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
+from PIL import Image
+from torch.utils.data import DataLoader
+from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+from cli_utils import UserError
+from data.arguments import DatasetArguments
+from data.augmentation import TrainTransform
+from data.classes import ClassMap
+from data.preparation import prepare_dataset
+from data.preprocessing import EvaluationProtocol
+from data.streaming import StreamingDataset, check_streaming, load_streams
+from data_utils import collate_train
+from training.arguments import SegmentationTrainingArguments
+from training.trainer import SegmentationTrainer
+
+TWO = ClassMap({0: "dark", 1: "light"})
+
+
+def encoded(array, path=None):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": path}
+
+
+def write_parquet(file, numbers, value=None, name=None):
+    """Grey images whose level is their number; the mask is 1 to the right of column 5, or all `value`."""
+    images, masks = [], []
+    for number in numbers:
+        mask = np.zeros((8, 12), np.uint8)
+        mask[:, 5:] = 1
+        images.append(encoded(np.full((8, 12, 3), number, np.uint8), name))
+        masks.append(encoded(mask if value is None else np.full((8, 12), value, np.uint8)))
+    file.parent.mkdir(exist_ok=True)
+    features = Features({"image": ImageFeature(), "label": ImageFeature()})
+    Dataset.from_dict({"image": images, "label": masks}, features=features).to_parquet(file)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten training images in two files, four for evaluation, and a class list beside them."""
+    root = tmp_path / "hub"
+    write_parquet(root / "train-00.parquet", range(0, 5))
+    write_parquet(root / "train-01.parquet", range(5, 10))
+    write_parquet(root / "validation.parquet", range(100, 104))
+    return root
+
+
+def arguments(folder, **options):
+    names = folder.parent / "names.json"
+    names.write_text(json.dumps(TWO.id2label))
+    return DatasetArguments(dataset_name=str(folder), id2label=str(names), streaming=True, **options)
+
+
+class Level:
+    """Stands in for a TrainTransform: the image's grey level, and a random number."""
+
+    protocol = EvaluationProtocol(16)
+
+    def __call__(self, image, label, rng):
+        assert image.mode == "RGB" and label.size == image.size and set(np.unique(label)) <= {0, 1, 255}
+        return image.getpixel((0, 0))[0], round(float(rng.random()), 9)
+
+
+def drawn(folder, count, seed=0, start=0, **options):
+    stream, _, class_map = load_streams(arguments(folder), None)
+    dataset = StreamingDataset(stream, class_map, Level(), seed, **options)
+    dataset.set_epoch(start)
+    return list(itertools.islice(dataset, count))
+
+
+# ---- what is drawn ----
+
+
+def test_passes_follow_each_other(folder):
+    examples = drawn(folder, 30)
+    passes = [examples[:10], examples[10:20], examples[20:]]
+    levels = [[level for level, _ in one] for one in passes]
+    assert all(sorted(one) == list(range(10)) for one in levels)
+    assert len({tuple(one) for one in levels}) == 3  # shuffled, each in its own way
+    assert len({random for _, random in examples}) == 30
+    assert drawn(folder, 30) == examples
+    assert drawn(folder, 10, start=2) == passes[2]
+    assert [level for level, _ in drawn(folder, 10, seed=1)] != levels[0]
+    assert {random for _, random in drawn(folder, 10, seed=1)}.isdisjoint(random for _, random in examples)
+
+
+def test_workers_read_files_of_their_own(folder):
+    stream, _, class_map = load_streams(arguments(folder), None)
+    dataset = StreamingDataset(stream, class_map, Level(), seed=0)
+
+    def first(workers, count=20):
+        loader = DataLoader(dataset, batch_size=None, num_workers=workers)
+        return [(int(level), float(random)) for level, random in itertools.islice(loader, count)]
+
+    examples = first(2)
+    assert sorted(level for level, _ in examples[:10]) == list(range(10))  # neither twice nor missing
+    halves = [{level for level, _ in examples[start:10:2]} for start in (0, 1)]
+    assert sorted(map(sorted, halves)) == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    assert len({random for _, random in examples}) == 20
+    assert first(2) == examples
+    assert sorted(level for level, _ in first(3, 10)) == list(range(10))  # a worker without a file draws nothing
+
+
+def test_training_examples(folder):
+    stream, _, class_map = load_streams(arguments(folder), None)
+    dataset = StreamingDataset(stream, class_map, TrainTransform(EvaluationProtocol(16)))
+    batch = collate_train(list(itertools.islice(dataset, 3)))
+    assert batch["pixel_values"].shape == (3, 3, 16, 16) and batch["labels"].shape == (3, 16, 16)
+    assert set(batch["labels"].unique().tolist()) <= {0, 1, 255}
+
+
+def test_the_first_rows_are_evaluated(folder):
+    _, dataset, class_map = load_streams(arguments(folder, merge_classes=["dark=night"]), 3)
+    assert list(dataset) == ["validation"] and class_map.id2label == {0: "night", 1: "light"}
+    prepared = prepare_dataset(dataset, class_map)["validation"]
+    assert prepared["class_pixels"][:] == [[40, 56]] * 3
+    assert [row["image"].getpixel((0, 0))[0] for row in prepared] == [100, 101, 102]
+    assert prepared["name"][:] == ["validation_000000", "validation_000001", "validation_000002"]
+    (folder / "validation.parquet").rename(folder / "test.parquet")
+    assert list(load_streams(arguments(folder), 3)[1]) == ["test"]
+    assert list(load_streams(arguments(folder), None)[1]) == []
+
+
+def test_a_folder_of_images(tmp_path):
+    """Streamed by address: the files are opened when they are drawn."""
+    root = tmp_path / "folder"
+    (root / "train").mkdir(parents=True)
+    for number in range(4):
+        Image.fromarray(np.full((8, 12, 3), number, np.uint8)).save(root / "train" / f"i{number}.png")
+        Image.fromarray(np.zeros((8, 12), np.uint8)).save(root / "train" / f"m{number}.png")
+    rows = [f"i{number}.png,m{number}.png" for number in range(4)]
+    (root / "train" / "metadata.csv").write_text("\n".join(["file_name,mask_file_name", *rows]))
+    assert sorted(level for level, _ in drawn(root, 4)) == [0, 1, 2, 3]
+
+
+# ---- what is refused ----
+
+
+@pytest.mark.parametrize(
+    ("name", "named"), [(None, r"row \d+ of pass 0 \(worker 0\) has 7"), ("bad.png", "bad has 7")]
+)
+def test_a_bad_example_is_named(folder, name, named):
+    write_parquet(folder / "train-02.parquet", [50], value=7, name=name)
+    with pytest.raises(
+        UserError, match=f"1 masks hold values that are no class - train: {named}: .* --ignore_values 7"
+    ):
+        drawn(folder, 11)
+
+
+def test_empty_rows_are_named(folder):
+    features = Features({"image": ImageFeature(), "label": ImageFeature()})
+    rows = {"image": [encoded(np.zeros((4, 4, 3), np.uint8))], "label": [None]}
+    Dataset.from_dict(rows, features=features).to_parquet(folder / "train-02.parquet")
+    with pytest.raises(UserError, match=r"1 files cannot be read - train: row \d+ of pass 0 .*is empty"):
+        drawn(folder, 11)
+
+
+def test_streams_that_are_refused(folder, tmp_path):
+    with pytest.raises(UserError, match="--streaming needs to know the classes beforehand: give --id2label FILE"):
+        load_streams(DatasetArguments(dataset_name=str(folder)), None)
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_streams(arguments(tmp_path / "nowhere"), None)
+    with pytest.raises(UserError, match="--label_column mask: no such column"):
+        load_streams(arguments(folder, label_column="mask"), None)
+    saved = tmp_path / "saved"
+    Dataset.from_parquet(str(folder / "train-00.parquet")).save_to_disk(saved)
+    with pytest.raises(UserError, match=f"--streaming: {saved} is on this disk already"):
+        load_streams(arguments(saved), None)
+
+
+@pytest.mark.parametrize(
+    ("options", "max_steps", "max_eval_samples", "message"),
+    [
+        ({"dataset_dir": "x"}, 5, 5, "--streaming reads --dataset_name; a folder"),
+        ({"dataset_name": "x", "train_val_split": 0.2}, 5, 5, "leave out --train_val_split"),
+        ({"dataset_name": "x"}, -1, 5, "give --max_steps"),
+        ({"dataset_name": "x"}, 5, None, "say how many with --max_eval_samples"),
+    ],
+)
+def test_flags_that_do_not_go_together(options, max_steps, max_eval_samples, message):
+    with pytest.raises(UserError, match=message):
+        check_streaming(DatasetArguments(**options), max_steps, max_eval_samples, evaluates=True)
+
+
+def test_flags_that_do():
+    check_streaming(DatasetArguments(dataset_name="x"), 5, 5, evaluates=True)
+    check_streaming(DatasetArguments(dataset_name="x"), 5, None, evaluates=False)
+
+
+# ---- through the Trainer ----
+
+
+def test_training_and_resuming(folder, tmp_path):
+    """Eight steps of two images, more than one pass; the last four again from the checkpoint are equal bit for bit."""
+    stream, _, class_map = load_streams(arguments(folder), None)
+    protocol, weights = EvaluationProtocol(32), []
+    for resume in (None, str(tmp_path / "checkpoint-4")):
+        torch.manual_seed(0)
+        config = SegformerConfig(
+            hidden_sizes=[8] * 4, depths=[1] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8, num_labels=2
+        )
+        trainer = SegmentationTrainer(
+            model=SegformerForSemanticSegmentation(config),
+            args=SegmentationTrainingArguments(
+                str(tmp_path),
+                do_train=True,
+                max_steps=8,
+                save_strategy="steps",
+                save_steps=4,
+                save_total_limit=None,
+                eval_strategy="no",
+                use_cpu=True,
+                disable_tqdm=True,
+            ),
+            train_dataset=StreamingDataset(stream, class_map, TrainTransform(protocol), seed=1),
+            protocol=protocol,
+        )
+        assert trainer.train(resume_from_checkpoint=resume).global_step == 8
+        weights.append(trainer.model.state_dict())
+    assert all(torch.equal(weights[0][name], value) for name, value in weights[1].items())

@@ -1,0 +1,30 @@
+"""Small datasets on disk, in every layout."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+# Image and mask of a layout, below the dataset's folder.
+LAYOUT_FILES = {
+    "ADE20K": ("images/{ade}/{name}.jpg", "annotations/{ade}/{name}.png"),
+    "split folders": ("{split}/images/{name}.jpg", "{split}/masks/{name}.png"),
+    "images and masks by split": ("images/{split}/{name}.JPG", "masks/{split}/{name}.tif"),
+    "CamVid": ("{split}/{name}.png", "{split}annot/{name}.png"),
+    "Cityscapes": (
+        "leftImg8bit/{split}/ulm/{name}_leftImg8bit.png",
+        "gtFine/{split}/ulm/{name}_gtFine_labelTrainIds.png",
+    ),
+    "Pascal VOC": ("JPEGImages/{name}.jpg", "SegmentationClass/{name}.png"),
+    "images and masks": ("images/{name}.jpeg", "masks/{name}.bmp"),
+    "metadata": ("pictures/{name}.webp", "ids/{name}.gif"),
+}
+
+
+def save_pair(image_file: Path, mask_file: Path, ids: np.ndarray, seed: int = 0) -> None:
+    """A mask, and a noisy image of its size."""
+    for file in (image_file, mask_file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (*ids.shape, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(image_file)
+    Image.fromarray(ids).save(mask_file)

@@ -1,0 +1,168 @@
+"""Learning rate and weight decay of every parameter, and how the rate moves, as SegFormer was trained."""
+
+from functools import partial
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel, SchedulerType, TrainingArguments
+
+from cli_utils import UserError, nearest
+from models.adapters import encoder_name
+
+NORM_LAYERS = (
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.GroupNorm,
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.SyncBatchNorm,
+    nn.InstanceNorm2d,
+)
+
+
+def parameter_groups(
+    model: PreTrainedModel, learning_rate: float, weight_decay: float, head_lr_multiplier: float = 1.0
+) -> list[dict]:
+    """Groups for an optimizer: "encoder", "encoder norms", "head" and "head norms", but for those that are empty.
+
+    The head is everything outside the encoder and gets `learning_rate * head_lr_multiplier`. Norm layers, told by
+    their type, are not decayed; biases outside them are. SegFormer's head has one BatchNorm, which was decayed: the
+    published rules go by names, no decay for `norm` and the multiplier for `head`, and there it is called
+    `decode_head.linear_fuse.bn` (transformers: `decode_head.batch_norm`). So it belongs to "head".
+
+    Source: NVlabs/SegFormer, local_configs/segformer/B0/segformer.b0.512x512.ade.160k.py, `paramwise_cfg`. Its third
+    key, `pos_block`, matches nothing.
+
+    Returns:
+        Dicts with "name", "params", "lr" and "weight_decay". Every parameter that requires a gradient is in one of
+        them, once.
+    """
+    encoder = {id(parameter) for parameter in model.get_submodule(encoder_name(model)).parameters()}
+    norms = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, NORM_LAYERS)
+        for parameter in module.parameters()
+    }
+    if model.config.model_type == "segformer":
+        norms &= encoder
+    members = {"encoder": [], "encoder norms": [], "head": [], "head norms": []}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            part = "encoder" if id(parameter) in encoder else "head"
+            members[f"{part} norms" if id(parameter) in norms else part].append(parameter)
+    return [
+        {
+            "name": name,
+            "params": parameters,
+            "lr": learning_rate * (head_lr_multiplier if name.startswith("head") else 1.0),
+            "weight_decay": 0.0 if name.endswith("norms") else weight_decay,
+        }
+        for name, parameters in members.items()
+        if parameters
+    ]
+
+
+def groups_table(groups: list[dict]) -> str:
+    """A table for the log, one line a group of `parameter_groups`."""
+    rows = [("parameter group", "tensors", "parameters (M)", "learning rate", "weight decay")]
+    for group in groups:
+        size = sum(parameter.numel() for parameter in group["params"]) / 1e6
+        rows.append(
+            (group["name"], len(group["params"]), f"{size:.3f}", f"{group['lr']:g}", f"{group['weight_decay']:g}")
+        )
+    return "\n".join(f"{row[0]:<15}  {row[1]:>7}  {row[2]:>14}  {row[3]:>13}  {row[4]:>12}" for row in rows)
+
+
+def takes_parameter_groups(optimizer_cls: type, options: dict) -> bool:
+    """Whether what `Trainer.get_optimizer_cls_and_kwargs` returned is for parameter groups of ours.
+
+    Some values of `--optim` bring a selection of their own (GaLore, APOLLO), take the model (LOMO) or are no
+    `torch.optim.Optimizer` (Muon).
+    """
+    is_optimizer = isinstance(optimizer_cls, type) and issubclass(optimizer_cls, torch.optim.Optimizer)
+    return is_optimizer and not options.keys() & {"params", "model", "optimizer_dict"}
+
+
+def poly_factor(
+    step: int, max_steps: int, warmup_steps: int, warmup_ratio: float = 1e-6, power: float = 1.0, end: float = 0.0
+) -> float:
+    """What the learning rate is multiplied by at an iteration, counted from 0: polynomial decay with linear warm-up.
+
+    The decay begins at iteration 0, and during the warm-up its value is multiplied by a line from `warmup_ratio` to 1.
+    Source: `PolyLrUpdaterHook` and `LrUpdaterHook.get_warmup_lr` of mmcv 1.x, which the published configurations name.
+    (mmsegmentation 1.x warms up first and decays after it, from iteration 1,500.)
+
+    Args:
+        end: the factor at `max_steps`.
+    """
+    factor = (1 - end) * (1 - min(step, max_steps) / max_steps) ** power + end
+    if step < warmup_steps:
+        factor *= 1 - (1 - step / warmup_steps) * (1 - warmup_ratio)
+    return factor
+
+
+def poly_schedule(
+    optimizer: torch.optim.Optimizer,
+    max_steps: int,
+    warmup_steps: int = 0,
+    power: float = 1.0,
+    lr_end: float = 0.0,
+    warmup_ratio: float = 1e-6,
+) -> LambdaLR:
+    """`poly_factor` for every parameter group of an optimizer.
+
+    Args:
+        lr_end: learning rate at `max_steps`, the same for all groups (mmcv's `min_lr`).
+    """
+    # A group that had a schedule before keeps its rate there.
+    rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
+    factors = [
+        partial(
+            poly_factor,
+            max_steps=max_steps,
+            warmup_steps=warmup_steps,
+            warmup_ratio=warmup_ratio,
+            power=power,
+            end=lr_end / rate if lr_end else 0.0,
+        )
+        for rate in rates
+    ]
+    return LambdaLR(optimizer, factors)
+
+
+def check_schedule(args: TrainingArguments) -> None:
+    """Raises UserError where `--lr_scheduler_kwargs` of the polynomial schedule are not those of `poly_schedule`."""
+    if args.lr_scheduler_type != SchedulerType.POLYNOMIAL:
+        return
+    limits = {"power": (0, float("inf")), "lr_end": (0, args.learning_rate), "warmup_ratio": (0, 1)}
+    for key, value in (args.lr_scheduler_kwargs or {}).items():
+        if key not in limits:
+            raise UserError(
+                f"--lr_scheduler_kwargs holds {key!r}{nearest(key, limits)}; polynomial takes {', '.join(limits)}"
+            )
+        low, high = limits[key]
+        if not isinstance(value, int | float) or not low <= value <= high:
+            raise UserError(f"--lr_scheduler_kwargs: {key} is {value!r}; it must be a number from {low:g} to {high:g}")
+
+
+def batch_norm_warning(model: nn.Module, per_device_batch_size: int) -> str | None:
+    """What to warn of where BatchNorm layers that are trained see one image at a time, else None.
+
+    `SyncBatchNorm` takes its statistics over all devices and is no reason to warn.
+    """
+    if per_device_batch_size > 1:
+        return None
+    layers = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and any(p.requires_grad for p in module.parameters())
+    ]
+    if not layers:
+        return None
+    return (
+        f"--per_device_train_batch_size is 1, and {len(layers)} BatchNorm layer(s) in training ({layers[0]}) take "
+        "their statistics from the images of one device: use 2 or more, or --sync_bn on several GPUs (gradient "
+        "accumulation does not change it)"
+    )

@@ -1,0 +1,305 @@
+"""`SegmentationTrainer`: the Hugging Face Trainer with the faults mended that matter for semantic segmentation.
+
+What differs from the stock Trainer, and why:
+
+* resuming and loading the best checkpoint restore every tensor, or raise;
+* the loss is the cross-entropy summed over all valid pixels of all accumulated batches of all processes, divided by
+  their number, so that gradient accumulation and more processes change nothing but rounding;
+* evaluation happens at each image's original resolution and keeps counts, not logits.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import SchedulerType, Trainer, TrainerCallback
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
+from transformers.trainer_callback import PrinterCallback
+
+from data.preprocessing import EvaluationProtocol
+from data_utils import collate_eval, collate_train
+from metrics_utils import IGNORE_INDEX, ComputeStatistics, boundary_counts, confusion_matrix, without_per_category
+from models.adapters import merged_state_dict, save_adapters, with_adapters
+from models.inference import predicted_ids, protocol_logits, score_logits, two_class_logits
+from models.losses import segmentation_loss
+from reports.publishing import check_hub_access, push_run
+from training.ema import WeightAverage
+from training.optimizer import groups_table, parameter_groups, poly_schedule, takes_parameter_groups
+
+logger = logging.getLogger(__name__)
+
+
+class _EpochCallback(TrainerCallback):
+    """Tells the dataset which epoch it is in, so that augmentation is a function of (seed, epoch, index)."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        # After a resume in the middle of an epoch `state.epoch` is fractional.
+        self.dataset.set_epoch(int(state.epoch + 1e-6))
+
+
+def _concise(callback: type[TrainerCallback]) -> type[TrainerCallback]:
+    """A progress display of the Trainer without the hundreds of per-category scalars."""
+
+    class Concise(callback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            super().on_log(args, state, control, logs=without_per_category(logs), **kwargs)
+
+        def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+            super().on_evaluate(args, state, control, metrics=without_per_category(metrics), **kwargs)
+
+    return Concise
+
+
+class SegmentationTrainer(Trainer):
+    """Trains and evaluates any model whose output has `logits` of shape (B, num_labels, h, w).
+
+    Args:
+        model, args, train_dataset, eval_dataset, processing_class, callbacks: as for `Trainer`. The datasets are
+            `data_utils.SegmentationDataset`s.
+        protocol: how evaluation images were prepared; named in every result.
+        fused_ops: the loss and the evaluation strip by strip; else as stock transformers computes them.
+        id2label: training id → name; None takes the model's, which has one of two where it has a single logit.
+        losses: of `models.losses.parse_loss`.
+        class_weights: float (num_labels,), for the losses that take them.
+        head_lr_multiplier: of the learning rate outside the encoder.
+        ema_decay: of the average of the weights that is evaluated and saved; 0 for the weights themselves.
+    """
+
+    def __init__(
+        self,
+        *args,
+        protocol: EvaluationProtocol,
+        fused_ops: bool = True,
+        id2label: dict[int, str] | None = None,
+        losses: Sequence[str] = ("ce",),
+        class_weights: torch.Tensor | None = None,
+        head_lr_multiplier: float = 1.0,
+        ema_decay: float = 0.0,
+        **kwargs,
+    ):
+        self.protocol = protocol
+        self.fused_ops = fused_ops
+        self.losses = losses
+        self.class_weights = class_weights
+        self.head_lr_multiplier = head_lr_multiplier
+        self.weight_average = WeightAverage(ema_decay)
+        super().__init__(
+            *args,
+            data_collator=collate_train,
+            compute_loss_func=self.upsampled_loss,
+            compute_metrics=None,
+            **kwargs,
+        )
+        self.compute_metrics = ComputeStatistics(id2label or self.model.config.id2label)
+        # The loss is computed outside the model; handed on, `num_items_in_batch` would reach modules that ignore it.
+        # (Upstream: huggingface/transformers#47688.)
+        self.model_accepts_loss_kwargs = False
+        self.add_callback(self.weight_average)
+        if self.train_dataset is not None:
+            self.add_callback(_EpochCallback(self.train_dataset))
+        for display in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # the first is a table in notebooks
+            if self.pop_callback(display):
+                self.add_callback(_concise(display))
+
+    # ---- optimizer ------------------------------------------------------------------------------------------------
+
+    def get_optimizer_cls_and_kwargs(self, args, model=None):
+        """As the stock (static) method, which `create_optimizer` asks, with the groups of `parameter_groups`."""
+        optimizer_cls, options = super().get_optimizer_cls_and_kwargs(args, model)
+        if takes_parameter_groups(optimizer_cls, options):
+            groups = parameter_groups(model, args.learning_rate, args.weight_decay, self.head_lr_multiplier)
+            logger.info(f"{optimizer_cls.__name__}\n{groups_table(groups)}")
+            options["params"] = groups
+        elif self.head_lr_multiplier != 1:
+            logger.warning(f"--optim {args.optim} chooses its parameters itself: --head_lr_multiplier has no effect")
+        return optimizer_cls, options
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        """`--lr_scheduler_type polynomial` is the published schedule; every other type is stock."""
+        if self.lr_scheduler is None and self.args.lr_scheduler_type == SchedulerType.POLYNOMIAL:
+            self.lr_scheduler = poly_schedule(
+                self.optimizer if optimizer is None else optimizer,
+                num_training_steps,
+                self.args.get_warmup_steps(num_training_steps),
+                **(self.args.lr_scheduler_kwargs or {}),
+            )
+            # As the stock method does, so that the next `train()` makes a new one; there is no public way.
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    # ---- loss -----------------------------------------------------------------------------------------------------
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The batches of one optimizer step, and the number of valid pixels in them over all processes.
+
+        The stock count takes every label but -100, so it would count ignored pixels.
+        """
+        batch_samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        valid_pixels = sum((batch["labels"] != IGNORE_INDEX).sum() for batch in batch_samples)
+        if self.args.world_size > 1:
+            valid_pixels = self.accelerator.reduce(torch.as_tensor(valid_pixels, device=device), reduction="sum")
+        return batch_samples, valid_pixels
+
+    def upsampled_loss(self, outputs, labels, num_items_in_batch=None):
+        """The losses at the labels' resolution, of all pixels of the batch that `num_items_in_batch` counts.
+
+        labels: int64 (B, H, W). `--label_smoothing_factor` applies. The Trainer multiplies by the number of processes,
+        over which DDP averages.
+        """
+        logits = two_class_logits(outputs.logits)
+        return segmentation_loss(
+            logits,
+            labels,
+            self.losses,
+            weight=None if self.class_weights is None else self.class_weights.to(logits.device),
+            num_items_in_batch=num_items_in_batch,
+            label_smoothing=self.args.label_smoothing_factor,
+            fused_ops=self.fused_ops,
+        )
+
+    # ---- evaluation -----------------------------------------------------------------------------------------------
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        """The stock loader with the collator for images of different sizes."""
+        train_collator, self.data_collator = self.data_collator, collate_eval
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = train_collator
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """As `Trainer.evaluate`, with the same weights and BatchNorm statistics in every process.
+
+        DDP lets the running statistics of each process follow its own batches; those of process 0 are saved, so
+        those are evaluated.
+        """
+        if self.args.world_size > 1:
+            for buffer in self.accelerator.unwrap_model(self.model).buffers():
+                torch.distributed.broadcast(buffer, src=0)
+        with self.weight_average.applied(self.model):
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Scores each image at its annotation's size and returns counts instead of logits.
+
+        Returns:
+            (None, (confusion int64 (n, C, C), mean cross-entropy float32 (n,), valid pixels int64 (n,), boundary
+            counts int64 (n, 3, C)), zeros (n,)). The last stands for labels, without which the Trainer would not call
+            `compute_metrics`.
+        """
+        inputs = self._prepare_inputs(inputs)
+        num_labels = len(self.compute_metrics.id2label)
+        matrices, mean_losses, valid_pixels, boundary = [], [], [], []
+        for pixel_values, labels in zip(inputs["pixel_values"], inputs["labels"], strict=True):
+            with torch.inference_mode(), self.compute_loss_context_manager():
+                logits = protocol_logits(model, pixel_values, self.protocol)
+            with torch.inference_mode():
+                prediction, loss_sum, valid = score_logits(
+                    logits, labels[None], self.fused_ops, self.protocol.threshold
+                )
+                matrices.append(confusion_matrix(prediction, labels[None], num_labels))
+                mean_losses.append((loss_sum / valid.clamp(min=1)).float())
+                valid_pixels.append(valid)
+                boundary.append(boundary_counts(prediction[0], labels, num_labels))
+        counts = (torch.stack(matrices), torch.cat(mean_losses), torch.cat(valid_pixels), torch.stack(boundary))
+        return None, counts, torch.zeros(len(matrices), device=matrices[0].device)
+
+    def predict_ids(self, image: Image.Image | torch.Tensor) -> np.ndarray:
+        """RGB image, or uint8 (C, H, W) → uint8 training ids (H, W) at its size: the prediction `evaluate` scores."""
+        model = self.accelerator.unwrap_model(self.model).eval()
+        size = (image.height, image.width) if isinstance(image, Image.Image) else tuple(image.shape[-2:])
+        with torch.inference_mode(), self.compute_loss_context_manager():
+            logits = protocol_logits(model, self.protocol.preprocess(image), self.protocol)
+        with torch.inference_mode():
+            prediction = predicted_ids(logits, size, self.fused_ops, self.protocol.threshold)
+        return prediction.cpu().numpy().astype(np.uint8)
+
+    # ---- the Hub ----------------------------------------------------------------------------------------------------
+
+    def init_hf_repo(self, token=None, private=None):
+        """Called when the Trainer is made: a token that cannot push is found before training, not after it."""
+        if self.is_world_process_zero():
+            private = self.args.hub_private_repo if private is None else private
+            self.hub_model_id = check_hub_access(
+                self.args.hub_model_id,
+                token or self.args.hub_token,
+                self.args.output_dir,
+                private,
+                self.args.hub_revision,
+            )
+
+    def push_to_hub(
+        self, commit_message="End of training", blocking=True, token=None, revision=None, private=None, **kwargs
+    ):
+        """Publishes `reports.publishing.PUBLISHED_FILES`; the stock method would upload the whole output folder,
+        pickled training arguments and predictions included."""
+        if self.is_world_process_zero():
+            return push_run(
+                self.args.output_dir,
+                self.hub_model_id,
+                token or self.args.hub_token,
+                self.args.hub_private_repo if private is None else private,
+                commit_message,
+                revision or self.args.hub_revision,
+            )
+
+    # ---- checkpoints ----------------------------------------------------------------------------------------------
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        """Saves the weights that are evaluated; in a checkpoint, those in training go beside them."""
+        with self.weight_average.applied(self.model):
+            super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            self.weight_average.save_raw_weights(self.model, output_dir or self.args.output_dir)
+
+    def _save(self, output_dir=None, state_dict=None):
+        """With LoRA, the merged weights, which any program can load, and the adapters beside them."""
+        model = self.accelerator.unwrap_model(self.model)
+        super()._save(output_dir, merged_state_dict(model) if state_dict is None else state_dict)
+        if self.args.should_save:
+            save_adapters(model, output_dir or self.args.output_dir)
+
+    def _load_weights(self, folder: str) -> None:
+        model = self.accelerator.unwrap_model(self.model)
+        saved = type(model).from_pretrained(folder, dtype=torch.float32).state_dict()
+        model.load_state_dict(with_adapters(saved, model, folder), strict=True)
+        logger.info(f"restored all {len(saved)} tensors from {folder}")
+
+    # `save_pretrained` writes the key names of older transformers; the two methods below load the raw file without
+    # mapping them back and only warn that nothing matched. Upstream: huggingface/transformers#43701, #48805 (open).
+    # tests/training/test_trainer.py::test_stock_trainer_still_needs_the_override tells when they can go.
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_weights(resume_from_checkpoint)
+        self.weight_average.resume(self.model, resume_from_checkpoint)
+
+    def _load_best_model(self):
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return super()._load_best_model()
+        logger.info(f"best {self.args.metric_for_best_model} {self.state.best_metric:.4f}")
+        self._load_weights(self.state.best_model_checkpoint)
+
+
+def newest_checkpoint(output_dir: str | os.PathLike) -> str | None:
+    """The `checkpoint-N` folder with the highest N that was written completely, or None.
+
+    `trainer_state.json` is the last file of a checkpoint: where it is missing or cut off, saving was interrupted.
+    """
+    complete = []
+    for state_file in Path(output_dir).glob("checkpoint-*/trainer_state.json"):
+        try:
+            complete.append(
+                (json.loads(state_file.read_text(encoding="utf-8"))["global_step"], str(state_file.parent))
+            )
+        except ValueError:
+            logger.warning(f"{state_file.parent} was not written to the end and is passed over")
+    return max(complete)[1] if complete else None
