@@ -58,14 +58,12 @@ class CheckArguments:
 
 def parse(argv: list[str] | None) -> tuple[CheckArguments, DatasetArguments]:
     """Flags, of which the first may be the dataset's folder alone."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and not argv[0].startswith("-"):
-        argv.insert(0, "--dataset_dir")
     args, data_args = parse_arguments(
         (CheckArguments, DatasetArguments),
         argv,
         description=__doc__,
         exclusive=(("dataset_dir", "dataset_name"),),
+        positional="dataset_dir",
     )
     for name in ("image_size", "num_channels", "num_proc", "max_images"):
         value = getattr(args, name)

@@ -4,9 +4,10 @@ import difflib
 import json
 import os
 import sys
-from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import get_origin
 
 import yaml
 from transformers import HfArgumentParser
@@ -86,6 +87,7 @@ def parse_arguments(
     argv: list[str] | None = None,
     description: str | None = None,
     exclusive: tuple[tuple[str, ...], ...] = (),
+    positional: str | None = None,
 ) -> tuple:
     """Parses flags, and the YAML file of `--config`, into one instance of each dataclass. Flags win over the file.
 
@@ -94,6 +96,8 @@ def parse_arguments(
         argv: without the program's name; None means the command line.
         exclusive: groups of flags of which at most one may be given; one on the command line displaces the others in
             the file.
+        positional: the field that words without a flag are for, as in `check_dataset.py my_photos`: all of
+            them if it is a list, else one.
 
     Raises:
         UserError: unknown flag or key (with the nearest known one), a value that does not fit, or two flags of an
@@ -108,9 +112,18 @@ def parse_arguments(
     aliases = {alias.lstrip("-"): name for name, f in fields.items() for alias in _aliases(f)}
 
     argv = list(sys.argv[1:] if argv is None else argv)
-    options, flags = parser.parse_known_args(argv)[0], {token.split("=")[0] for token in argv}
+    config = ArgumentParser(add_help=False, allow_abbrev=False)
+    config.add_argument("--config")
+    file = config.parse_known_args(argv)[0].config
+    tokens = _yaml_tokens(file, {*fields, *aliases}) if file else []
+    words = []
+    if positional:
+        everything = [token for _, values in tokens for token in values] + argv
+        words = [word for word in parser.parse_known_args(everything)[1] if word == "-" or word[:1] != "-"]
+        words = words if get_origin(fields[positional].type) is list else words[:1]
+    argv += [f"--{positional}", *words] if words else []
+    flags = {token.split("=")[0] for token in argv}
     given = {name for name in fields if {f"--{name}", f"--{name.replace('_', '-')}"} & flags}
-    tokens = _yaml_tokens(options.config, {*fields, *aliases}) if options.config else []
     displaced = {name for group in exclusive for name in group if given.intersection(group)} - given
     argv = [token for key, values in tokens if key not in displaced for token in values] + argv
 
@@ -122,11 +135,13 @@ def parse_arguments(
         raise
     except ValueError as error:  # TrainingArguments checks how its values fit together
         raise UserError(" ".join(str(error).split())) from None
+    unknown = [token for token in unknown if token not in words]
     if unknown:
         known = [f"--{name}" for name in (*fields, *aliases)]
-        if not unknown[0].startswith("-"):
+        flag = next((token.split("=")[0] for token in unknown if token.startswith("-")), None)
+        if flag is None:
             raise UserError(f"{unknown[0]!r} belongs to no flag")
-        raise UserError(f"unknown flag {unknown[0].split('=')[0]}{nearest(unknown[0].split('=')[0], known)}")
+        raise UserError(f"unknown flag {flag}{nearest(flag, known)}")
     for group in exclusive:
         both = [name for name in group if any(getattr(instance, name, None) for instance in instances)]
         if len(both) > 1:

@@ -124,3 +124,34 @@ def test_run_cli_prints_one_line_for_users_and_a_traceback_for_bugs(capsys):
     assert capsys.readouterr().err == "error: masks/a.png holds 300; allowed are 0 to 4\n"
     with pytest.raises(ValueError, match="bug"):
         run_cli(lambda: int("bug"))
+
+
+@dataclass
+class Files:
+    inputs: list[str] = field(default_factory=list, metadata={"help": "files"})
+    model: str = field(default=None, metadata={"help": "model"})
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["a", "b", "--model", "a"],
+        ["--model", "a", "a", "b"],
+        ["a", "--model", "a", "b"],
+        ["--model=a", "--inputs", "a", "b"],
+    ],
+)
+def test_words_without_a_flag(argv):
+    (files,) = parse_arguments((Files,), argv, positional="inputs")
+    assert files == Files(["a", "b"], "a")
+    with pytest.raises(UserError, match="unknown flag --modle.*did you mean --model"):
+        parse_arguments((Files,), [*argv, "--modle", "x"], positional="inputs")
+
+
+def test_a_word_without_a_flag_wins_over_the_file(config):
+    exclusive = (("dataset_dir", "dataset_name"),)
+    argv = ["my_photos", "--config", config("dataset_name: x")]
+    (options,) = parse_arguments((Options,), argv, exclusive=exclusive, positional="dataset_dir")
+    assert (options.dataset_dir, options.dataset_name) == ("my_photos", None)
+    with pytest.raises(UserError, match="'b' belongs to no flag"):
+        parse_arguments((Options,), ["a", "b"], positional="dataset_dir")
