@@ -46,15 +46,6 @@ def parse_loss(text: str) -> tuple[str, ...]:
     return names
 
 
-def check_loss(text: str, label_smoothing: float, weights: str | None) -> None:
-    """Raises UserError where other flags have no meaning for the losses, or a name is unknown."""
-    names = parse_loss(text)
-    if label_smoothing and "ce" not in names:
-        raise UserError(f"--label_smoothing_factor applies to cross-entropy, which --loss {text} does not name")
-    if weights and not set(names) & set(WEIGHTED):
-        raise UserError(f"--class_weights apply to {', '.join(WEIGHTED)}, of which --loss {text} names none")
-
-
 def segmentation_loss(
     logits: Tensor,
     labels: Tensor,

@@ -25,6 +25,7 @@ from cli_utils import UserError
 from data.classes import ClassMap
 from data.image_files import FileProblem, ids_of, open_image, read_channels, read_pair, rgb_view
 from data.preparation import undecoded
+from data_utils import Data
 from metrics_utils import IGNORE_INDEX
 from visual_utils import colorize, default_palette, overlay
 
@@ -65,22 +66,20 @@ figure img { margin-right: .25rem; vertical-align: top; }
 def write_html(
     report: DatasetReport,
     path: str | os.PathLike,
-    dataset: DatasetDict | None = None,
+    data: Data | None = None,
     class_map: ClassMap | None = None,
-    num_channels: int = 3,
 ) -> None:
     """Writes the page. Parent folders are made.
 
     Args:
-        dataset: of `data_utils.load_segmentation_dataset`, where the pictures come from; None: a page without them.
+        data: of `data_utils.load_data`, where the pictures come from; None: a page without them.
         class_map: what the values in its masks mean; None where that is not clear.
-        num_channels: of the images, see `data.image_files.read_channels`.
 
     Raises:
         UserError: the file cannot be written.
     """
     # File names that are no valid UTF-8 hold characters that cannot be written otherwise.
-    content = _page(report, dataset, class_map, num_channels).encode("utf-8", errors="backslashreplace")
+    content = _page(report, data, class_map).encode("utf-8", errors="backslashreplace")
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_bytes(content)
@@ -88,12 +87,13 @@ def write_html(
         raise UserError(f"--html {path} cannot be written: {error.strerror}") from None
 
 
-def _page(report: DatasetReport, dataset: DatasetDict | None, class_map: ClassMap | None, num_channels: int) -> str:
+def _page(report: DatasetReport, data: Data | None, class_map: ClassMap | None) -> str:
     title = escape(f"Check of {report.dataset}")
     level = next((level for level in (ERROR, WARNING) if report.count(level)), "fit")
     counts = ", ".join(f"{split}: {count}" for split, count in report.splits.items()) or "no pairs"
     summary = f"{report.layout} layout; {counts}; looked at {len(report.records)} pairs in {report.seconds:.1f} s"
-    places = _places(dataset, report.records)
+    places = _places(data.splits if data else None, report.records)
+    num_channels = data.num_channels if data else 3
     body = [
         _findings_table(report.findings),
         _class_table(report, class_map),

@@ -8,11 +8,8 @@ What differs from the stock Trainer, and why:
 * evaluation happens at each image's original resolution and keeps counts, not logits.
 """
 
-import json
 import logging
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,7 +24,6 @@ from metrics_utils import IGNORE_INDEX, ComputeStatistics, boundary_counts, conf
 from models.adapters import merged_state_dict, save_adapters, with_adapters
 from models.inference import predicted_ids, protocol_logits, score_logits, two_class_logits
 from models.losses import segmentation_loss
-from reports.publishing import check_hub_access, push_run
 from training.ema import WeightAverage
 from training.optimizer import groups_table, parameter_groups, poly_schedule, takes_parameter_groups
 
@@ -222,35 +218,6 @@ class SegmentationTrainer(Trainer):
             prediction = predicted_ids(logits, size, self.fused_ops, self.protocol.threshold)
         return prediction.cpu().numpy().astype(np.uint8)
 
-    # ---- the Hub ----------------------------------------------------------------------------------------------------
-
-    def init_hf_repo(self, token=None, private=None):
-        """Called when the Trainer is made: a token that cannot push is found before training, not after it."""
-        if self.is_world_process_zero():
-            private = self.args.hub_private_repo if private is None else private
-            self.hub_model_id = check_hub_access(
-                self.args.hub_model_id,
-                token or self.args.hub_token,
-                self.args.output_dir,
-                private,
-                self.args.hub_revision,
-            )
-
-    def push_to_hub(
-        self, commit_message="End of training", blocking=True, token=None, revision=None, private=None, **kwargs
-    ):
-        """Publishes `reports.publishing.PUBLISHED_FILES`; the stock method would upload the whole output folder,
-        pickled training arguments and predictions included."""
-        if self.is_world_process_zero():
-            return push_run(
-                self.args.output_dir,
-                self.hub_model_id,
-                token or self.args.hub_token,
-                self.args.hub_private_repo if private is None else private,
-                commit_message,
-                revision or self.args.hub_revision,
-            )
-
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
     def save_model(self, output_dir=None, _internal_call=False):
@@ -287,19 +254,3 @@ class SegmentationTrainer(Trainer):
             return super()._load_best_model()
         logger.info(f"best {self.args.metric_for_best_model} {self.state.best_metric:.4f}")
         self._load_weights(self.state.best_model_checkpoint)
-
-
-def newest_checkpoint(output_dir: str | os.PathLike) -> str | None:
-    """The `checkpoint-N` folder with the highest N that was written completely, or None.
-
-    `trainer_state.json` is the last file of a checkpoint: where it is missing or cut off, saving was interrupted.
-    """
-    complete = []
-    for state_file in Path(output_dir).glob("checkpoint-*/trainer_state.json"):
-        try:
-            complete.append(
-                (json.loads(state_file.read_text(encoding="utf-8"))["global_step"], str(state_file.parent))
-            )
-        except ValueError:
-            logger.warning(f"{state_file.parent} was not written to the end and is passed over")
-    return max(complete)[1] if complete else None
