@@ -49,7 +49,7 @@ class CheckArguments:
     fix: str | None = field(default=None, metadata={"help": "write a clean copy into this new folder"})
     strict: bool = field(default=False, metadata={"help": "exit with code 1 if there are warnings"})
     num_proc: int | None = field(
-        default=None, metadata={"help": "number of processes; by images and CPUs if left out"}
+        default=None, metadata={"help": "number of processes; chosen by images and CPUs if left out"}
     )
     max_images: int | None = field(default=None, metadata={"help": "look at a random sample of this many images"})
     seed: int = field(default=42, metadata={"help": "seed of the sample and of --train_val_split"})

@@ -72,7 +72,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         # What cannot be reached is found before data is prepared: the repository to publish to, and the model.
         repo_id = open_repository(args.training)
         image_processor = load_image_processor(
-            args.model.source, args.model.from_scratch, args.evaluation.image_size, args.dataset.num_channels
+            args.model.source,
+            args.model.from_scratch,
+            args.evaluation.image_size,
+            num_channels=args.dataset.num_channels,
         )
 
         # Data. The main process prepares it, the others read its cache.

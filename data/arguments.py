@@ -52,6 +52,8 @@ class DatasetArguments:
 
     def __post_init__(self):
         check_positive(self, "num_channels")
+        if self.dataset_dir and self.dataset_name:
+            raise UserError("give only one of --dataset_dir and --dataset_name")
         if self.train_val_split is not None and not 0 < self.train_val_split < 1:
             raise UserError(f"--train_val_split is {self.train_val_split}; it must lie between 0 and 1, as in 0.2")
         if self.split_groups is not None and self.train_val_split is None:

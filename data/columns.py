@@ -23,6 +23,7 @@ def find_columns(
     image_column: str | None = None,
     label_column: str | None = None,
     source: str = "",
+    holding: str = "names of files",
 ) -> tuple[str, str]:
     """The names of the image column and the label column: those asked for, or those found.
 
@@ -30,32 +31,30 @@ def find_columns(
 
     Args:
         columns: name → what it holds, for messages. usable: those that can be images at all, by what they hold.
-        source: what messages call the table.
+        source, holding: what messages call the table, and what such a column must hold.
 
     Raises:
         UserError: there is no such column, or several.
     """
-    image_column = _find("image", image_column, columns, usable, label_column, source)
-    return image_column, _find("label", label_column, columns, usable, image_column, source)
 
+    def find(kind: str, wanted: str | None, taken: str | None) -> str:
+        if wanted is not None:
+            if wanted not in columns:
+                raise UserError(f"--{kind}_column {wanted}: no such column{nearest(wanted, columns)}")
+            if wanted not in usable:
+                raise UserError(f"--{kind}_column {wanted} holds {columns[wanted]}, not images ({holding})")
+            return wanted
+        free = [name for name in columns if name in usable and name != taken]
+        by_name = [name for name in free if name.lower() in KNOWN[kind]]
+        others = [name for name in free if name.lower() not in (*KNOWN["image"], *KNOWN["label"])]
+        candidates = by_name or others
+        if len(candidates) == 1:
+            return candidates[0]
+        described = ", ".join(f"{name} ({what})" if what else name for name, what in columns.items())
+        raise UserError(
+            f"{f'{source}: ' if source else ''}{' and '.join(candidates) or 'none'} of the columns could be the "
+            f"{kind}s: {described}; say which with --{kind}_column (it must hold {holding})"
+        )
 
-def _find(
-    kind: str, wanted: str | None, columns: dict[str, str], usable: Collection[str], taken: str | None, source: str
-) -> str:
-    if wanted is not None:
-        if wanted not in columns:
-            raise UserError(f"--{kind}_column {wanted}: no such column{nearest(wanted, columns)}")
-        if wanted not in usable:
-            raise UserError(f"--{kind}_column {wanted} holds {columns[wanted]}, not images")
-        return wanted
-    free = [name for name in columns if name in usable and name != taken]
-    by_name = [name for name in free if name.lower() in KNOWN[kind]]
-    others = [name for name in free if name.lower() not in (*KNOWN["image"], *KNOWN["label"])]
-    candidates = by_name or others
-    if len(candidates) == 1:
-        return candidates[0]
-    described = ", ".join(f"{name} ({what})" if what else name for name, what in columns.items())
-    raise UserError(
-        f"{f'{source}: ' if source else ''}{' and '.join(candidates) or 'none'} of the columns could be the {kind}s: "
-        f"{described}; say which with --{kind}_column"
-    )
+    image_column = find("image", image_column, label_column)
+    return image_column, find("label", label_column, image_column)

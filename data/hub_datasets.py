@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 import datasets
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, Value
 
 from cli_utils import UserError, one_line
 from data.columns import find_columns
@@ -70,10 +70,11 @@ def image_columns(
 ) -> tuple[str, str]:
     """The names of the image column and the label column, see `data.columns.find_columns`."""
     usable = [name for name, feature in split.features.items() if _is_image(feature)]
-    held = {name: str(feature) for name, feature in split.features.items()}
-    if None in (image_column, label_column):
-        held |= {name: type(feature).__name__ for name, feature in split.features.items()}
-    return find_columns(held, usable, image_column, label_column)
+    held = {
+        name: str(feature) if isinstance(feature, Value) else type(feature).__name__
+        for name, feature in split.features.items()
+    }
+    return find_columns(held, usable, image_column, label_column, holding="`datasets.Image`")
 
 
 def standard_columns(split: Dataset, split_name: str, image_column: str | None, label_column: str | None) -> Dataset:

@@ -20,7 +20,7 @@ import run_segmentation
 from cli_utils import UserError
 from metrics_utils import confusion_matrix, per_image_counts
 from reports.intervals import load_per_image
-from training.trainer import newest_checkpoint
+from training.checkpoints import newest_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CLASSES = {"0": "background", "1": "disc", "2": "bar"}

@@ -84,7 +84,7 @@ class SegmentationTrainer(Trainer):
         self.protocol = protocol
         self.fused_ops = fused_ops
         self.losses = losses
-        self.class_weights = class_weights
+        self.class_weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
         self.head_lr_multiplier = head_lr_multiplier
         self.weight_average = WeightAverage(ema_decay)
         super().__init__(
