@@ -193,8 +193,9 @@ def match_images(a: PerImage, b: PerImage, name_a: str = "A", name_b: str = "B")
     only_a, only_b = set(a.names) - set(b.names), set(b.names) - set(a.names)
     if only_a or only_b:
         raise UserError(
-            f"the runs were evaluated on different images: {len(only_a)} only in {name_a}, {len(only_b)} only in {name_b} "
-            f"(such as {min(only_a or only_b)!r}), {len(a.names) - len(only_a)} in both; evaluate both on the same"
+            f"the runs were evaluated on different images: {len(only_a)} only in {name_a}, {len(only_b)} only in "
+            f"{name_b} (such as {min(only_a or only_b)!r}), {len(a.names) - len(only_a)} in both; evaluate both "
+            "on the same"
         )
     place = {name: i for i, name in enumerate(b.names)}
     order = [place[name] for name in a.names]
@@ -203,7 +204,7 @@ def match_images(a: PerImage, b: PerImage, name_a: str = "A", name_b: str = "B")
     if other.size:
         raise UserError(
             f"{other.size} of {len(a.names)} images {'has' if other.size == 1 else 'have'} another annotation in "
-            f"{name_b} than in {name_a} (such as "
-            f"{a.names[other[0]]!r}: class pixels differ); evaluate both with the same masks and label flags"
+            f"{name_b} than in {name_a} (such as {a.names[other[0]]!r}: class pixels differ); evaluate both with the "
+            "same masks and label flags"
         )
     return matched
