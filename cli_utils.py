@@ -118,31 +118,27 @@ def parse_arguments(
 
     argv = list(sys.argv[1:] if argv is None else argv)
     tokens = _config_tokens(argv, {*fields, *aliases})
-    words = []
-    if positional:
-        everything = [token for _, values in tokens for token in values] + argv
-        words = [word for word in parser.parse_known_args(everything)[1] if word == "-" or word[:1] != "-"]
-        words = words if get_origin(fields[positional].type) is list else words[:1]
+    # Unknown flags first: what is said of the others may be because one is misspelt.
+    words = parser.parse_known_args([token for _, values in tokens for token in values] + argv)[1]
+    unknown = next((word.split("=")[0] for word in words if word[:1] == "-" and word != "-"), None)
+    if unknown:
+        raise UserError(f"unknown flag {unknown}{nearest(unknown, [f'--{name}' for name in (*fields, *aliases)])}")
+    allowed = 0 if positional is None else len(words) if get_origin(fields[positional].type) is list else 1
+    if words[allowed:]:
+        raise UserError(f"{words[allowed]!r} belongs to no flag")
     argv += [f"--{positional}", *words] if words else []
     given = _names_of_flags(argv, fields, aliases)
     displaced = {name for group in exclusive for name in group if given.intersection(group)} - given
     argv = [token for key, values in tokens if key not in displaced for token in values] + argv
 
     try:
-        *instances, options, unknown = parser.parse_args_into_dataclasses(
+        *instances, options, _ = parser.parse_args_into_dataclasses(
             argv, return_remaining_strings=True, look_for_args_file=False
         )
     except UserError:
         raise
     except ValueError as error:  # TrainingArguments checks how its values fit together
         raise UserError(" ".join(str(error).split())) from None
-    unknown = [token for token in unknown if token not in words]
-    if unknown:
-        known = [f"--{name}" for name in (*fields, *aliases)]
-        flag = next((token.split("=")[0] for token in unknown if token.startswith("-")), None)
-        if flag is None:
-            raise UserError(f"{unknown[0]!r} belongs to no flag")
-        raise UserError(f"unknown flag {flag}{nearest(flag, known)}")
     for group in exclusive:
         both = [name for name in group if any(getattr(instance, name, None) for instance in instances)]
         if len(both) > 1:

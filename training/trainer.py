@@ -20,7 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from data.preprocessing import EvaluationProtocol
 from data_utils import collate_eval, collate_train
-from metrics_utils import IGNORE_INDEX, ComputeStatistics, boundary_counts, confusion_matrix, without_per_category
+from metrics_utils import IGNORE_INDEX, ComputeMetrics, boundary_counts, confusion_matrix, without_per_category
 from models.adapters import merged_state_dict, save_adapters, with_adapters
 from models.inference import predicted_ids, protocol_logits, score_logits, two_class_logits
 from models.losses import segmentation_loss
@@ -94,7 +94,7 @@ class SegmentationTrainer(Trainer):
             compute_metrics=None,
             **kwargs,
         )
-        self.compute_metrics = ComputeStatistics(id2label or self.model.config.id2label)
+        self.compute_metrics = ComputeMetrics(id2label or self.model.config.id2label)
         # The loss is computed outside the model; handed on, `num_items_in_batch` would reach modules that ignore it.
         # (Upstream: huggingface/transformers#47688.)
         self.model_accepts_loss_kwargs = False

@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -25,6 +26,13 @@ from training.arguments import Arguments, SegmentationTrainingArguments
 from training.trainer import SegmentationTrainer
 
 TWO = ClassMap({0: "dark", 1: "light"})
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    """`datasets` sleeps for 5 seconds after each pass over Parquet files, which give the threads of PyArrow up to 24
+    the time to end (apache/arrow#45214); with newer ones nothing is left to wait for."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
 
 
 def encoded(array, path=None):
