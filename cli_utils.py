@@ -3,6 +3,7 @@
 import difflib
 import json
 import os
+import re
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable
@@ -11,6 +12,9 @@ from typing import get_origin
 
 import yaml
 from transformers import HfArgumentParser
+
+# What HfArgumentParser takes for the value of a switch.
+TRUTH_VALUES = {"yes", "true", "t", "y", "1", "no", "false", "f", "n", "0"}
 
 
 class UserError(ValueError):
@@ -55,7 +59,12 @@ class _HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter)
 class _Parser(HfArgumentParser):
     """HfArgumentParser that raises UserError instead of printing the usage of 150 flags."""
 
+    positional = None
+
     def error(self, message):
+        misread = re.fullmatch(r"argument (--\w+)\S*: invalid (?:int|float) value: (.*)", message)
+        if misread and self.positional:
+            raise UserError(f"{misread[1]}: {misread[2]} is no number (name files and folders before this flag)")
         raise UserError(f"{message}. See {self.prog} --help")
 
 
@@ -118,6 +127,11 @@ def parse_arguments(
     tokens = _yaml_tokens(file, {*fields, *aliases}) if file else []
     words = []
     if positional:
+        parser.positional = positional
+        switches = {f"--{name}" for name, field in fields.items() if field.type in (bool, bool | None)}
+        for i in range(len(argv) - 1, 0, -1):  # a word after a switch is not its value, unless it can be one
+            if argv[i - 1] in switches and argv[i][:1] != "-" and argv[i].lower() not in TRUTH_VALUES:
+                argv.insert(i, "true")
         everything = [token for _, values in tokens for token in values] + argv
         words = [word for word in parser.parse_known_args(everything)[1] if word == "-" or word[:1] != "-"]
         words = words if get_origin(fields[positional].type) is list else words[:1]

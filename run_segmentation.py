@@ -28,28 +28,27 @@ import numpy as np
 import torch
 import transformers
 from datasets import Dataset, DatasetDict
-from tqdm import tqdm
 from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 
-import visual_utils
 from checks.judge import quick_check, raise_on_errors
 from cli_utils import UserError, parse_arguments, run_cli
-from data.arguments import DatasetArguments
+from data.arguments import DatasetArguments, EvaluationArguments
 from data.augmentation import TrainTransform
 from data.class_weights import class_weights, read_class_weights
 from data.classes import ClassMap, read_class_list
-from data.image_files import rgb_view
 from data.preparation import prepare_dataset
-from data.preprocessing import EvaluationProtocol
+from data.preprocessing import num_channels_of
 from data.streaming import StreamingDataset, check_streaming, load_streams
 from data_utils import SegmentationDataset, augmentation_preview, load_from_arguments
 from metrics_utils import per_category_table, save_confusion, without_per_category
 from models.adapters import add_lora, enable_activation_checkpointing, freeze_encoder, merge_lora
 from models.image_processor import load_image_processor, save_processor_config
-from models.loading import describe_model, fixed_input_size, load_model, load_trained_model
+from models.inference import evaluation_protocol
+from models.loading import describe_model, load_model, load_trained_model
 from models.losses import check_loss, parse_loss
 from reports.intervals import bootstrap_interval, save_per_image
 from reports.model_card import training_hyperparameters, write_model_card
+from reports.predictions import write_predictions
 from training.arguments import SegmentationTrainingArguments
 from training.dry_run import dry_run
 from training.optimizer import batch_norm_warning, check_schedule
@@ -105,12 +104,9 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments(DatasetArguments):
+class DataArguments(DatasetArguments, EvaluationArguments):
     """Which data, how training images are augmented, and how the others are evaluated."""
 
-    image_size: int | None = field(
-        default=None, metadata={"help": "training crop and short side; default: the image processor's, or 512"}
-    )
     scale_range: list[float] = field(
         default_factory=lambda: [0.5, 2.0],
         metadata={"help": "augmentation: the short side is scaled by a factor in it"},
@@ -125,18 +121,6 @@ class DataArguments(DatasetArguments):
     max_train_samples: int | None = field(default=None, metadata={"help": "train on the first N images only"})
     max_eval_samples: int | None = field(default=None, metadata={"help": "evaluate the first N images only"})
     max_predict_samples: int | None = field(default=None, metadata={"help": "predict the first N images only"})
-    slide_crop: int | None = field(
-        default=None,
-        metadata={"help": "evaluation: side of a window that slides over the image; default: none does"},
-    )
-    slide_stride: int | None = field(default=None, metadata={"help": "evaluation: its step; default: 3/4 of its side"})
-    eval_scales: list[float] = field(
-        default_factory=lambda: [1.0], metadata={"help": "evaluation: averaged over these scales, as in 0.75 1 1.25"}
-    )
-    eval_flip: bool = field(default=False, metadata={"help": "evaluation: averaged with the mirrored image"})
-    threshold: float = field(
-        default=0.5, metadata={"help": "evaluation: of two classes, the probability above which a pixel is the second"}
-    )
     eval_on_train: bool = field(
         default=False,
         metadata={"help": "at the end also evaluate the training images, unaugmented, as train_mean_iou"},
@@ -165,17 +149,6 @@ def set_up_logging(training_args: SegmentationTrainingArguments) -> None:
         datasets.disable_progress_bars()
 
 
-def protocol_options(data_args: DataArguments) -> dict:
-    """What the flags add to the evaluation protocol that the image processor gives."""
-    return {
-        "slide_crop": data_args.slide_crop,
-        "slide_stride": data_args.slide_stride,
-        "scales": tuple(data_args.eval_scales),
-        "flip": data_args.eval_flip,
-        "threshold": data_args.threshold,
-    }
-
-
 def check_arguments(model_args: ModelArguments, data_args: DataArguments, training_args) -> None:
     """Mistakes that the flags alone show, before any work. Resolves `--resume_from_checkpoint last` to a folder."""
     if not (data_args.dataset_dir or data_args.dataset_name):
@@ -193,7 +166,7 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
                 raise UserError(f"--{name} belongs to a training run: add --do_train")
         if not model_args.model_name_or_path:
             raise UserError("without --do_train, --model_name_or_path must name the trained model to evaluate")
-    for name in ("max_train_samples", "max_eval_samples", "max_predict_samples", "image_size"):
+    for name in ("max_train_samples", "max_eval_samples", "max_predict_samples"):
         value = getattr(data_args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} is {value}; it must be at least 1")
@@ -206,7 +179,6 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
             f"--hub_strategy {training_args.hub_strategy.value} would upload pickled training arguments with every "
             "checkpoint; the model, its card and its results are pushed once, at the end (--hub_strategy end)"
         )
-    EvaluationProtocol(**protocol_options(data_args))  # raises on values that do not fit together
     check_loss(model_args.loss, training_args.label_smoothing_factor, model_args.class_weights)
     check_schedule(training_args)
     if model_args.from_scratch and (model_args.freeze_encoder or model_args.lora_r):
@@ -387,7 +359,7 @@ def run(
     image_processor = load_image_processor(
         source, model_args.from_scratch, data_args.image_size, num_channels=model_args.num_channels
     )
-    num_channels = EvaluationProtocol.from_image_processor(image_processor).num_channels
+    num_channels = num_channels_of(image_processor)
 
     # Data. The main process prepares it, the others read its cache.
     stream = None
@@ -407,8 +379,7 @@ def run(
         raise UserError(
             f"there is but one class ({class_map.id2label[0]}): nothing to tell apart; see check_dataset.py"
         )
-    if data_args.threshold != 0.5 and class_map.num_labels != 2:
-        raise UserError(f"--threshold is for two classes; the data has {class_map.num_labels}")
+    data_args.check_classes(class_map.num_labels)
     train_split, eval_split = choose_splits(dataset, stream is not None, data_args, training_args)
 
     # Model.
@@ -428,10 +399,7 @@ def run(
     else:
         model = load_trained_model(source, model_args.fused_ops, id2label=class_map.id2label)
     logger.info(describe_model(model))
-    asked_for = EvaluationProtocol.from_image_processor(image_processor)
-    protocol = EvaluationProtocol.from_image_processor(
-        image_processor, fixed_input_size(model, asked_for.short_side), **protocol_options(data_args)
-    )
+    protocol = evaluation_protocol(model, image_processor, data_args)
     logger.info(f"evaluation: {protocol.describe()}")
 
     # Trainer. Random transforms happen as training images are drawn; evaluation images keep their annotations' size.
@@ -506,7 +474,15 @@ def run(
 
     # Predict.
     if training_args.do_predict:
-        write_predictions(trainer, class_map, output_dir, data_args.max_predict_samples)
+        write_predictions(
+            eval_split["name"][: data_args.max_predict_samples],
+            trainer.eval_dataset.read,
+            trainer.predict_ids,
+            class_map,
+            output_dir / "predictions",
+            output_dir / "contact_sheet.png",
+            output_dir / "sample.jpg",
+        )
 
     # Publish.
     if trainer.is_world_process_zero() and training_args.do_train:
@@ -528,31 +504,6 @@ def run(
     if training_args.push_to_hub:
         trainer.push_to_hub()
     return train_metrics | eval_metrics
-
-
-def write_predictions(
-    trainer: SegmentationTrainer, class_map: ClassMap, output_dir: Path, max_samples: int | None
-) -> None:
-    """Writes predictions and overlays of the evaluation images, each process its share, and a contact sheet."""
-    folder = output_dir / "predictions"
-    names = trainer.eval_dataset.split["name"][:max_samples]
-    palette = class_map.colors()
-    raw_palette = visual_utils.raw_palette(palette, class_map.raw_values)
-    process, processes = trainer.args.process_index, trainer.args.world_size
-    for index in tqdm(range(process, len(names), processes), desc="predicting", disable=process > 0):
-        name, (image, truth) = names[index], trainer.eval_dataset.read(index)
-        prediction = trainer.predict_ids(image)
-        visual_utils.save_indexed_png(folder / f"{name}.png", class_map.to_raw(prediction), raw_palette)
-        panels = visual_utils.side_by_side(rgb_view(image), np.asarray(truth), prediction, palette, class_map.id2label)
-        overlay_file = folder / "overlays" / f"{name}.jpg"
-        overlay_file.parent.mkdir(parents=True, exist_ok=True)
-        panels.save(overlay_file, quality=90)
-    trainer.accelerator.wait_for_everyone()
-    if process == 0:
-        overlays = [folder / "overlays" / f"{name}.jpg" for name in names]
-        visual_utils.contact_sheet(overlays).save(output_dir / "contact_sheet.png")
-        shutil.copyfile(overlays[0], output_dir / "sample.jpg")
-        logger.info(f"predictions of {len(names)} images in {folder}; at a glance: {output_dir / 'contact_sheet.png'}")
 
 
 if __name__ == "__main__":
