@@ -3,6 +3,7 @@
 import difflib
 import json
 import os
+import re
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable
@@ -11,6 +12,9 @@ from typing import get_origin
 
 import yaml
 from transformers import HfArgumentParser
+
+# What HfArgumentParser takes for the value of a switch.
+TRUTH_VALUES = {"yes", "true", "t", "y", "1", "no", "false", "f", "n", "0"}
 
 
 class UserError(ValueError):
@@ -55,7 +59,12 @@ class _HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter)
 class _Parser(HfArgumentParser):
     """HfArgumentParser that raises UserError instead of printing the usage of 150 flags."""
 
+    positional = None
+
     def error(self, message):
+        misread = re.fullmatch(r"argument (--\w+)\S*: invalid (?:int|float) value: (.*)", message)
+        if misread and self.positional:
+            raise UserError(f"{misread[1]}: {misread[2]} is no number (name files and folders before this flag)")
         raise UserError(f"{message}. See {self.prog} --help")
 
 
@@ -117,6 +126,12 @@ def parse_arguments(
             parser.add_argument(f"--no_{name}", dest=name, action="store_false", default=None, help=f"not {name}")
 
     argv = list(sys.argv[1:] if argv is None else argv)
+    if positional:
+        parser.positional = positional
+        switches = {f"--{name}" for name, field in fields.items() if field.type in (bool, bool | None)}
+        for i in range(len(argv) - 1, 0, -1):  # a word after a switch is not its value, unless it can be one
+            if argv[i - 1] in switches and argv[i][:1] != "-" and argv[i].lower() not in TRUTH_VALUES:
+                argv.insert(i, "true")
     tokens = _config_tokens(argv, {*fields, *aliases})
     # Unknown flags first: what is said of the others may be because one is misspelt.
     words = parser.parse_known_args([token for _, values in tokens for token in values] + argv)[1]

@@ -17,37 +17,34 @@ Every flag can stand in the YAML file of `--config`; flags on the command line w
 """
 
 import logging
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import datasets
-import numpy as np
 import torch
 import transformers
 from datasets import Dataset, DatasetDict
-from tqdm import tqdm
 from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 
-import visual_utils
 from checks.judge import quick_check, raise_on_errors
 from cli_utils import UserError, run_cli
 from data.augmentation import TrainTransform
 from data.class_weights import find_class_weights
 from data.classes import ClassMap
-from data.image_files import rgb_view
 from data.preparation import prepare_dataset
-from data.preprocessing import EvaluationProtocol
+from data.preprocessing import num_channels_of
 from data.streaming import StreamingDataset
 from data_utils import Data, SegmentationDataset, augmentation_preview, find_classes, load_data
 from metrics_utils import per_category_table, save_confusion, without_per_category
 from models.adapters import add_lora, enable_activation_checkpointing, freeze_encoder, merge_lora
 from models.image_processor import load_image_processor, save_processor_config
-from models.loading import describe_model, fixed_input_size, load_model, load_trained_model
+from models.inference import evaluation_protocol
+from models.loading import describe_model, load_model, load_trained_model
 from reports.intervals import bootstrap_interval, save_per_image
 from reports.model_card import write_model_card
+from reports.predictions import write_predictions
 from reports.publishing import check_hub_access, push_run
 from training.arguments import Arguments, RunArguments, SegmentationTrainingArguments
 from training.checkpoints import check_output_dir, resolve_checkpoint
@@ -86,7 +83,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
                 output_dir / "split.json",
                 args.training.hub_token,
                 args.run.max_eval_samples,
-                EvaluationProtocol.from_image_processor(image_processor).num_channels,
+                num_channels_of(image_processor),
             )
             class_map = find_classes(data, args.classes)
             dataset = prepare(data, class_map, args)
@@ -99,10 +96,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if args.training.do_train:
             check_output_dir(output_dir, class_map, args.training)
         model = build_model(args, class_map)
-        asked_for = EvaluationProtocol.from_image_processor(image_processor)
-        protocol = EvaluationProtocol.from_image_processor(
-            image_processor, fixed_input_size(model, asked_for.short_side), **args.evaluation.options()
-        )
+        protocol = evaluation_protocol(model, image_processor, args.evaluation)
         logger.info(describe_model(model))
         logger.info(f"evaluation: {protocol.describe()}")
 
@@ -150,7 +144,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             trainer.log_metrics("train", train_metrics)
             trainer.save_metrics("train", train_metrics)
         if args.training.do_predict:
-            write_predictions(trainer, class_map, output_dir, args.run.max_predict_samples)
+            names = eval_split["name"][: args.run.max_predict_samples]
+            files = (output_dir / "predictions", output_dir / "contact_sheet.png", output_dir / "sample.jpg")
+            write_predictions(names, trainer.eval_dataset.read, trainer.predict_ids, class_map, *files)
         if args.training.do_train and trainer.is_world_process_zero():
             write_model_card(output_dir, repo_id)
             if repo_id:
@@ -306,31 +302,6 @@ def evaluate_on_train(trainer: SegmentationTrainer, split: Dataset) -> dict[str,
 
 def publish(output_dir: Path, repo_id: str, args: SegmentationTrainingArguments) -> None:
     push_run(output_dir, repo_id, args.hub_token, args.hub_private_repo, revision=args.hub_revision)
-
-
-def write_predictions(
-    trainer: SegmentationTrainer, class_map: ClassMap, output_dir: Path, max_samples: int | None
-) -> None:
-    """Writes predictions and overlays of the evaluation images, each process its share, and a contact sheet."""
-    folder = output_dir / "predictions"
-    names = trainer.eval_dataset.split["name"][:max_samples]
-    palette = class_map.colors()
-    raw_palette = visual_utils.raw_palette(palette, class_map.raw_values)
-    process, processes = trainer.args.process_index, trainer.args.world_size
-    for index in tqdm(range(process, len(names), processes), desc="predicting", disable=process > 0):
-        name, (image, truth) = names[index], trainer.eval_dataset.read(index)
-        prediction = trainer.predict_ids(image)
-        visual_utils.save_indexed_png(folder / f"{name}.png", class_map.to_raw(prediction), raw_palette)
-        panels = visual_utils.side_by_side(rgb_view(image), np.asarray(truth), prediction, palette, class_map.id2label)
-        overlay_file = folder / "overlays" / f"{name}.jpg"
-        overlay_file.parent.mkdir(parents=True, exist_ok=True)
-        panels.save(overlay_file, quality=90)
-    trainer.accelerator.wait_for_everyone()
-    if process == 0:
-        overlays = [folder / "overlays" / f"{name}.jpg" for name in names]
-        visual_utils.contact_sheet(overlays).save(output_dir / "contact_sheet.png")
-        shutil.copyfile(overlays[0], output_dir / "sample.jpg")
-        logger.info(f"predictions of {len(names)} images in {folder}; at a glance: {output_dir / 'contact_sheet.png'}")
 
 
 if __name__ == "__main__":

@@ -185,7 +185,7 @@ class EvaluationArguments:
             "threshold": self.threshold,
         }
 
-    def check_classes(self, num_labels: int) -> None:
-        """Raises UserError where a flag does not fit the number of classes."""
+    def check_classes(self, num_labels: int, owner: str = "the data") -> None:
+        """Raises UserError where a flag does not fit the number of classes that `owner` has."""
         if self.threshold != 0.5 and num_labels != 2:
-            raise UserError(f"--threshold is for two classes; here there are {num_labels}")
+            raise UserError(f"--threshold is for two classes; {owner} has {num_labels}")

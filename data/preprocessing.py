@@ -116,15 +116,9 @@ class EvaluationProtocol:
             options: `slide_crop`, `slide_stride`, `scales`, `flip`, `threshold`, which no image processor knows.
         """
         settings = image_processor.to_dict()
-        size = settings.get("size") or {}
-        short_side = (
-            fixed_size or size.get("shortest_edge") or min(size.get("height") or 512, size.get("width") or 512)
-        )
-        normalizes = settings.get("do_normalize", False)
-        # Where nothing is normalised, the list still says how many channels there are.
-        num_channels = len(settings.get("image_mean") or (0, 0, 0))
+        normalizes, num_channels = settings.get("do_normalize", False), num_channels_of(image_processor)
         return cls(
-            short_side=short_side,
+            short_side=fixed_size or short_side_of(image_processor),
             square=fixed_size is not None,
             image_mean=tuple(settings["image_mean"]) if normalizes else (0.0,) * num_channels,
             image_std=tuple(settings["image_std"]) if normalizes else (1.0,) * num_channels,
@@ -224,6 +218,17 @@ class EvaluationProtocol:
             f"{resize}; {view}; logits resized bilinearly to the original size; one confusion matrix "
             f"over all images, label {IGNORE_INDEX} ignored; {augmentation}{threshold}"
         )
+
+
+def short_side_of(image_processor) -> int:
+    """Short side in pixels to which an image processor brings images; 512 where it does not say."""
+    size = image_processor.to_dict().get("size") or {}
+    return size.get("shortest_edge") or min(size.get("height") or 512, size.get("width") or 512)
+
+
+def num_channels_of(image_processor) -> int:
+    """How many channels the images have; mean values say so even where nothing is normalised."""
+    return len(image_processor.to_dict().get("image_mean") or (0, 0, 0))
 
 
 def _numbers(scales: Iterable[float]) -> str:

@@ -1,4 +1,4 @@
-"""What stands beside the weights in a checkpoint: its configuration, and its image processor, read and written."""
+"""The image processor saved next to a model's weights: read, adapted to the data, and written as it was evaluated."""
 
 import json
 import logging
@@ -6,14 +6,11 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from transformers import (
-    AutoImageProcessor,
-    SegformerImageProcessor,
-)
+from transformers import AutoImageProcessor, SegformerImageProcessor
 from transformers.image_processing_base import ImageProcessingMixin
 
 from cli_utils import UserError, one_line
-from data.preprocessing import MAX_ASPECT_RATIO, EvaluationProtocol
+from data.preprocessing import MAX_ASPECT_RATIO, EvaluationProtocol, short_side_of
 from models.loading import read_config
 
 logger = logging.getLogger(__name__)
@@ -56,7 +53,7 @@ def load_image_processor(
     settings.pop("reduce_labels", None)
     # A mask has to cover the image, whole and at the size that was asked for.
     changes = {key: False for key in ("do_center_crop", "keep_aspect_ratio") if settings.get(key)}
-    side = image_size or EvaluationProtocol.from_image_processor(image_processor).short_side
+    side = image_size or short_side_of(image_processor)
     changes["size"] = {"height": side, "width": side}
     if do_reduce_labels is not None:
         changes["do_reduce_labels"] = do_reduce_labels

@@ -166,10 +166,10 @@ def test_sliding_windows_and_scales_change_the_prediction(model_dir, photos, tmp
         assert 0.5 < (plain == other).mean() < 1
 
 
-def test_files_behind_the_scales(tmp_path, capsys):
-    with pytest.raises(SystemExit):
+def test_files_behind_the_scales(tmp_path):
+    with pytest.raises(UserError) as raised:
         predict.main(["--model", "model", "--output_dir", str(tmp_path), "--eval_scales", "1", "0.5", "a.png"])
-    assert "--eval_scales: 'a.png' is no number (name files and folders before this flag)" in capsys.readouterr().err
+    assert "--eval_scales: 'a.png' is no number (name files and folders before this flag)" in str(raised.value)
 
 
 @pytest.mark.parametrize("flags", [(), ("--threshold", "0.3")])
@@ -374,7 +374,7 @@ def test_a_model_that_cannot_be_had(photos, tmp_path):
 
 def test_the_log_says_what_the_values_mean(model_dir, photos, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging, "basicConfig", lambda **kwargs: None)  # it would take caplog's handler away
-    with caplog.at_level(logging.INFO, logger="predict"):
+    with caplog.at_level(logging.INFO):
         run(model_dir, tmp_path / "out", photos / "a.png")
     assert "values in the PNGs: 0 wall … 2 sky" in caplog.text
-    assert f"predictions of 1 images in {tmp_path / 'out'}" in caplog.text
+    assert f"predictions of 1 image in {tmp_path / 'out'}" in caplog.text

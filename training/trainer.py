@@ -11,7 +11,6 @@ What differs from the stock Trainer, and why:
 import logging
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from PIL import Image
 from transformers import SchedulerType, Trainer, TrainerCallback
@@ -22,7 +21,7 @@ from data.preprocessing import EvaluationProtocol
 from data_utils import collate_eval, collate_train
 from metrics_utils import IGNORE_INDEX, ComputeMetrics, boundary_counts, confusion_matrix, without_per_category
 from models.adapters import merged_state_dict, save_adapters, with_adapters
-from models.inference import predicted_ids, protocol_logits, score_logits, two_class_logits
+from models.inference import predict_ids, protocol_logits, score_logits, two_class_logits
 from models.losses import segmentation_loss
 from training.ema import WeightAverage
 from training.optimizer import groups_table, parameter_groups, poly_schedule, takes_parameter_groups
@@ -61,7 +60,7 @@ class SegmentationTrainer(Trainer):
         model, args, train_dataset, eval_dataset, processing_class, callbacks: as for `Trainer`. The datasets are
             `data_utils.SegmentationDataset`s.
         protocol: how evaluation images were prepared; named in every result.
-        fused_ops: the loss and the evaluation strip by strip; else as stock transformers computes them.
+        fused_ops: the loss and the evaluation tile by tile; else as stock transformers computes them.
         id2label: training id → name; None takes the model's, which has one of two where it has a single logit.
         losses: of `models.losses.parse_loss`.
         class_weights: float (num_labels,), for the losses that take them.
@@ -194,10 +193,10 @@ class SegmentationTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         num_labels = len(self.compute_metrics.id2label)
         matrices, mean_losses, valid_pixels, boundary = [], [], [], []
-        for pixel_values, labels in zip(inputs["pixel_values"], inputs["labels"], strict=True):
-            with torch.inference_mode(), self.compute_loss_context_manager():
-                logits = protocol_logits(model, pixel_values, self.protocol)
-            with torch.inference_mode():
+        with torch.inference_mode():
+            for pixel_values, labels in zip(inputs["pixel_values"], inputs["labels"], strict=True):
+                with self.compute_loss_context_manager():
+                    logits = protocol_logits(model, pixel_values, self.protocol)
                 prediction, loss_sum, valid = score_logits(
                     logits, labels[None], self.fused_ops, self.protocol.threshold
                 )
@@ -208,15 +207,10 @@ class SegmentationTrainer(Trainer):
         counts = (torch.stack(matrices), torch.cat(mean_losses), torch.cat(valid_pixels), torch.stack(boundary))
         return None, counts, torch.zeros(len(matrices), device=matrices[0].device)
 
-    def predict_ids(self, image: Image.Image | torch.Tensor) -> np.ndarray:
-        """RGB image, or uint8 (C, H, W) → uint8 training ids (H, W) at its size: the prediction `evaluate` scores."""
-        model = self.accelerator.unwrap_model(self.model).eval()
-        size = (image.height, image.width) if isinstance(image, Image.Image) else tuple(image.shape[-2:])
-        with torch.inference_mode(), self.compute_loss_context_manager():
-            logits = protocol_logits(model, self.protocol.preprocess(image), self.protocol)
-        with torch.inference_mode():
-            prediction = predicted_ids(logits, size, self.fused_ops, self.protocol.threshold)
-        return prediction.cpu().numpy().astype(np.uint8)
+    def predict_ids(self, image: Image.Image | torch.Tensor) -> torch.Tensor:
+        """`models.inference.predict_ids` in the Trainer's precision: the prediction that `evaluate` scores."""
+        with self.compute_loss_context_manager():
+            return predict_ids(self.accelerator.unwrap_model(self.model).eval(), image, self.protocol, self.fused_ops)
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
