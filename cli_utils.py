@@ -128,8 +128,9 @@ def parse_arguments(
     argv = list(sys.argv[1:] if argv is None else argv)
     if positional:
         parser.positional = positional
+        # In `--eval_flip photo.jpg` the word is not the switch's value.
         switches = {f"--{name}" for name, field in fields.items() if field.type in (bool, bool | None)}
-        for i in range(len(argv) - 1, 0, -1):  # a word after a switch is not its value, unless it can be one
+        for i in reversed(range(1, len(argv))):
             if argv[i - 1] in switches and argv[i][:1] != "-" and argv[i].lower() not in TRUTH_VALUES:
                 argv.insert(i, "true")
     tokens = _config_tokens(argv, {*fields, *aliases})

@@ -43,7 +43,8 @@ def load_image_processor(
         try:
             image_processor = AutoImageProcessor.from_pretrained(name_or_path)
         except (OSError, ValueError) as error:
-            found = [path for path in _processor_files(name_or_path) if path.exists()]
+            files = [Path(name_or_path, f"{name}_config.json") for name in ("preprocessor", "processor")]
+            found = [file for file in files if file.exists()]
             if found:
                 raise UserError(f"{' or '.join(map(str, found))} cannot be read: {one_line(error)}") from error
             logger.warning(f"{name_or_path} has no image processor; SegFormer's is used")
@@ -90,12 +91,8 @@ def save_processor_config(
     settings, kind = image_processor.to_dict(), type(image_processor)
     kind.from_dict(settings | {"size": for_old}).save_pretrained(output_dir)
     content = {"image_processor": json.loads(kind.from_dict(settings | {"size": for_new}).to_json_string())}
-    _, processor_file = _processor_files(output_dir)
-    processor_file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _processor_files(folder: str | os.PathLike) -> tuple[Path, Path]:
-    return Path(folder, "preprocessor_config.json"), Path(folder, "processor_config.json")
+    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+    Path(output_dir, "processor_config.json").write_text(text, encoding="utf-8")
 
 
 def _for_channels(values: list[float], num_channels: int) -> list[float]:

@@ -139,7 +139,7 @@ def score_logits(
         prediction = predicted_ids(logits, size, fused_ops, threshold)[None]
         return prediction, *score_logits(logits, labels, fused_ops)[1:]
     if fused_ops:
-        return upsampled_scores(logits, labels, ignore_index=IGNORE_INDEX)
+        return upsampled_scores(logits, labels)
     upsampled = F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
     losses = F.cross_entropy(upsampled, labels.long(), ignore_index=IGNORE_INDEX, reduction="none")
     return upsampled.argmax(dim=1), losses.sum(dim=(1, 2)), valid.sum(dim=(1, 2))
@@ -177,9 +177,7 @@ def _class_weights(threshold: float, device: torch.device) -> Tensor:
 
 @torch.compiler.disable
 @torch.no_grad()
-def upsampled_scores(
-    logits: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX
-) -> tuple[Tensor, Tensor, Tensor]:
+def upsampled_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What evaluation needs of logits (B, C, h, w) upsampled to labels (B, H, W), in one pass over the pixels.
 
     Returns:
@@ -195,7 +193,7 @@ def upsampled_scores(
     with full_precision(logits.device.type):
         upsampling = TiledUpsampling(logits, labels.shape[-2:])
         for image in range(logits.shape[0]):
-            target, valid = targets_of(labels[image], logits.shape[1], ignore_index)
+            target, valid = targets_of(labels[image], logits.shape[1], IGNORE_INDEX)
             likelihood = upsampling.new_empty(*target.shape)
             for tile in upsampling.tiles(image):
                 prediction[image][tile.pixels] = upsampling.argmax(tile)

@@ -111,10 +111,6 @@ class Tile(NamedTuple):
     def pixels(self) -> tuple[slice, slice]:
         return self.rows.output, self.columns.output
 
-    @property
-    def input_pixels(self) -> tuple[slice, slice]:
-        return self.rows.input, self.columns.input
-
 
 class TiledUpsampling:
     """Bilinear upsampling of logits (B, C, h, w) to (H, W), channels-last, a strip of rows after the other.
@@ -191,7 +187,9 @@ class TiledUpsampling:
         """The transpose of upsampling: adds what a tile contributes to an image's gradient (h, w, C), in place."""
         wide = _first(self._wide, tile.rows.weights.shape[1], tile_gradient[0].numel())
         torch.mm(tile.rows.weights.T, tile_gradient.flatten(1), out=wide)
-        gradient[tile.input_pixels] += torch.matmul(tile.columns.weights.T, wide.unflatten(1, tile_gradient.shape[1:]))
+        gradient[tile.rows.input, tile.columns.input] += torch.matmul(
+            tile.columns.weights.T, wide.unflatten(1, tile_gradient.shape[1:])
+        )
 
 
 def _first(buffer: Tensor, *shape: int) -> Tensor:

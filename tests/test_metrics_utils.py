@@ -257,6 +257,63 @@ def test_equals_slow_oracle_whatever_the_batches(seed):
     assert np.isnan(iou[3]) and np.isnan(iou[5])
 
 
+def mmsegmentation_scores(predictions, labels, num_classes):
+    """aAcc, mIoU and mAcc from per-image areas, each by its own histogram, added up; after the published formulas.
+
+    area_intersect counts the classes of the pixels where prediction and label agree, area_pred and area_label those of
+    the predicted and the labelled pixels, all without ignored ones; the union is area_pred + area_label - intersect.
+    """
+
+    def area(classes):
+        return torch.histc(classes.float(), bins=num_classes, min=0, max=num_classes - 1).double()
+
+    intersect, predicted, labelled = (torch.zeros(num_classes, dtype=torch.float64) for _ in range(3))
+    for prediction, label in zip(predictions, labels, strict=True):
+        kept = label != 255
+        prediction, label = prediction[kept], label[kept]
+        intersect += area(prediction[prediction == label])
+        predicted += area(prediction)
+        labelled += area(label)
+    union = predicted + labelled - intersect
+    counts = {"intersect": intersect, "predicted": predicted, "labelled": labelled}
+    means = {
+        "overall_accuracy": intersect.sum() / labelled.sum(),
+        "mean_iou": (intersect / union).nanmean(),
+        "mean_accuracy": (intersect / labelled).nanmean(),
+    }
+    return counts, {name: value.item() for name, value in means.items()}
+
+
+@pytest.mark.parametrize("num_classes", [2, 19, 150])
+def test_aggregates_equal_those_of_mmsegmentation(num_classes):
+    generator = torch.Generator().manual_seed(num_classes)
+    predictions, labels = [], []
+    for height, width in ((40, 61), (73, 30), (1, 5)):
+        label = torch.randint(0, num_classes, (height, width), generator=generator)
+        prediction = torch.where(
+            torch.rand(height, width, generator=generator) < 0.6,
+            label,
+            torch.randint(0, max(1, num_classes - 3), (height, width), generator=generator),
+        )
+        label[torch.rand(height, width, generator=generator) < 0.2] = 255
+        if num_classes > 5:  # class 4 is in the prediction alone, class 5 in neither
+            label[(label == 4) | (label == 5)] = 255
+            prediction[prediction == 5] = 4
+        predictions.append(prediction)
+        labels.append(label)
+    metric = MeanIoU(num_classes)
+    result = metric.compute(
+        predictions=[one.numpy() for one in predictions], references=[one.numpy() for one in labels]
+    )
+    counts, means = mmsegmentation_scores(predictions, labels, num_classes)
+    matrix = metric.confusion_matrix
+    assert matrix.diagonal().tolist() == counts["intersect"].long().tolist()
+    assert matrix.sum(axis=0).tolist() == counts["predicted"].long().tolist()
+    assert matrix.sum(axis=1).tolist() == counts["labelled"].long().tolist()
+    for name, value in means.items():
+        assert result[name] == pytest.approx(value, rel=1e-14)
+
+
 def test_perfect_prediction_scores_one():
     reference = np.random.default_rng(0).integers(0, 5, (9, 9)).astype(np.uint8)
     result = MeanIoU(150).compute(predictions=[reference], references=[reference])

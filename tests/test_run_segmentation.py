@@ -320,6 +320,10 @@ def test_two_processes_equal_one(flags, run, data, tiny_config, tmp_path):
             ["--dataset_dir", "x", "--do_train", "--early_stopping_patience", "1", "--eval_strategy", "no"],
             "needs evaluations",
         ),
+        (
+            ["--dataset_dir", "x", "--do_train", "--loss", "focal", "--label_smoothing_factor", "0.1"],
+            "--label_smoothing_factor applies to cross-entropy",
+        ),
         (["--dataset_dir", "x", "--do_train", "--threshold", "1"], "--threshold is 1"),
         (["--dataset_dir", "x", "--do_train", "--streaming"], "--streaming reads --dataset_name"),
         (["--dataset_dir", "x", "--do_trian"], r"did you mean --do_train\?"),
