@@ -19,7 +19,7 @@ Every flag can stand in the YAML file of `--config`; flags on the command line w
 import json
 import logging
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,6 +27,7 @@ import datasets
 import numpy as np
 import torch
 import transformers
+import yaml
 from datasets import Dataset, DatasetDict
 from tqdm import tqdm
 from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
@@ -49,13 +50,14 @@ from models.image_processor import load_image_processor, save_processor_config
 from models.loading import describe_model, fixed_input_size, load_model, load_trained_model
 from models.losses import check_loss, parse_loss
 from reports.intervals import bootstrap_interval, save_per_image
-from reports.model_card import training_hyperparameters, write_model_card
+from reports.model_card import write_model_card
 from training.arguments import SegmentationTrainingArguments
 from training.dry_run import dry_run
 from training.optimizer import batch_norm_warning, check_schedule
 from training.trainer import SegmentationTrainer, newest_checkpoint
 
 logger = logging.getLogger(__name__)
+PLAIN_TYPES = bool | int | float | str | list | dict
 
 
 @dataclass
@@ -318,24 +320,17 @@ def find_class_weights(choice: str | None, split: Dataset | None, class_map: Cla
     return torch.tensor(weights, dtype=torch.float32)
 
 
-def other_settings(model_args: ModelArguments) -> dict[str, object]:
-    """For the model card: the flags of `ModelArguments` about training that were not left at their defaults."""
-    names = (
-        "loss",
-        "class_weights",
-        "freeze_encoder",
-        "lora_r",
-        "head_lr_multiplier",
-        "ema_decay",
-        "sync_bn",
-        "early_stopping_patience",
-    )
-    defaults = ModelArguments()
-    return {
-        name.replace("_", " "): getattr(model_args, name)
-        for name in names
-        if getattr(model_args, name) != getattr(defaults, name)
-    }
+def save_arguments(output_dir: Path, *groups) -> None:
+    """Writes `arguments.yaml`: every flag that differs from its default, but for tokens, as `--config` takes it."""
+    content = {}
+    for group in groups:
+        for flag in fields(group):
+            default = flag.default if flag.default_factory is MISSING else flag.default_factory()
+            value, default = (getattr(found, "value", found) for found in (getattr(group, flag.name), default))
+            if flag.init and value != default and "token" not in flag.name and isinstance(value, PLAIN_TYPES):
+                content[flag.name] = value
+    output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / "arguments.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
 
 def prepare_training(model: PreTrainedModel, model_args: ModelArguments, training_args) -> None:
@@ -474,6 +469,7 @@ def run(
     if training_args.do_train:
         if trainer.is_world_process_zero():
             class_map.save(output_dir / "labels.json")
+            save_arguments(output_dir, model_args, data_args, training_args)
         train_metrics = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint).metrics
         merge_lora(model)
         trainer.save_model(_internal_call=True)  # otherwise it would push to the Hub before there are results
@@ -510,21 +506,7 @@ def run(
 
     # Publish.
     if trainer.is_world_process_zero() and training_args.do_train:
-        write_model_card(
-            output_dir,
-            repo_id=trainer.hub_model_id if training_args.push_to_hub else None,
-            metrics=eval_metrics or None,
-            base_model=None if model_args.from_scratch else source,
-            from_scratch=model_args.from_scratch,
-            dataset=data_args.dataset_name or data_args.dataset_dir,
-            dataset_config=data_args.dataset_config_name,
-            do_reduce_labels=class_map.do_reduce_labels,
-            ignore_values=class_map.ignore_values,
-            class_table=class_map.table() if class_map.raw_to_id else None,
-            single_logit=model.config.num_labels == 1,
-            hyperparameters=training_hyperparameters(training_args, trainer.state.global_step)
-            | other_settings(model_args),
-        )
+        write_model_card(output_dir, trainer.hub_model_id if training_args.push_to_hub else None)
     if training_args.push_to_hub:
         trainer.push_to_hub()
     return train_metrics | eval_metrics
