@@ -16,15 +16,12 @@ import json
 import logging
 import sys
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from checks.clean_copy import check_out_dir, write_clean_copy
 from checks.judge import find_faults, orphan_faults
-from checks.records import ERROR, DatasetReport, Finding, ImageRecord
+from checks.records import ERROR, DatasetReport, Finding
 from checks.scan import scan
 from checks.values import count_class_pixels
 from cli_utils import UserError, check_positive, parse_arguments, run_cli
@@ -33,8 +30,18 @@ from data.class_weights import class_weights
 from data.classes import ClassMap
 from data_utils import Data, find_classes, load_data
 from reports.check_page import write_html
-
-CLASSES_SHOWN, VALUES_SHOWN = 40, 40
+from reports.check_tables import (
+    ROWS_SHOWN,
+    Cell,
+    NamedClass,
+    Share,
+    Table,
+    class_table,
+    mode_table,
+    more,
+    size_table,
+    value_table,
+)
 
 
 @dataclass
@@ -120,75 +127,51 @@ def check(
 
 def as_text(report: DatasetReport, class_map: ClassMap | None) -> str:
     """The verdict, the findings, and tables of what is there."""
+    records = report.records
     lines = [f"verdict: {report.verdict()}"]
     lines += [""] * bool(report.findings)
     for found in report.findings:
         lines += [f"{found.severity} [{found.kind}] {found.message}", f"    fix: {found.fix}"]
     counts = ", ".join(f"{split}: {count}" for split, count in report.splits.items())
-    rate = f"{len(report.records) / report.seconds:.0f} images/s" if report.records else "none"
+    rate = f"{len(records) / report.seconds:.0f} images/s" if records else "none"
     lines += ["", f"dataset   {report.dataset}: {report.layout} layout"]
-    lines += [f"pairs     {counts or 'none'}; looked at {len(report.records)} in {report.seconds:.1f} s ({rate})"]
-    if report.records:
-        lines += tables(report.records)
-        lines += [""] + value_table(report.records, class_map)
-    if report.class_pixels:
-        lines += [""] + class_table(report)
+    lines += [f"pairs     {counts or 'none'}; looked at {len(records)} in {report.seconds:.1f} s ({rate})"]
+    for title, table in (
+        ("sizes", size_table(records)),
+        ("images", mode_table("Modes of the images", (record.image_mode for record in records))),
+        ("masks", mode_table("Modes of the masks", (record.mask_mode for record in records))),
+    ):
+        counts = ", ".join(f"{label}: {share.count}" for label, share in table.rows)
+        lines += [f"{title:<9} {'; '.join(filter(None, (counts, table.note)))}"] if counts else []
+    for table in (value_table(records, class_map), class_table(report, class_map)):
+        lines += ["", *table_lines(table)] if table.rows else []
     return "\n".join(lines)
 
 
-def tables(records: list[ImageRecord]) -> list[str]:
-    """Sizes and modes."""
-    decoded = [record for record in records if record.width]
-    sizes = Counter((record.width, record.height) for record in decoded)
-    listed = ", ".join(f"{width}x{height}: {count}" for (width, height), count in sizes.most_common(4))
-    more = f" and {len(sizes) - 4} other sizes" if len(sizes) > 4 else ""
-    lines = [f"sizes     {listed}{more}"]
-    for title, modes in (
-        ("images", Counter(record.image_mode for record in decoded)),
-        ("masks", Counter(record.mask_mode for record in records if record.mask_mode)),
-    ):
-        lines.append(f"{title:<9} {', '.join(f'mode {mode}: {count}' for mode, count in modes.most_common())}")
-    return lines
+def table_lines(table: Table) -> list[str]:
+    """A table in columns, numbers to the right; of a long one the first rows."""
+    rows = [[cell_text(cell) for cell in row] for row in table.rows[:ROWS_SHOWN]]
+    widths = [max(map(len, column)) for column in zip(table.columns, *rows, strict=True)]
+    is_number = [isinstance(cell, int | float | Share) for cell in table.rows[0]]
+    lines = [
+        "   ".join(
+            text.rjust(width) if number else text.ljust(width)
+            for text, width, number in zip(line, widths, is_number, strict=True)
+        ).rstrip()
+        for line in (table.columns, *rows)
+    ]
+    return lines + list(filter(None, (more(len(table.rows) - ROWS_SHOWN, "row"), table.note)))
 
 
-def value_table(records: list[ImageRecord], class_map: ClassMap | None) -> list[str]:
-    """What stands in the masks: value, share of all pixels, masks with it, what it means."""
-    pixels, masks = Counter(), Counter()
-    for record in records:
-        pixels.update(record.raw_values)
-        masks.update(record.raw_values.keys())
-    total = sum(pixels.values())
-    lines = [f"{'value':>7} {'pixels':>9} {'masks':>7}  meaning"]
-    for value in sorted(pixels)[:VALUES_SHOWN]:
-        meaning = "" if class_map is None else meaning_of(value, class_map)
-        lines.append(f"{value:>7} {pixels[value] / total:>9.3%} {masks[value]:>7}  {meaning}")
-    if len(pixels) > VALUES_SHOWN:
-        lines.append(f"        and {len(pixels) - VALUES_SHOWN} more values")
-    return lines
-
-
-def meaning_of(value: int, class_map: ClassMap) -> str:
-    """ "3 road", "ignored" or "no class"."""
-    training_id = class_map.value_ids.get(value)
-    if training_id is None:
-        return "no class"
-    name = class_map.id2label.get(training_id)
-    return "ignored" if name is None else f"{training_id} {name}"
-
-
-def class_table(report: DatasetReport) -> list[str]:
-    """Each class's share of the labelled pixels of each split, most frequent first, and its weight in the loss."""
-    shares = {split: np.array(counts) / max(sum(counts), 1) for split, counts in report.class_pixels.items()}
-    order = np.argsort(-sum(shares.values()), kind="stable").tolist()
-    width = max(len(name) for name in report.id2label.values())
-    weights = report.class_weights
-    lines = ["   ".join([f" id {'class':<{width}}", *(f"{split:>10}" for split in shares), "weight" * bool(weights)])]
-    for i in order[:CLASSES_SHOWN]:
-        cells = [f"{i:>3} {report.id2label[i]:<{width}}", *(f"{share[i]:>10.3%}" for share in shares.values())]
-        lines.append("   ".join([*cells, f"{weights[i]:6.2f}" if weights else ""]).rstrip())
-    if len(order) > CLASSES_SHOWN:
-        lines.append(f"    and {len(order) - CLASSES_SHOWN} more classes")
-    return lines
+def cell_text(cell: Cell) -> str:
+    match cell:
+        case Share():
+            return f"{cell.share:.3%}"
+        case NamedClass():
+            return cell.name if cell.id is None else f"{cell.id} {cell.name}"
+        case float():
+            return f"{cell:.2f}"
+    return str(cell)
 
 
 def main(argv: list[str] | None = None) -> int:

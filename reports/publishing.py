@@ -1,11 +1,10 @@
-"""Publishing a run on the Hugging Face Hub: the model card, the check before training, the push at the end.
+"""Publishing a run on the Hugging Face Hub: the check before training, the push at the end.
 
 What is published is a list of names, not the whole folder: weights, configuration, card and results. Checkpoints,
 pickled training arguments, predictions and data stay on the disk, as does `trainer_state.json`, which holds paths of
 the machine that trained.
 """
 
-import logging
 import shlex
 from pathlib import Path
 
@@ -20,8 +19,6 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from cli_utils import UserError, one_line
-
-logger = logging.getLogger(__name__)
 
 # Glob patterns as `upload_folder` and `hf upload --include` read them. There `*` also matches `/`, so a pattern with a
 # leading or inner star would reach into checkpoint folders; these cannot.
@@ -44,9 +41,6 @@ PUBLISHED_FILES = (
 LOGIN_HINT = (
     "log in with `hf auth login`, or set HF_TOKEN to a token with write access (huggingface.co/settings/tokens)"
 )
-
-
-# ---- access and push ------------------------------------------------------------------------------------------------
 
 
 def check_hub_access(

@@ -18,7 +18,7 @@ import check_dataset
 from checks.records import DatasetReport, ImageRecord, finding
 from cli_utils import UserError
 from data.classes import ClassMap
-from reports.check_page import NO_CLASS_COLOR, SIDE, STYLE, write_html
+from reports.check_page import NO_CLASS_COLOR, SIDE, write_html
 
 LABEL_MAP = ClassMap(NAMES, [[200, 0, 0], [0, 100, 0], [0, 0, 250], [250, 200, 0]])
 
@@ -165,9 +165,10 @@ def _luminance(color):
 
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
-def test_text_can_be_read(scheme):
+def test_text_can_be_read(tmp_path, scheme):
     """With a contrast of 4.5 at least, the guidelines' level AA."""
-    blocks = re.findall(r":root \{(.*?)\}", STYLE, flags=re.DOTALL)
+    write_html(report_of(), tmp_path / "page.html")
+    blocks = re.findall(r":root \{(.*?)\}", (tmp_path / "page.html").read_text(), flags=re.DOTALL)
     colors = dict(re.findall(r"--([a-z]+): (#[0-9a-f]{6})", blocks[scheme]))
     assert colors.keys() == {"back", "text", "muted", "line", "bar", "error", "warning", "info", "fit"}
     pairs = [(name, "back") for name in ("text", "muted", "error", "warning", "info", "fit")] + [("text", "bar")]
@@ -210,7 +211,7 @@ def test_findings_classes_values_and_sizes(tmp_path):
         *("1", "110 (36.67%)", "2", "disc"),
         *("9", "25 (8.33%)", "1", "no class"),
         *("255", "15 (5.00%)", "1", "ignored"),
-        *("20 x 10", "1", "10 x 10", "1"),
+        *("20x10", "1", "10x10", "1"),
     ]
     assert page.cells == rows
     bars = [attrs["style"] for attrs in page.named("td") if "style" in attrs]

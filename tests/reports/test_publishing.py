@@ -1,6 +1,5 @@
-"""The model card, and pushes with the real Hub client to a server on the loopback interface."""
+"""Pushes with the real Hub client to a server on the loopback interface."""
 
-import json
 import re
 import shlex
 import subprocess
@@ -8,27 +7,12 @@ import sys
 from pathlib import Path
 
 import huggingface_hub
-import numpy as np
 import pytest
-import torch
-import yaml
 from factories.hub_server import TOKEN, HubServer
-from huggingface_hub import ModelCard
-from PIL import Image
-from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor, TrainingArguments
 
 from cli_utils import UserError
-from metrics_utils import save_confusion
-from reports.model_card import training_hyperparameters, write_model_card
 from reports.publishing import check_hub_access, push_command, push_run
 
-METRICS = {
-    "eval_mean_iou": 0.5,
-    "eval_mean_accuracy": 0.75,
-    "eval_overall_accuracy": 0.8,
-    "eval_loss": 1.25,
-    "eval_protocol": "short side 512; whole image",
-}
 PUBLISHED = {
     "config.json",
     "preprocessor_config.json",
@@ -241,154 +225,3 @@ def test_access_with_an_impossible_name(server, run_dir, name):
 def test_access_with_an_impossible_folder_name(server, run_dir):
     with pytest.raises(UserError, match="the name of the --output_dir, 'my run', cannot.*give --hub_model_id"):
         check_hub_access(None, None, run_dir)
-
-
-# ---- model card -----------------------------------------------------------------------------------------------------
-
-
-def read_card(path):
-    """(metadata, text) as YAML and as the Hub's own parser see them."""
-    content = path.read_text(encoding="utf-8")
-    _, metadata, text = content.split("---\n", 2)
-    return yaml.safe_load(metadata), text
-
-
-def test_card_of_an_evaluated_run(tmp_path):
-    matrix = np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]])
-    save_confusion(tmp_path, matrix, {0: "wall", 1: "door|gate", 2: "<sky>"})
-    (tmp_path / "config.json").write_text(
-        json.dumps({"architectures": ["SegformerForSemanticSegmentation"], "id2label": {"0": "a", "1": "b", "2": "c"}})
-    )
-    (tmp_path / "sample.jpg").touch()
-    path = write_model_card(
-        tmp_path,
-        repo_id="me/my-model",
-        metrics=METRICS,
-        base_model="nvidia/mit-b0",
-        dataset="zhoubolei/scene_parse_150",
-        do_reduce_labels=True,
-        ignore_values=(11,),
-        hyperparameters={"learning rate": 6e-5},
-        license="apache-2.0",
-    )
-    metadata, text = read_card(path)
-    dataset = {"name": "zhoubolei/scene_parse_150", "type": "zhoubolei/scene_parse_150", "split": "validation"}
-    assert metadata == {
-        "license": "apache-2.0",
-        "library_name": "transformers",
-        "pipeline_tag": "image-segmentation",
-        "tags": ["image-segmentation", "semantic-segmentation", "vision"],
-        "base_model": "nvidia/mit-b0",
-        "datasets": "zhoubolei/scene_parse_150",
-        "metrics": ["mean_iou", "mean_accuracy", "overall_accuracy"],
-        "model-index": [
-            {
-                "name": "my-model",
-                "results": [
-                    {
-                        "task": {"type": "image-segmentation", "name": "Semantic segmentation"},
-                        "dataset": dataset,
-                        "metrics": [
-                            {"type": "mean_iou", "value": 0.5, "name": "Mean IoU"},
-                            {"type": "mean_accuracy", "value": 0.75, "name": "Mean accuracy"},
-                            {"type": "overall_accuracy", "value": 0.8, "name": "Overall accuracy"},
-                        ],
-                    }
-                ],
-            }
-        ],
-    }
-    assert [result.metric_value for result in ModelCard(path.read_text()).data.eval_results] == [0.5, 0.75, 0.8]
-    for line in (
-        "# my-model",
-        "| Mean IoU | 0.5000 |",
-        "| 0 | wall | 0.7500 | 0.7500 |",
-        "| 1 | door&#124;gate | 0.8000 | 1.0000 |",
-        "| 2 | &lt;sky&gt; | – | – |",
-        "| learning rate | 6e-05 |",
-        "![image, annotation and prediction](sample.jpg)",
-        'model_id = "me/my-model"',
-        "Protocol: short side 512; whole image.",
-    ):
-        assert line in text.splitlines()
-    assert "`SegformerForSemanticSegmentation` with 3 classes" in text
-    assert "value 0 is ignored, and value n means class n - 1" in text and "evaluation: 11, 255." in text
-    assert "<details>" not in text
-
-
-def test_card_folds_a_long_table(tmp_path):
-    save_confusion(tmp_path, np.eye(31, dtype=np.int64), {i: f"class {i}" for i in range(31)})
-    text = read_card(write_model_card(tmp_path, metrics=METRICS))[1]
-    folded = text[text.index("<details>") : text.index("</details>")]
-    assert "<summary>31 categories</summary>" in folded and folded.count("\n| ") == 33
-
-
-def test_card_of_local_data_names_no_path(tmp_path, monkeypatch):
-    """Neither the folders of the data and the model nor the folder of the run; nothing local becomes metadata."""
-    (tmp_path / "secret" / "photos").mkdir(parents=True)
-    (tmp_path / "secret" / "old_run").mkdir()
-    monkeypatch.chdir(tmp_path)
-    for dataset, base_model in (
-        ("secret/photos", "secret/old_run"),
-        (str(tmp_path / "secret" / "photos"), str(tmp_path / "secret" / "old_run")),
-    ):
-        path = write_model_card(tmp_path, metrics=METRICS, dataset=dataset, base_model=base_model)
-        metadata, text = read_card(path)
-        assert not {"license", "datasets", "base_model"} & set(metadata)
-        assert metadata["model-index"][0]["results"][0]["dataset"]["type"] == "custom"
-        assert "fine-tuned from a local model (`old_run`) on the data set `photos`" in text
-        assert "secret" not in path.read_text() and str(tmp_path) not in path.read_text()
-
-
-def test_card_without_evaluation(tmp_path):
-    save_confusion(tmp_path, np.eye(2, dtype=np.int64), {0: "left by", 1: "an earlier run"})
-    metadata, text = read_card(write_model_card(tmp_path, from_scratch="configs/tiny.json"))
-    assert not {"model-index", "model_name", "metrics"} & set(metadata)
-    assert "This model was not evaluated." in text and "earlier run" not in text
-    assert "trained from random weights (`tiny.json`)" in text
-    assert "## Training" not in text and "sample.jpg" not in text
-
-
-def test_card_leaves_out_an_undefined_metric(tmp_path):
-    metadata, _ = read_card(write_model_card(tmp_path, metrics=METRICS | {"eval_mean_iou": float("nan")}))
-    assert metadata["metrics"] == ["mean_accuracy", "overall_accuracy"]
-
-
-def test_hyperparameters(tmp_path):
-    args = TrainingArguments(
-        tmp_path,
-        use_cpu=True,
-        learning_rate=6e-5,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=4,
-        num_train_epochs=3,
-        lr_scheduler_type="polynomial",
-        optim="adamw_torch",
-        seed=7,
-    )
-    rows = training_hyperparameters(args, steps=30)
-    assert rows["batch size"] == "8 (2 per device, 1 process(es), 4 accumulated)"
-    assert {name: rows[name] for name in ("learning rate", "epochs", "optimizer steps", "optimizer", "seed")} == {
-        "learning rate": 6e-5,
-        "epochs": 3,
-        "optimizer steps": 30,
-        "optimizer": "adamw_torch",
-        "seed": 7,
-    }
-    assert rows["learning rate schedule"] == "polynomial" and "mixed precision" not in rows
-
-
-def test_the_usage_example_runs(tmp_path, monkeypatch):
-    config = SegformerConfig(
-        depths=[1] * 4, hidden_sizes=[8] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8, num_labels=3
-    )
-    SegformerForSemanticSegmentation(config).save_pretrained(tmp_path / "model")
-    SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "model")
-    text = write_model_card(tmp_path / "model").read_text()
-    monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (60, 40)).save("photo.jpg")
-    example = re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1)
-    names = {}
-    exec(example.replace("path/to/this/folder", str(tmp_path / "model")), names)
-    assert names["prediction"].shape == (40, 60) and names["prediction"].dtype in (torch.int32, torch.int64)
-    assert all(segment["mask"].size == (60, 40) for segment in names["segments"])

@@ -1,0 +1,33 @@
+"""The Jinja2 templates beside this file: HTML pages, in which all values are escaped, and the model card."""
+
+import html
+import re
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+_environment = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=select_autoescape(["html.j2"]),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+
+
+def render(template: str, **values) -> bytes:
+    """A template of this folder, filled in, as UTF-8.
+
+    File names that are not valid UTF-8 hold characters that cannot be encoded; these become \\udcXX.
+    """
+    return _environment.get_template(template).render(**values).encode("utf-8", errors="backslashreplace")
+
+
+def plain(value) -> str:
+    """Text that Markdown shows as it is, on one line: it holds no link, picture, HTML or end of a table's cell."""
+    text = html.escape(" ".join(str(value).split()), quote=False)
+    return re.sub(r"[\\|\[\]`*~@:$]|(?<=www)\.", lambda found: f"&#{ord(found[0])};", text, flags=re.IGNORECASE)
+
+
+_environment.filters["plain"] = plain
