@@ -37,6 +37,11 @@ def shorten(names: Iterable[str], shown: int = 3) -> str:
     return ", ".join(names[:shown]) + more
 
 
+def count_of(count: int, one: str, several: str | None = None) -> str:
+    """ "1 mask", "3 masks": a count and its noun, or all that depends on it; several: default: `one` with an s."""
+    return f"{count} {one if count == 1 else several or one + 's'}"
+
+
 def one_line(error: BaseException) -> str:
     """The first line of what an exception says, with its type where that tells more than a built-in one does."""
     name, lines = type(error).__name__, str(error).strip().splitlines()

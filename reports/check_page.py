@@ -21,7 +21,7 @@ from checks.duplicates import mirrored, normalized_thumbnails
 from checks.records import ERROR, WARNING, DatasetReport, Finding, ImageRecord
 from cli_utils import UserError
 from data.classes import ClassMap
-from data.image_files import FileProblem, ids_of, open_image, read_channels, read_pair, rgb_view
+from data.image_files import FileProblem, StoredFile, ids_of, read_channels, read_pair, rgb_view
 from data.preparation import undecoded
 from data_utils import Data
 from metrics_utils import IGNORE_INDEX
@@ -166,18 +166,18 @@ def _views(
     row: dict, kind: str, class_map: ClassMap | None, num_channels: int
 ) -> tuple[Image.Image | None, Image.Image | None, str]:
     """Small pictures of image and mask, None for what cannot be read, and what is wrong with them."""
-    image, label, name, problem = row["image"], row["label"], row["name"], ""
+    image, label = (StoredFile.of(row[column], row["name"]) for column in ("image", "label"))
     photo = mask = ids = None
-    source = image and (image["path"] if image["bytes"] is None else image["bytes"])
+    problem = ""
     with suppress(UserError):  # what is wrong, `read_pair` says too
-        photo = rgb_view(read_channels(source, num_channels, name)) if source else None
+        photo = rgb_view(read_channels(image.source, num_channels)) if image.source else None
     try:
-        ids, _ = read_pair(image, label, name, class_map, num_channels)
+        ids, *_ = read_pair(image, label, class_map, num_channels)
     except FileProblem as unusable:
         problem = unusable.detail
         try:  # the mask may do by itself
-            mask = open_image(label, name)
-            ids, _ = ids_of(mask, name, class_map)
+            mask = label.open()
+            ids, _ = ids_of(mask, label, class_map)
         except FileProblem:
             mask = mask and _small(mask.convert("RGB"))
     if ids is not None:
