@@ -17,9 +17,9 @@ Stock is what a user of transformers has without this project, ours what `run_se
   but for a first comparison of loss and norm of the gradient.
 * evaluate: files to scores, no DataLoader workers, JPEG photos and PNG masks. Stock is `Trainer.evaluate` as in
   transformers' examples/pytorch/semantic-segmentation: each image and mask resized to S x S, all logits accumulated,
-  then upsampled together with `nn.functional.interpolate`, argmax, and evaluate's `mean_iou` (`StockMeanIoU` stands in
-  for it, since `evaluate.load` needs the Hub), ignoring label 255 as the loss does, where the example ignores class 0.
-  Ours is `SegmentationTrainer.evaluate` with all that it reports besides: boundary IoU, counts of each image,
+  then upsampled together with `nn.functional.interpolate`, argmax, and evaluate's `mean_iou` (`stock_mean_iou` stands
+  in for it, since `evaluate.load` needs the Hub), ignoring label 255 as the loss does, where the example ignores class
+  0. Ours is `SegmentationTrainer.evaluate` with all that it reports besides: boundary IoU, counts of each image,
   confidence interval. Square images give both networks the same pixels, so loss and scores must agree and the times
   compare like with like. Of 4:3 photos ours keeps the aspect, a third more pixels for network and score, while stock
   squashes them.
@@ -44,11 +44,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import datasets
-import evaluate
 import numpy as np
 import torch
 import transformers
@@ -59,7 +60,7 @@ from torchvision.transforms.v2 import functional as tvF
 from transformers import PreTrainedModel, SegformerImageProcessor, Trainer, default_data_collator, set_seed
 from transformers.trainer_callback import PrinterCallback
 
-from cli_utils import UserError, run_cli
+from cli_utils import UserError, check_positive, nearest, parse_arguments, run_cli
 from data.augmentation import TrainTransform
 from data.classes import ClassMap
 from data.preparation import prepare_dataset
@@ -78,21 +79,68 @@ SEED = 0
 ROUNDING = {"float32": (1e-4, 0.01), "bfloat16": (3e-2, 0.2)}
 
 
+@dataclass(frozen=True)
+class BenchmarkArguments:
+    """What is measured, with which model and sizes."""
+
+    command: str = field(
+        default="", metadata={"help": "train-step, evaluate, predict, data, or all: those, and the step of mit-b2"}
+    )
+    variant: str = field(default="mit-b0", metadata={"help": "mit-b0 … mit-b5, or a SegFormer's config.json"})
+    size: int = field(default=512, metadata={"help": "S in pixels, a multiple of 32"})
+    batch_size: int = field(default=2, metadata={"help": "images in a training or evaluation batch"})
+    num_labels: int = field(default=150, metadata={"help": "number of classes"})
+    dtype: str = field(default="float32", metadata={"help": "float32, or bfloat16 by autocast on both sides"})
+    device: str = field(default="cpu", metadata={"help": "cpu, cuda, …; of several GPUs the first is used"})
+    pairs: int = field(default=5, metadata={"help": "timed runs of each side"})
+    images: int = field(default=20, metadata={"help": "files for evaluate and data"})
+    growth: int = field(
+        default=3, metadata={"help": "evaluate also measures the memory for this many times the images"}
+    )
+    json: str | None = field(default=None, metadata={"help": "also write the results to this file, for programs"})
+    # Not for people: see `peak_memory` and `main`.
+    peak_of: str | None = field(default=None, metadata={"help": argparse.SUPPRESS})
+    folder: str = field(default="", metadata={"help": argparse.SUPPRESS})
+
+    def __post_init__(self):
+        commands = (*MEASUREMENTS, "all")
+        if self.command not in commands:
+            given = (
+                f"{self.command} is none of them{nearest(self.command, commands)}" if self.command else "none given"
+            )
+            raise UserError(f"say what to measure, one of {', '.join(commands)}; {given}")
+        check_positive(self, "size", "batch_size", "pairs", "images", "growth")
+        if self.size % 32:
+            raise UserError(f"--size is {self.size}; it must be a multiple of 32, as in {self.size // 32 * 32 + 32}")
+        if not 2 <= self.num_labels <= IGNORE_INDEX:
+            raise UserError(f"--num_labels is {self.num_labels}; it must be 2 to {IGNORE_INDEX}")
+        if self.dtype not in ROUNDING:
+            raise UserError(f"--dtype is {self.dtype}; it must be {' or '.join(ROUNDING)}")
+        if self.variant not in MIT_VARIANTS and not Path(self.variant).exists():
+            raise UserError(f"--variant {self.variant} is neither a file nor one of {', '.join(MIT_VARIANTS)}")
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        devices = ["cpu", *([accelerator.type] if accelerator else [])]
+        if self.device not in devices:
+            raise UserError(f"--device {self.device} is not available; torch finds {', '.join(devices)} here")
+        if self.command in ("evaluate", "all") and not find_spec("evaluate"):
+            raise UserError("the stock side of evaluate needs a package that is missing: pip install evaluate")
+
+
 # ---- what both sides get --------------------------------------------------------------------------------------------
 
 
-def class_names(args: argparse.Namespace) -> dict[int, str]:
+def class_names(args: BenchmarkArguments) -> dict[int, str]:
     return {i: f"class_{i}" for i in range(args.num_labels)}
 
 
-def new_model(args: argparse.Namespace, ours: bool, **config) -> PreTrainedModel:
+def new_model(args: BenchmarkArguments, ours: bool, **config) -> PreTrainedModel:
     """A model with the weights that the seed gives, the same for both sides, in evaluation mode."""
     set_seed(SEED)
     model = load_model(id2label=class_names(args), fused_ops=ours, from_scratch=args.variant, **config)
     return model.to(args.device).eval()
 
 
-def autocast(args: argparse.Namespace) -> torch.autocast:
+def autocast(args: BenchmarkArguments) -> torch.autocast:
     return torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16")
 
 
@@ -103,7 +151,7 @@ def new_photo(rng: np.random.Generator, height: int, width: int) -> Image.Image:
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
 
 
-def photo_dataset(args: argparse.Namespace, width: int, prepared: bool) -> datasets.Dataset:
+def photo_dataset(args: BenchmarkArguments, width: int, prepared: bool) -> datasets.Dataset:
     """Image files of S x width and masks of rectangles, through the project's loader."""
     folder = Path(args.folder, f"{width}_wide")
     if not folder.is_dir():
@@ -126,7 +174,7 @@ def photo_dataset(args: argparse.Namespace, width: int, prepared: bool) -> datas
 # ---- training step --------------------------------------------------------------------------------------------------
 
 
-def training_loss(args: argparse.Namespace, ours: bool, model: PreTrainedModel) -> Callable[[], torch.Tensor]:
+def training_loss(args: BenchmarkArguments, ours: bool, model: PreTrainedModel) -> Callable[[], torch.Tensor]:
     """→ function: one forward pass on a fixed batch, and its loss."""
     generator = torch.Generator().manual_seed(SEED)
     shape = (args.batch_size, args.size, args.size)
@@ -146,7 +194,7 @@ def training_loss(args: argparse.Namespace, ours: bool, model: PreTrainedModel) 
     return loss
 
 
-def training_step(args: argparse.Namespace, ours: bool) -> Callable[[], float]:
+def training_step(args: BenchmarkArguments, ours: bool) -> Callable[[], float]:
     """→ function: forward, loss, backward, AdamW."""
     model = new_model(args, ours).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-5, fused=True)
@@ -162,7 +210,7 @@ def training_step(args: argparse.Namespace, ours: bool) -> Callable[[], float]:
     return step
 
 
-def training_numbers(args: argparse.Namespace, ours: bool) -> dict[str, float]:
+def training_numbers(args: BenchmarkArguments, ours: bool) -> dict[str, float]:
     """Loss and norm of the gradient in training mode, but with nothing dropped, as each side draws in its own way."""
     model = new_model(args, ours, drop_path_rate=0.0, classifier_dropout_prob=0.0).train()
     loss = training_loss(args, ours, model)()
@@ -171,7 +219,7 @@ def training_numbers(args: argparse.Namespace, ours: bool) -> dict[str, float]:
     return {"loss": loss.item(), "gradient_norm": norm.item()}
 
 
-def measure_train_step(args: argparse.Namespace) -> dict[str, dict]:
+def measure_train_step(args: BenchmarkArguments) -> dict[str, dict]:
     agreement = agree(args, training_numbers(args, ours=False), training_numbers(args, ours=True))
     times = paired(training_step(args, ours=False), training_step(args, ours=True), args)
     return {"train-step": agreement | times | peak_memory(args)}
@@ -180,35 +228,39 @@ def measure_train_step(args: argparse.Namespace) -> dict[str, dict]:
 # ---- evaluation -----------------------------------------------------------------------------------------------------
 
 
-class StockMeanIoU(evaluate.Metric):
-    """Stands in for `evaluate.load("mean_iou")`, which needs the Hub: the same path through `evaluate.Metric`, which
+def stock_mean_iou(cache_dir: str):
+    """An `evaluate.Metric` that stands in for `evaluate.load("mean_iou")`, which needs the Hub: the same path, which
     encodes every map into an Arrow file and decodes it again, and the same formula, histograms of each image."""
+    import evaluate
 
-    def _info(self):
-        maps = datasets.Features({"predictions": datasets.Image(), "references": datasets.Image()})
-        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=maps)
+    class StockMeanIoU(evaluate.Metric):
+        def _info(self):
+            maps = datasets.Features({"predictions": datasets.Image(), "references": datasets.Image()})
+            return evaluate.MetricInfo(description="", citation="", inputs_description="", features=maps)
 
-    def _compute(self, predictions, references, num_labels, ignore_index):
-        areas = np.zeros((3, num_labels))  # of the intersection, the prediction and the label
-        for prediction, label in zip(predictions, references, strict=True):
-            prediction, label = np.array(prediction), np.array(label)
-            counted = label != ignore_index
-            prediction, label = prediction[counted], label[counted]
-            for area, ids in zip(areas, (prediction[prediction == label], prediction, label), strict=True):
-                area += np.histogram(ids, bins=num_labels, range=(0, num_labels - 1))[0]
-        intersection, predicted, labelled = areas
-        with np.errstate(invalid="ignore"):
-            iou, accuracy = intersection / (predicted + labelled - intersection), intersection / labelled
-        return {
-            "mean_iou": np.nanmean(iou),
-            "mean_accuracy": np.nanmean(accuracy),
-            "overall_accuracy": intersection.sum() / labelled.sum(),
-        }
+        def _compute(self, predictions, references, num_labels, ignore_index):
+            areas = np.zeros((3, num_labels))  # of the intersection, the prediction and the label
+            for prediction, label in zip(predictions, references, strict=True):
+                prediction, label = np.array(prediction), np.array(label)
+                counted = label != ignore_index
+                prediction, label = prediction[counted], label[counted]
+                for area, ids in zip(areas, (prediction[prediction == label], prediction, label), strict=True):
+                    area += np.histogram(ids, bins=num_labels, range=(0, num_labels - 1))[0]
+            intersection, predicted, labelled = areas
+            with np.errstate(invalid="ignore"):
+                iou, accuracy = intersection / (labelled + predicted - intersection), intersection / labelled
+            return {
+                "mean_iou": np.nanmean(iou),
+                "mean_accuracy": np.nanmean(accuracy),
+                "overall_accuracy": intersection.sum() / labelled.sum(),
+            }
+
+    return StockMeanIoU(cache_dir=cache_dir)
 
 
 def stock_metrics(num_labels: int, cache_dir: str) -> Callable:
     """`compute_metrics` of the transformers example."""
-    metric = StockMeanIoU(cache_dir=cache_dir)
+    metric = stock_mean_iou(cache_dir)
 
     @torch.no_grad()
     def compute_metrics(eval_prediction):
@@ -231,7 +283,7 @@ def stock_squares(rows: dict, side: int) -> dict:
     return {"pixel_values": EvaluationProtocol().normalize(images), "labels": torch.cat(masks).long()}
 
 
-def evaluation(args: argparse.Namespace, ours: bool, width: int | None = None) -> Callable[[], dict[str, float]]:
+def evaluation(args: BenchmarkArguments, ours: bool, width: int | None = None) -> Callable[[], dict[str, float]]:
     """→ function: from files to scores. width: of the images, in pixels; they are S high, and square by default."""
     split = photo_dataset(args, width or args.size, prepared=ours)
     training_args = SegmentationTrainingArguments(
@@ -263,12 +315,12 @@ def evaluation(args: argparse.Namespace, ours: bool, width: int | None = None) -
     return run
 
 
-def measure_evaluate(args: argparse.Namespace) -> dict[str, dict]:
+def measure_evaluate(args: BenchmarkArguments) -> dict[str, dict]:
     squares, photos = (
         [evaluation(args, ours, width) for ours in (False, True)] for width in (args.size, args.size * 4 // 3)
     )
     row = {"images": args.images} | paired(*squares, args, agree=partial(agree, args))
-    more = argparse.Namespace(**vars(args) | {"images": args.images * args.growth})
+    more = replace(args, images=args.images * args.growth)
     return {
         "evaluate": row | peak_memory(args),
         "evaluate, 4:3 photos": {"images": args.images} | paired(*photos, args),
@@ -279,7 +331,7 @@ def measure_evaluate(args: argparse.Namespace) -> dict[str, dict]:
 # ---- prediction -----------------------------------------------------------------------------------------------------
 
 
-def prediction(args: argparse.Namespace, ours: bool) -> Callable[[], torch.Tensor]:
+def prediction(args: BenchmarkArguments, ours: bool) -> Callable[[], torch.Tensor]:
     """→ function: RGB image to the mask of its size, integer (S, 4/3 S)."""
     model, protocol = new_model(args, ours), EvaluationProtocol(args.size)
     image = new_photo(np.random.default_rng(SEED), args.size, args.size * 4 // 3)
@@ -299,7 +351,7 @@ def prediction(args: argparse.Namespace, ours: bool) -> Callable[[], torch.Tenso
     return project if ours else stock
 
 
-def measure_predict(args: argparse.Namespace) -> dict[str, dict]:
+def measure_predict(args: BenchmarkArguments) -> dict[str, dict]:
     def same_pixels(stock: torch.Tensor, ours: torch.Tensor) -> dict[str, float]:
         different = (stock != ours).double().mean().item()
         if different > rounding(args)[1]:
@@ -329,7 +381,7 @@ def stock_crop(rows: dict, side: int) -> dict:
     return {"pixel_values": torch.stack(pixel_values), "labels": torch.stack(labels)}
 
 
-def training_data(args: argparse.Namespace, ours: bool) -> Callable[[], None]:
+def training_data(args: BenchmarkArguments, ours: bool) -> Callable[[], None]:
     """→ function: every image and mask from its file to a training example, once."""
     split = photo_dataset(args, args.size * 4 // 3, prepared=ours)
     if ours:
@@ -344,14 +396,14 @@ def training_data(args: argparse.Namespace, ours: bool) -> Callable[[], None]:
     return run
 
 
-def measure_data(args: argparse.Namespace) -> dict[str, dict]:
+def measure_data(args: BenchmarkArguments) -> dict[str, dict]:
     times = paired(training_data(args, ours=False), training_data(args, ours=True), args)
     return {"data": {"images": args.images} | times | peak_memory(args)}
 
 
 # ---- measuring ------------------------------------------------------------------------------------------------------
 
-# By sub-command: what measures it, and what makes the work of one side.
+# What measures each command, and what makes the work of one side.
 MEASUREMENTS = {
     "train-step": (measure_train_step, training_step),
     "evaluate": (measure_evaluate, evaluation),
@@ -360,12 +412,12 @@ MEASUREMENTS = {
 }
 
 
-def rounding(args: argparse.Namespace) -> tuple[float, float]:
+def rounding(args: BenchmarkArguments) -> tuple[float, float]:
     """Which entry of `ROUNDING` holds: on a GPU float32 may be TF32, with hardly more digits than bfloat16."""
     return ROUNDING[args.dtype if args.device == "cpu" else "bfloat16"]
 
 
-def agree(args: argparse.Namespace, stock: dict[str, float], ours: dict[str, float]) -> dict[str, float]:
+def agree(args: BenchmarkArguments, stock: dict[str, float], ours: dict[str, float]) -> dict[str, float]:
     """Differences of numbers that must agree; an error, since one of the two is wrong, where they do not."""
     differences = {f"{name}_difference": abs(ours[name] - stock[name]) / max(1, abs(stock[name])) for name in stock}
     if not max(differences.values()) <= rounding(args)[0]:
@@ -373,7 +425,7 @@ def agree(args: argparse.Namespace, stock: dict[str, float], ours: dict[str, flo
     return differences
 
 
-def paired(stock: Callable, ours: Callable, args: argparse.Namespace, agree: Callable | None = None) -> dict:
+def paired(stock: Callable, ours: Callable, args: BenchmarkArguments, agree: Callable | None = None) -> dict:
     """Runs stock and ours once each, hands the results to `agree`, then times them in turn; medians, in seconds."""
 
     def seconds(run: Callable) -> float:
@@ -393,7 +445,7 @@ def paired(stock: Callable, ours: Callable, args: argparse.Namespace, agree: Cal
     }
 
 
-def peak_memory(args: argparse.Namespace) -> dict[str, float | None]:
+def peak_memory(args: BenchmarkArguments) -> dict[str, float | None]:
     """MiB that stock and ours take at most, each in a process of its own; None for one that dies, as of too little."""
     names = ("variant", "size", "batch_size", "num_labels", "dtype", "device", "images")
     options = [word for name in names for word in (f"--{name}", str(getattr(args, name)))]
@@ -408,7 +460,7 @@ def peak_memory(args: argparse.Namespace) -> dict[str, float | None]:
     return peaks
 
 
-def own_peak(args: argparse.Namespace) -> float:
+def own_peak(args: BenchmarkArguments) -> float:
     """MiB that this process takes at most for the work of one side, above what is taken when all is loaded."""
     run = MEASUREMENTS[args.command][1](args, ours=args.peak_of == "ours")
     if args.device == "cuda":
@@ -439,7 +491,7 @@ def resident_bytes(field: str) -> int:
 # ---- the script -----------------------------------------------------------------------------------------------------
 
 
-def environment(args: argparse.Namespace) -> dict[str, str | int]:
+def environment(args: BenchmarkArguments) -> dict[str, str | int]:
     """What the numbers depend on besides the options."""
     cpuinfo = Path("/proc/cpuinfo")
     cpu = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
@@ -475,59 +527,27 @@ def as_table(rows: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=[*MEASUREMENTS, "all"], help="all: those, and the training step of mit-b2")
-    parser.add_argument("--variant", default="mit-b0", help="mit-b0 … mit-b5, or a SegFormer's config.json")
-    parser.add_argument("--size", type=int, default=512, help="S, pixels, a multiple of 32")
-    parser.add_argument("--batch_size", type=int, default=2, help="images in a training or evaluation batch")
-    parser.add_argument("--num_labels", type=int, default=150, help="classes")
-    parser.add_argument("--dtype", choices=list(ROUNDING), default="float32", help="bfloat16 by autocast, both sides")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, …; of several GPUs the first is used")
-    parser.add_argument("--pairs", type=int, default=5, help="timed runs of each side")
-    parser.add_argument("--images", type=int, default=20, help="files for evaluate and data")
-    parser.add_argument("--growth", type=int, default=3, help="evaluate: memory also with so many times the images")
-    parser.add_argument("--json", metavar="FILE", help="also write the results there")
-    parser.add_argument("--peak_of", choices=["stock", "ours"], help=argparse.SUPPRESS)  # see `peak_memory`
-    args = parser.parse_args(argv)
-    for name in ("size", "batch_size", "pairs", "images", "growth"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} is {getattr(args, name)}; it must be at least 1")
-    if args.size % 32:
-        raise UserError(f"--size is {args.size}; it must be a multiple of 32, as in {args.size // 32 * 32 + 32}")
-    if not 2 <= args.num_labels <= IGNORE_INDEX:
-        raise UserError(f"--num_labels is {args.num_labels}; it must be 2 to {IGNORE_INDEX}")
-    if args.variant not in MIT_VARIANTS and not Path(args.variant).exists():
-        raise UserError(f"--variant {args.variant} is neither a file nor one of {', '.join(MIT_VARIANTS)}")
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    devices = ["cpu", *([accelerator.type] if accelerator else [])]
-    if args.device not in devices:
-        raise UserError(f"--device {args.device} is not to be had; torch finds {', '.join(devices)} here")
-    return args
-
-
 def main(argv: list[str] | None = None) -> dict:
     """Measures, prints and returns {"environment", "options", "rows"}, which is also what `--json` holds.
 
     argv: command-line arguments without the program's name; None takes them from the command line.
     """
-    args = parse(argv)
+    (args,) = parse_arguments((BenchmarkArguments,), argv, description=__doc__, positional="command")
     datasets.disable_progress_bars()
-    options = {name: value for name, value in vars(args).items() if name not in ("json", "peak_of")}
-    with tempfile.TemporaryDirectory(prefix="benchmark_") as args.folder:
+    with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
+        args = replace(args, folder=folder)
         if args.peak_of:
             print(own_peak(args))
             return {}
+        options = {name: value for name, value in asdict(args).items() if name not in ("json", "peak_of", "folder")}
         results = {"environment": environment(args), "options": options, "rows": {}}
         for part in ("environment", "options"):
             print(", ".join(f"{name} {value}" for name, value in results[part].items()), flush=True)
-        commands = list(MEASUREMENTS) if args.command == "all" else [args.command]
-        for command in commands:
-            args.command = command
-            results["rows"] |= MEASUREMENTS[command][0](args)
-        if options["command"] == "all":
-            args.command, args.variant = "train-step", "mit-b2"
-            results["rows"]["train-step, mit-b2"] = measure_train_step(args)["train-step"]
+        for command in MEASUREMENTS if args.command == "all" else [args.command]:
+            results["rows"] |= MEASUREMENTS[command][0](replace(args, command=command))
+        if args.command == "all":
+            step = measure_train_step(replace(args, command="train-step", variant="mit-b2"))
+            results["rows"]["train-step, mit-b2"] = step["train-step"]
     print(as_table(results["rows"]))
     for name, row in results["rows"].items():
         agreement = {key: value for key, value in row.items() if key.endswith(("_difference", "different_pixels"))}

@@ -5,7 +5,7 @@
     python check_dataset.py --dataset_name scene_parse_150 --max_images 2000
 
 The flags that say which data and what its annotations mean are those of `run_segmentation.py`. Reads every file and
-prints a verdict, what was found and how to mend it, and tables. A clean copy of what can be mended without a person:
+prints a verdict, what was found and how to fix it, and tables. A clean copy of what can be fixed without a person:
 
     python check_dataset.py my_photos --fix my_clean_photos
 
@@ -19,19 +19,16 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets import DatasetDict
-
 from checks.clean_copy import check_out_dir, write_clean_copy
 from checks.judge import find_faults, orphan_faults
 from checks.records import ERROR, DatasetReport, Finding
 from checks.scan import scan
 from checks.values import count_class_pixels
-from cli_utils import UserError, parse_arguments, run_cli
-from data.arguments import DatasetArguments
+from cli_utils import UserError, check_positive, parse_arguments, run_cli
+from data.arguments import ClassArguments, DatasetArguments
 from data.class_weights import class_weights
 from data.classes import ClassMap
-from data.pairing import find_dataset
-from data_utils import load_from_arguments, load_segmentation_dataset
+from data_utils import Data, find_classes, load_data
 from reports.check_page import write_html
 from reports.check_tables import ROWS_SHOWN, Share, Table, class_table, mode_table, more, size_table, value_table
 
@@ -40,79 +37,69 @@ from reports.check_tables import ROWS_SHOWN, Share, Table, class_table, mode_tab
 class CheckArguments:
     """How to check, and what to write."""
 
-    image_size: int = field(default=512, metadata={"help": "short side in training; images are judged by it"})
-    num_channels: int = field(default=3, metadata={"help": "of the images"})
+    image_size: int = field(default=512, metadata={"help": "short side in training, by which images are judged"})
     json: str | None = field(default=None, metadata={"help": "write the report to this file, for programs"})
     html: str | None = field(
         default=None, metadata={"help": "write a page with pictures of the worst files to this file"}
     )
     fix: str | None = field(default=None, metadata={"help": "write a clean copy into this new folder"})
-    strict: bool = field(default=False, metadata={"help": "warnings lead to exit code 1"})
-    num_proc: int | None = field(default=None, metadata={"help": "processes; default: by images and CPUs"})
-    max_images: int | None = field(default=None, metadata={"help": "look at a random sample of so many"})
-    seed: int = field(default=42, metadata={"help": "of the sample, and of --train_val_split"})
+    strict: bool = field(default=False, metadata={"help": "exit with code 1 if there are warnings"})
+    num_proc: int | None = field(
+        default=None, metadata={"help": "number of processes; chosen by images and CPUs if left out"}
+    )
+    max_images: int | None = field(default=None, metadata={"help": "look at a random sample of this many images"})
+    seed: int = field(default=42, metadata={"help": "seed of the sample and of --train_val_split"})
+
+    def __post_init__(self):
+        check_positive(self, "image_size", "num_proc", "max_images")
 
 
-def parse(argv: list[str] | None) -> tuple[CheckArguments, DatasetArguments]:
-    """Flags, of which the first may be the dataset's folder alone."""
-    args, data_args = parse_arguments(
-        (CheckArguments, DatasetArguments),
+def parse(argv: list[str] | None) -> tuple[CheckArguments, DatasetArguments, ClassArguments]:
+    """Flags, of which the dataset's folder may be a word alone."""
+    args, dataset_args, class_args = parse_arguments(
+        (CheckArguments, DatasetArguments, ClassArguments),
         argv,
         description=__doc__,
         exclusive=(("dataset_dir", "dataset_name"),),
         positional="dataset_dir",
     )
-    for name in ("image_size", "num_channels", "num_proc", "max_images"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} is {value}; it must be at least 1")
-    if not (data_args.dataset_dir or data_args.dataset_name):
-        raise UserError("no data: name a folder, or give --dataset_name HUB_ID")
-    if data_args.streaming:
+    source = dataset_args.source  # raises where there is none
+    if dataset_args.streaming:
         raise UserError("--streaming: a check reads all of a dataset, so leave the flag out")
     if args.fix:
         if args.max_images is not None:
             raise UserError("--fix writes all of a dataset, so leave out --max_images")
-        check_out_dir(args.fix, data_args.dataset_dir or data_args.dataset_name)
-    return args, data_args
+        check_out_dir(args.fix, source)
+    return args, dataset_args, class_args
 
 
 def check(
-    args: CheckArguments, data_args: DatasetArguments
-) -> tuple[DatasetReport, ClassMap | None, DatasetDict | None]:
+    args: CheckArguments, dataset_args: DatasetArguments, class_args: ClassArguments
+) -> tuple[DatasetReport, Data | None, ClassMap | None]:
     """Loads, scans and judges a dataset. Where it cannot be loaded, the report says why and has no records."""
     started = time.perf_counter()
-    source = str(data_args.dataset_dir or data_args.dataset_name)
-    layout, class_map, findings, unclear = "Hub dataset", None, [], []
     try:
-        if data_args.dataset_dir:
-            found = find_dataset(data_args.dataset_dir, data_args.image_column, data_args.label_column)
-            layout, findings = found.layout, orphan_faults(found)
-        try:
-            dataset, class_map = load_from_arguments(data_args, args.seed)
-        except UserError as error:
-            # The files may be there and the classes be what is wrong; then the values tell why.
-            unclear = [Finding("classes-unclear", ERROR, str(error), "give the list of classes with --id2label")]
-            dataset = load_segmentation_dataset(
-                dataset_dir=data_args.dataset_dir,
-                dataset_name=data_args.dataset_name,
-                dataset_config_name=data_args.dataset_config_name,
-                image_column=data_args.image_column,
-                label_column=data_args.label_column,
-            )
+        data = load_data(dataset_args, args.seed)
     except UserError as error:
+        source = dataset_args.source
         fault = Finding("not-loadable", ERROR, str(error), "see the README for layouts and flags", (source,), 1)
-        return DatasetReport(source, layout, {}, {}, {}, [], [fault], time.perf_counter() - started), None, None
-    records = scan(dataset, class_map, args.max_images, args.num_proc, args.seed, num_channels=args.num_channels)
-    splits = {split: len(rows) for split, rows in dataset.items()}
+        return DatasetReport(source, "unknown", {}, {}, {}, [], [fault], time.perf_counter() - started), None, None
+    class_map, unclear = None, []
+    try:
+        class_map = find_classes(data, class_args)
+    except UserError as error:
+        # The files may be right and the classes be what is wrong; then the values tell why.
+        unclear = [Finding("classes-unclear", ERROR, str(error), "give the list of classes with --id2label")]
+    records = scan(data.splits, class_map, args.max_images, args.num_proc, args.seed, num_channels=data.num_channels)
+    splits = {split: len(rows) for split, rows in data.splits.items()}
     faults = find_faults(records, class_map, args.image_size, complete=len(records) == sum(splits.values()))
     # What is wrong with the values says more than that no classes could be made of them.
-    findings = [*([] if any(found.severity == ERROR for found in faults) else unclear), *faults, *findings]
+    findings = [*([] if any(found.severity == ERROR for found in faults) else unclear), *faults, *orphan_faults(data)]
     pixels = count_class_pixels(records, class_map) if class_map else {}
     train = pixels.get("train")
     report = DatasetReport(
-        dataset=source,
-        layout=layout,
+        dataset=data.source,
+        layout=data.layout,
         splits=splits,
         id2label=class_map.id2label if class_map else {},
         class_pixels={split: counts.tolist() for split, counts in pixels.items()},
@@ -121,7 +108,7 @@ def check(
         seconds=time.perf_counter() - started,
         class_weights=class_weights(train).tolist() if train is not None and train.any() else [],
     )
-    return report, class_map, dataset
+    return report, data, class_map
 
 
 # ---- for a person ---------------------------------------------------------------------------------------------------
@@ -169,9 +156,9 @@ def main(argv: list[str] | None = None) -> int:
     argv: command-line arguments without the program's name; None takes them from the command line.
     Raises `cli_utils.UserError` for flags that do not fit; what is wrong with the dataset is reported, not raised.
     """
-    args, data_args = parse(argv)
+    args, dataset_args, class_args = parse(argv)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.ERROR)
-    report, class_map, dataset = check(args, data_args)
+    report, data, class_map = check(args, dataset_args, class_args)
     print(as_text(report, class_map))
     if args.json:
         try:
@@ -179,11 +166,11 @@ def main(argv: list[str] | None = None) -> int:
         except OSError as error:
             raise UserError(f"--json {args.json} cannot be written: {error.strerror}") from None
     if args.html:
-        write_html(report, args.html, dataset, class_map, args.num_channels)
+        write_html(report, args.html, data, class_map)
     if args.fix:
-        if dataset is None:
+        if data is None:
             raise UserError(f"--fix {args.fix}: the dataset cannot be loaded, so there is nothing to copy")
-        copy = write_clean_copy(dataset, class_map, report, data_args, args.fix, args.num_channels)
+        copy = write_clean_copy(data, class_map, report, dataset_args, class_args, args.fix)
         print(f"\n{copy.summary}")
     return report.exit_code(args.strict)
 

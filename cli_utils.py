@@ -3,6 +3,7 @@
 import difflib
 import json
 import os
+import re
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable
@@ -11,6 +12,9 @@ from typing import get_origin
 
 import yaml
 from transformers import HfArgumentParser
+
+# What HfArgumentParser takes for the value of a switch.
+TRUTH_VALUES = {"yes", "true", "t", "y", "1", "no", "false", "f", "n", "0"}
 
 
 class UserError(ValueError):
@@ -55,12 +59,23 @@ class _HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter)
 class _Parser(HfArgumentParser):
     """HfArgumentParser that raises UserError instead of printing the usage of 150 flags."""
 
+    positional = None
+
     def error(self, message):
+        misread = re.fullmatch(r"argument (--\w+)\S*: invalid (?:int|float) value: (.*)", message)
+        if misread and self.positional:
+            raise UserError(f"{misread[1]}: {misread[2]} is no number (name files and folders before this flag)")
         raise UserError(f"{message}. See {self.prog} --help")
 
 
-def _yaml_tokens(file: str, known: set[str]) -> list[tuple[str, list[str]]]:
-    """(key, command-line tokens) for every key of a YAML file, so that YAML and flags share one type conversion."""
+def _config_tokens(argv: list[str], known: set[str]) -> list[tuple[str, list[str]]]:
+    """(key, command-line tokens) for every key of the YAML file of `--config`, so that YAML and flags share one type
+    conversion; none where there is no such flag."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    file = parser.parse_known_args(argv)[0].config
+    if file is None:
+        return []
     try:
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
@@ -105,43 +120,41 @@ def parse_arguments(
     """
     parser = _Parser(dataclass_types, description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
     parser.add_argument("--config", metavar="FILE.yaml", help="YAML file with any of these flags; flags here win")
-    fields = {name: field for cls in dataclass_types for name, field in cls.__dataclass_fields__.items() if field.init}
+    fields, aliases = _fields_and_aliases(dataclass_types)
     for name, field in fields.items():
         if field.type == bool | None and "const" in field.metadata:
             parser.add_argument(f"--no_{name}", dest=name, action="store_false", default=None, help=f"not {name}")
-    aliases = {alias.lstrip("-"): name for name, f in fields.items() for alias in _aliases(f)}
 
     argv = list(sys.argv[1:] if argv is None else argv)
-    config = ArgumentParser(add_help=False, allow_abbrev=False)
-    config.add_argument("--config")
-    file = config.parse_known_args(argv)[0].config
-    tokens = _yaml_tokens(file, {*fields, *aliases}) if file else []
-    words = []
     if positional:
-        everything = [token for _, values in tokens for token in values] + argv
-        words = [word for word in parser.parse_known_args(everything)[1] if word == "-" or word[:1] != "-"]
-        words = words if get_origin(fields[positional].type) is list else words[:1]
+        parser.positional = positional
+        # In `--eval_flip photo.jpg` the word is not the switch's value.
+        switches = {f"--{name}" for name, field in fields.items() if field.type in (bool, bool | None)}
+        for i in reversed(range(1, len(argv))):
+            if argv[i - 1] in switches and argv[i][:1] != "-" and argv[i].lower() not in TRUTH_VALUES:
+                argv.insert(i, "true")
+    tokens = _config_tokens(argv, {*fields, *aliases})
+    # Unknown flags first: what is said of the others may be because one is misspelt.
+    words = parser.parse_known_args([token for _, values in tokens for token in values] + argv)[1]
+    unknown = next((word.split("=")[0] for word in words if word[:1] == "-" and word != "-"), None)
+    if unknown:
+        raise UserError(f"unknown flag {unknown}{nearest(unknown, [f'--{name}' for name in (*fields, *aliases)])}")
+    allowed = 0 if positional is None else len(words) if get_origin(fields[positional].type) is list else 1
+    if words[allowed:]:
+        raise UserError(f"{words[allowed]!r} belongs to no flag")
     argv += [f"--{positional}", *words] if words else []
-    flags = {token.split("=")[0] for token in argv}
-    given = {name for name in fields if {f"--{name}", f"--{name.replace('_', '-')}"} & flags}
+    given = _names_of_flags(argv, fields, aliases)
     displaced = {name for group in exclusive for name in group if given.intersection(group)} - given
     argv = [token for key, values in tokens if key not in displaced for token in values] + argv
 
     try:
-        *instances, options, unknown = parser.parse_args_into_dataclasses(
+        *instances, options, _ = parser.parse_args_into_dataclasses(
             argv, return_remaining_strings=True, look_for_args_file=False
         )
     except UserError:
         raise
     except ValueError as error:  # TrainingArguments checks how its values fit together
         raise UserError(" ".join(str(error).split())) from None
-    unknown = [token for token in unknown if token not in words]
-    if unknown:
-        known = [f"--{name}" for name in (*fields, *aliases)]
-        flag = next((token.split("=")[0] for token in unknown if token.startswith("-")), None)
-        if flag is None:
-            raise UserError(f"{unknown[0]!r} belongs to no flag")
-        raise UserError(f"unknown flag {flag}{nearest(flag, known)}")
     for group in exclusive:
         both = [name for name in group if any(getattr(instance, name, None) for instance in instances)]
         if len(both) > 1:
@@ -149,9 +162,30 @@ def parse_arguments(
     return tuple(instances)
 
 
-def _aliases(field) -> list[str]:
-    aliases = field.metadata.get("aliases", [])
-    return [aliases] if isinstance(aliases, str) else aliases
+def given_flags(dataclass_types: tuple[type, ...], argv: list[str] | None = None) -> tuple[str, ...]:
+    """Names of the fields that the command line, or `argv`, and the YAML file of `--config` set, in that order."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    fields, aliases = _fields_and_aliases(dataclass_types)
+    in_file = {aliases.get(key, key) for key, _ in _config_tokens(argv, {*fields, *aliases})}
+    given = in_file | _names_of_flags(argv, fields, aliases)
+    return tuple(name for name in fields if name in given)
+
+
+def _fields_and_aliases(dataclass_types: tuple[type, ...]) -> tuple[dict, dict[str, str]]:
+    """Name → field, and other name → name."""
+    fields = {name: field for cls in dataclass_types for name, field in cls.__dataclass_fields__.items() if field.init}
+    aliases = {}
+    for name, field in fields.items():
+        others = field.metadata.get("aliases", [])
+        aliases |= {other.lstrip("-"): name for other in ([others] if isinstance(others, str) else others)}
+    return fields, aliases
+
+
+def _names_of_flags(argv: list[str], fields: dict, aliases: dict[str, str]) -> set[str]:
+    """The fields that flags on a command line name: --fused_ops, --fused-ops=…, --no_fused_ops, --reduce_labels."""
+    flags = {token.split("=")[0].removeprefix("--").replace("-", "_") for token in argv if token.startswith("--")}
+    names = {aliases.get(flag, flag) for flag in flags | {flag.removeprefix("no_") for flag in flags}}
+    return names & fields.keys()
 
 
 def run_cli(main: Callable) -> None:

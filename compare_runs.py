@@ -1,24 +1,21 @@
 """Says whether run B beats run A, or whether the images are too few to tell.
 
     python compare_runs.py outputs/b0 outputs/b2
-
-The same for a program:
-
-    python compare_runs.py outputs/b0 outputs/b2 --json > comparison.json
+    python compare_runs.py outputs/b0 outputs/b2 --json comparison.json
 
 Both folders must hold the `per_image.npz` of an evaluation on the same images (`run_segmentation.py --do_eval` writes
 it). The difference is B minus A; its 95 % interval is a paired bootstrap over the images, so it speaks about other
 images of the same kind, not about training again with another seed.
 """
 
-import argparse
 import json
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from cli_utils import UserError, run_cli
+from cli_utils import UserError, parse_arguments, run_cli
 from metrics_utils import per_category_iou, score_images
 from reports.intervals import PerImage, load_per_image, match_images, paired_bootstrap
 
@@ -32,17 +29,22 @@ ROWS = {
 }
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("a", metavar="A", help="output folder of the first run")
-    parser.add_argument("b", metavar="B", help="output folder of the second run")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    parser.add_argument("--resamples", type=int, default=2000, help="draws of the bootstrap (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
-    args = parser.parse_args(argv)
-    if args.resamples < 100:
-        raise UserError(f"--resamples is {args.resamples}; fewer than 100 draws give no 95 % interval")
-    return args
+@dataclass
+class CompareArguments:
+    """Two runs, and how finely they are compared."""
+
+    runs: list[str] = field(
+        default_factory=list, metadata={"help": "output folders of run A and run B; the flag itself may be left out"}
+    )
+    json: str | None = field(default=None, metadata={"help": "also write the comparison to this file, for programs"})
+    resamples: int = field(default=2000, metadata={"help": "draws of the bootstrap"})
+    seed: int = field(default=0, metadata={"help": "seed of the draws"})
+
+    def __post_init__(self):
+        if len(self.runs) != 2:
+            raise UserError(f"two output folders are compared, not {len(self.runs)}: compare_runs.py RUN_A RUN_B")
+        if self.resamples < 100:
+            raise UserError(f"--resamples is {self.resamples}; fewer than 100 draws give no 95 % interval")
 
 
 def read_protocol(folder: str) -> str | None:
@@ -72,7 +74,7 @@ def verdict(mean_iou: dict[str, float], images: int) -> str:
         return "B is better"
     if mean_iou["high"] < 0:
         return "A is better"
-    return f"no difference can be shown with {images} images"
+    return f"no difference can be shown with {images} image{'s' if images != 1 else ''}"
 
 
 def class_changes(a: PerImage, b: PerImage) -> list[dict]:
@@ -121,17 +123,18 @@ def main(argv: list[str] | None = None) -> dict:
 
     argv: command-line arguments without the program's name; None takes them from the command line.
     Returns `a`, `b` (the folders), `images`, `scores` (see `compare`), `verdict`, `classes` (see `class_changes`) and
-    `warnings`.
+    `warnings`; `--json` holds the same, with null for NaN.
     Raises `cli_utils.UserError` where a folder holds no evaluation, or the two are not about the same images.
     """
-    args = parse(argv)
-    a, b = load_per_image(args.a), load_per_image(args.b)
-    b = match_images(a, b, args.a, args.b)
-    protocols = [read_protocol(folder) or "unknown" for folder in (args.a, args.b)]
+    (args,) = parse_arguments((CompareArguments,), argv, description=__doc__, positional="runs")
+    name_a, name_b = args.runs
+    a = load_per_image(name_a)
+    b = match_images(a, load_per_image(name_b), name_a, name_b)
+    protocols = [read_protocol(folder) or "unknown" for folder in args.runs]
     scores = compare(a, b, args.resamples, args.seed)
     result = {
-        "a": args.a,
-        "b": args.b,
+        "a": name_a,
+        "b": name_b,
         "images": len(a.names),
         "scores": scores,
         "verdict": verdict(scores["mean_iou"], len(a.names)),
@@ -139,8 +142,10 @@ def main(argv: list[str] | None = None) -> dict:
         "warnings": [],
     }
     if protocols[0] != protocols[1]:
-        result["warnings"].append(f"evaluated under other protocols: A: {protocols[0]}. B: {protocols[1]}.")
-    print(json.dumps(without_nan(result), indent=2) if args.json else as_text(result))
+        result["warnings"].append(f"evaluated under different protocols: A: {protocols[0]}. B: {protocols[1]}.")
+    print(as_text(result))
+    if args.json:
+        Path(args.json).write_text(json.dumps(without_nan(result), indent=2) + "\n", encoding="utf-8")
     return result
 
 

@@ -1,138 +1,229 @@
-"""From a user's files to the model's inputs.
+"""From a user's files to the model's inputs: load, find the classes, prepare, hand out examples.
 
-    dataset = load_segmentation_dataset(dataset_dir="my_photos")        # image, label as in the files, name
-    class_map = find_classes(dataset, dataset_dir="my_photos")     # raw annotation value <-> training id
-    # or both from a script's flags: dataset, class_map = load_from_arguments(data_args, seed)
-    dataset = prepare_dataset(dataset, class_map)                       # labels checked and reduced, cached
+    data = load_data(DatasetArguments(dataset_dir="my_photos"))         # images and masks as in the files
+    class_map = find_classes(data, ClassArguments())                    # raw annotation value <-> training id
+    dataset = prepare_dataset(data.splits, class_map)                   # labels checked and reduced, cached
     train_dataset = SegmentationDataset(dataset["train"], TrainTransform(protocol), seed=42)
     eval_dataset = SegmentationDataset(dataset["validation"], protocol)
 
-The steps have modules of their own: `layout_utils` finds pairs in a folder, `split_utils` keeps some for validation,
-`label_utils` knows the classes, `prepare_utils` checks and caches, `transform_utils` augments.
+Each step has modules of its own in `data/`: `pairing` finds pairs in a folder, `hub_datasets` and `streaming` read
+what `datasets` knows, `splitting` keeps some images for validation, `classes` knows the values, `preparation` reads
+every file once, `augmentation` and `preprocessing` make pixels of images.
 """
 
 import logging
 import os
-from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, Features, Value
+from datasets import Dataset, DatasetDict, Features, IterableDataset, Value
 from PIL import Image
 from torchvision.transforms.v2 import functional as tvF
 
 import visual_utils
 from cli_utils import UserError, shorten
-from data.arguments import DatasetArguments
+from data.arguments import ClassArguments, DatasetArguments
 from data.augmentation import TrainTransform
 from data.classes import MAX_LABELS, ClassMap, edit_classes, map_classes, read_class_list, read_label_mapping
-from data.hub_datasets import _standard_splits, load_through_datasets, standard_columns
+from data.hub_datasets import load_through_datasets, standard_columns, standard_splits
 from data.image_files import read_channels, rgb_view
-from data.layouts import detect_layout
-from data.outlines import annotated_classes
 from data.pairing import find_dataset
 from data.preparation import annotation_values
 from data.preprocessing import EvaluationProtocol
 from data.splitting import split_train
+from data.streaming import NO_CLASS_LIST, open_streams
 from metrics_utils import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
 
 LABELS = Path(__file__).parent / "labels"
+# Datasets whose classes and label reduction are known → their class list.
+PUBLISHED = {"ADE20K": LABELS / "ade20k.json", "Cityscapes": LABELS / "cityscapes.json"}
 # Ours, then those of CamVid and CVAT.
 CLASS_LIST_FILES = ("id2label.json", "labels.json", "classes.json", "class_dict.csv", "labelmap.txt")
+ADE20K_ON_THE_HUB = "scene_parse_150"
+HUB_LAYOUT = "Hub dataset"
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset as its files have it, and what finding it told.
+
+    Attributes:
+        source: what messages call it: its folder or its name.
+        splits: "train", "validation", "test", those that are there, with the columns "image" (PIL RGB, upright,
+            decoded when read), "label" (PIL, as in the file) and "name" (unique in its split, without extension).
+        layout: a key of `data.layouts.LAYOUTS`, or `HUB_LAYOUT`.
+        published: the key of `PUBLISHED` whose classes and label reduction are taken for it by default, if any.
+        class_names: value in the masks → class, where the annotations themselves name classes (outlines).
+        images_alone, masks_alone: files that are left out as they have no counterpart.
+        folder: where it lies on this disk.
+        num_channels: bands of its images.
+        stream: with `--streaming`, the training images as {"bytes", "path"} of "image" and "label"; `splits` then has
+            the images to evaluate alone.
+    """
+
+    source: str
+    splits: DatasetDict
+    layout: str = HUB_LAYOUT
+    published: str | None = None
+    class_names: dict[int, str] | None = None
+    images_alone: list[Path] = field(default_factory=list)
+    masks_alone: list[Path] = field(default_factory=list)
+    folder: Path | None = None
+    num_channels: int = 3
+    stream: IterableDataset | None = None
+
+
+# ---- loading --------------------------------------------------------------------------------------------------------
+
+
+def load_data(
+    args: DatasetArguments,
+    seed: int = 42,
+    split_file: str | os.PathLike | None = None,
+    token: str | None = None,
+    max_eval_samples: int | None = None,
+    num_channels: int | None = None,
+    cache_dir: str | os.PathLike | None = None,
+) -> Data:
+    """What a script's flags name: from a folder (layouts: `data.layouts.LAYOUTS`) or through `datasets`.
+
+    Args:
+        seed, split_file: of `--train_val_split`, as for `data.splitting.split_train`.
+        token, cache_dir: as for `datasets.load_dataset`.
+        max_eval_samples: with `--streaming`, how many images to evaluate; None for none.
+        num_channels: bands of the images where the flags do not say; None for 3.
+
+    Raises:
+        UserError: nothing or nothing usable is there; the message says what was looked for.
+    """
+    source, num_channels = args.source, args.num_channels or num_channels or 3
+    if args.dataset_dir:
+        found = find_dataset(args.dataset_dir, args.image_column, args.label_column)
+        data = Data(
+            source,
+            DatasetDict({split: _dataset_of_pairs(pairs) for split, pairs in found.splits.items()}),
+            found.layout,
+            found.layout if found.layout in PUBLISHED else None,
+            found.class_names,
+            found.images_alone,
+            found.masks_alone,
+            Path(args.dataset_dir),
+            num_channels,
+        )
+    else:
+        stream = None
+        if args.streaming:
+            stream, splits = open_streams(args, max_eval_samples, token)
+        else:
+            loaded = standard_splits(load_through_datasets(source, args.dataset_config_name, cache_dir, token), source)
+            columns = args.image_column, args.label_column
+            splits = DatasetDict({split: standard_columns(rows, split, *columns) for split, rows in loaded.items()})
+        published = "ADE20K" if ADE20K_ON_THE_HUB in source else None
+        data = Data(source, splits, published=published, num_channels=num_channels, stream=stream)
+    if args.train_val_split is not None:
+        parts = split_train(data.splits, args.train_val_split, seed, split_file, args.split_groups)
+        data = replace(data, splits=parts)
+    return data
+
+
+def load_segmentation_dataset(
+    seed: int = 42,
+    split_file: str | os.PathLike | None = None,
+    token: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    **flags,
+) -> DatasetDict:
+    """The splits of `load_data`, by the names of the flags: `load_segmentation_dataset(dataset_dir="my_photos")`.
+
+    Args:
+        seed, split_file, token, cache_dir: as there.
+        flags: fields of `DatasetArguments`.
+    """
+    flags = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in flags.items()}
+    return load_data(DatasetArguments(**flags), seed, split_file, token, cache_dir=cache_dir).splits
+
+
+def _dataset_of_pairs(pairs) -> Dataset:
+    return Dataset.from_dict(
+        {
+            "image": [str(pair.image.absolute()) for pair in pairs],
+            "label": [str(pair.mask.absolute()) for pair in pairs],
+            "name": [pair.name for pair in pairs],
+        },
+        # Mode None keeps palette indices and 16-bit values of masks as they are.
+        features=Features({"image": datasets.Image(mode="RGB"), "label": datasets.Image(), "name": Value("string")}),
+    )
 
 
 # ---- classes --------------------------------------------------------------------------------------------------------
 
 
 def find_classes(
-    dataset: DatasetDict | None,
-    dataset_dir: str | os.PathLike | None = None,
-    dataset_name: str | None = None,
-    id2label_file: str | os.PathLike | None = None,
-    do_reduce_labels: bool | None = None,
-    ignore_values: Sequence[int] = (),
-    cache_dir: str | os.PathLike | None = None,
-    num_proc: int | None = None,
-    merge_classes: Sequence[str] = (),
-    drop_classes: Sequence[str] = (),
-    label_map_file: str | os.PathLike | None = None,
+    data: Data, args: ClassArguments, cache_dir: str | os.PathLike | None = None, num_proc: int | None = None
 ) -> ClassMap:
     """Decides which classes a dataset has and whether its labels are to be reduced; logs both.
 
-    The class list is, in this order: `id2label_file`; one of `CLASS_LIST_FILES` inside `dataset_dir`; the names in
-    annotations that outline objects (COCO, Labelme, YOLO), which a file must not contradict; ADE20K's or Cityscapes'
-    for a folder in their layout and for scene_parse_150; else the values that occur in the masks, each called
-    `class_` and its value. A value that never occurs is then no class and gets no id.
+    The class list is, in this order: that of `--id2label`; one of `CLASS_LIST_FILES` in the dataset's folder; the
+    names in annotations that outline objects, which a file must not contradict; that of the published dataset it is
+    taken for; else the values that occur in the masks, each called `class_` and its value. A value that never occurs
+    is then no class and gets no id.
 
     Args:
-        dataset: of `load_segmentation_dataset`; masks are read only where the classes come from them, which None
-            forbids.
-        do_reduce_labels: None means on for the ADE20K layout and scene_parse_150, else off.
-        ignore_values: raw values that are ignored, besides 255.
+        data: of `load_data`; masks are read only where the classes come from them.
+        args: `do_reduce_labels` None means on for ADE20K, else off; see `data.classes.edit_classes` for merged and
+            dropped classes and `data.classes.map_classes` for a label map, whose training ids `id2label` names.
         cache_dir, num_proc: as for `prepare_dataset`.
-        merge_classes, drop_classes: see `data.classes.edit_classes`.
-        label_map_file: instead of these two, see `data.classes.map_classes`. Names of training ids are then those of
-            `id2label_file`.
-    """
-    layout = detect_layout(dataset_dir) if dataset_dir else None
-    if dataset_name and "scene_parse_150" in dataset_name:
-        layout = "ADE20K"
-    source = "asked for" if do_reduce_labels is not None else f"default for {layout or 'this dataset'}"
-    if do_reduce_labels is None:
-        do_reduce_labels = layout == "ADE20K"
-    logger.info(
-        f"label reduction (raw 0 ignored, others down by one): {'on' if do_reduce_labels else 'off'}, {source}"
-    )
-    mapping = read_label_mapping(label_map_file) if label_map_file else None
 
-    # Where a table maps values to ids, the class list names those ids and not what the annotations hold.
-    names_values = mapping is None or any(isinstance(key, str) for key in mapping)
-    classes = _known_classes(dataset, dataset_dir, id2label_file, layout, do_reduce_labels, names_values)
-    ignore_values = tuple(ignore_values)
+    Raises:
+        UserError: class lists that cannot be read or do not fit, or nothing that stands for a class.
+    """
+    reduces = args.do_reduce_labels
+    reason = "asked for" if reduces is not None else f"default for {data.published or data.layout}"
+    if reduces is None:
+        reduces = data.published == "ADE20K"
+    logger.info(f"label reduction (raw 0 ignored, others down by one): {'on' if reduces else 'off'}, {reason}")
+    mapping = read_label_mapping(args.label_map) if args.label_map else None
+
+    classes = _known_classes(data, args.id2label, reduces, mapping)
+    ignore_values = tuple(args.ignore_values)
     if classes:
-        class_map = ClassMap(*classes, do_reduce_labels, ignore_values)
+        class_map = ClassMap(*classes, reduces, ignore_values)
     elif mapping is not None:
         class_map = None
-    elif dataset is None:
-        raise UserError("--streaming needs to know the classes beforehand: give --id2label FILE or --label_map FILE")
+    elif data.stream is not None:
+        raise UserError(NO_CLASS_LIST)
     else:
-        class_map = _infer_classes(annotation_values(dataset, cache_dir, num_proc), do_reduce_labels, ignore_values)
+        class_map = _infer_classes(annotation_values(data.splits, cache_dir, num_proc), reduces, ignore_values)
 
     if mapping is not None:
-        return map_classes(mapping, label_map_file, class_map, classes if id2label_file else None, ignore_values)
-    if merge_classes or drop_classes:
-        return edit_classes(class_map, merge_classes, drop_classes)
+        return map_classes(mapping, args.label_map, class_map, classes if args.id2label else None, ignore_values)
+    if args.merge_classes or args.drop_classes:
+        return edit_classes(class_map, args.merge_classes, args.drop_classes)
     return class_map
 
 
 def _known_classes(
-    dataset: DatasetDict | None,
-    dataset_dir,
-    id2label_file,
-    layout: str | None,
-    do_reduce_labels: bool,
-    names_values: bool,
+    data: Data, id2label_file: str | None, reduces: bool, mapping: dict | None
 ) -> tuple[dict[int, str], list[list[int]] | None] | None:
-    """Names and colours by training id, from the first place that has them; None where none has.
-
-    names_values: a class list says what annotations hold, so it must agree with the names that these have themselves.
-    """
-    inside = [Path(dataset_dir, name) for name in CLASS_LIST_FILES] if dataset_dir else []
+    """Names and colours by training id, from the first place that has them; None where none has."""
+    inside = [data.folder / name for name in CLASS_LIST_FILES] if data.folder else []
     file = id2label_file or next((path for path in inside if path.is_file()), None)
-    names = annotated_classes(dataset) if dataset is not None else None
-    first = int(do_reduce_labels)
-    own = {value - first: name for value, name in names.items() if value >= first} if names else None
+    first = int(reduces)
+    own = {value - first: name for value, name in (data.class_names or {}).items() if value >= first}
     if own and file is None:
         logger.info(f"{len(own)} classes, as the annotations name them")
         return own, None
-    file = file or {"ADE20K": LABELS / "ade20k.json", "Cityscapes": LABELS / "cityscapes.json"}.get(layout)
+    file = file or PUBLISHED.get(data.published)
     if file is None:
         return None
     classes = read_class_list(file)
+    # Where a table maps values to ids, the class list names those ids and not what the annotations hold.
+    names_values = mapping is None or any(isinstance(key, str) for key in mapping)
     if own and names_values and classes[0] != own:
         listed, needed = (shorten((f"{i} {name}" for i, name in c.items()), 8) for c in (classes[0], own))
         raise UserError(
@@ -164,122 +255,6 @@ def _infer_classes(values: set[int], do_reduce_labels: bool, ignore_values: tupl
         return ClassMap(id2label, None, do_reduce_labels, ignore_values)
     raw_to_id = {raw: i for i, raw in enumerate(classes)} | ({0: IGNORE_INDEX} if do_reduce_labels else {})
     return ClassMap(id2label, ignore_values=ignore_values, raw_to_id=raw_to_id)
-
-
-# ---- loading --------------------------------------------------------------------------------------------------------
-
-
-def load_from_arguments(
-    args: DatasetArguments,
-    seed: int = 42,
-    split_file: str | os.PathLike | None = None,
-    cache_dir: str | os.PathLike | None = None,
-    token: str | None = None,
-) -> tuple[DatasetDict, ClassMap]:
-    """What a script's flags ask for: the dataset as its files have it, and what their values mean.
-
-    Args:
-        seed, split_file, token: as for `load_segmentation_dataset`.
-        cache_dir: as for `prepare_dataset`.
-
-    Raises:
-        UserError: flags that do not fit together, and whatever is wrong with dataset or classes.
-    """
-    if not (args.dataset_dir or args.dataset_name):
-        raise UserError("no data: give --dataset_dir FOLDER or --dataset_name HUB_ID")
-    if args.label_map and (args.merge_classes or args.drop_classes):
-        raise UserError("--label_map says it all: leave out --merge_classes and --drop_classes, or --label_map")
-    dataset = load_segmentation_dataset(
-        dataset_dir=args.dataset_dir,
-        dataset_name=args.dataset_name,
-        dataset_config_name=args.dataset_config_name,
-        image_column=args.image_column,
-        label_column=args.label_column,
-        train_val_split=args.train_val_split,
-        split_groups=args.split_groups,
-        seed=seed,
-        split_file=split_file,
-        token=token,
-    )
-    return dataset, resolve_from_arguments(dataset, args, cache_dir)
-
-
-def resolve_from_arguments(
-    dataset: DatasetDict | None, args: DatasetArguments, cache_dir: str | os.PathLike | None = None
-) -> ClassMap:
-    """`find_classes` as a script's flags ask for; dataset and cache_dir as there."""
-    return find_classes(
-        dataset,
-        dataset_dir=args.dataset_dir,
-        dataset_name=args.dataset_name,
-        id2label_file=args.id2label,
-        do_reduce_labels=args.do_reduce_labels,
-        ignore_values=args.ignore_values,
-        cache_dir=cache_dir,
-        merge_classes=args.merge_classes,
-        drop_classes=args.drop_classes,
-        label_map_file=args.label_map,
-    )
-
-
-def load_segmentation_dataset(
-    dataset_dir: str | os.PathLike | None = None,
-    dataset_name: str | None = None,
-    dataset_config_name: str | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    train_val_split: float | None = None,
-    seed: int = 42,
-    split_file: str | os.PathLike | None = None,
-    cache_dir: str | os.PathLike | None = None,
-    token: str | None = None,
-    split_groups: str | None = None,
-) -> DatasetDict:
-    """Loads a dataset from a folder (layouts: `data.layouts.LAYOUTS`) or through `datasets`.
-
-    Args:
-        dataset_dir: folder with images and masks; or else
-        dataset_name: Hub id, a folder of `save_to_disk`, a parquet file, or anything `datasets.load_dataset` takes.
-        image_column, label_column: default: found by name and type.
-        train_val_split: share of the training images that becomes the validation split, for datasets without one.
-        seed, split_file, split_groups: of that split, as for `data.splitting.split_train`.
-        cache_dir, token: as for `datasets.load_dataset`.
-
-    Returns:
-        "train", "validation", "test", those that are there, with the columns "image" (PIL RGB, upright, decoded when
-        read), "label" (PIL, as in the file) and "name" (unique in its split, without extension).
-
-    Raises:
-        UserError: nothing or nothing usable is there; the message says what was looked for.
-    """
-    if (dataset_dir is None) == (dataset_name is None):
-        raise ValueError("give either dataset_dir or dataset_name")
-    if split_groups is not None and train_val_split is None:
-        raise UserError("--split_groups belongs to a split: add --train_val_split 0.2")
-    if dataset_dir is not None:
-        found = find_dataset(dataset_dir, image_column, label_column)
-        dataset = DatasetDict({split: _dataset_of_pairs(pairs) for split, pairs in found.splits.items()})
-    else:
-        loaded = load_through_datasets(str(dataset_name), dataset_config_name, cache_dir, token)
-        dataset = _standard_splits(loaded, dataset_name)
-        dataset = DatasetDict(
-            {split: standard_columns(rows, split, image_column, label_column) for split, rows in dataset.items()}
-        )
-    if train_val_split is not None:
-        dataset = split_train(dataset, train_val_split, seed, split_file, split_groups)
-    return dataset
-
-
-def _dataset_of_pairs(pairs) -> Dataset:
-    return Dataset.from_dict(
-        {
-            "image": [str(pair.image.absolute()) for pair in pairs],
-            "label": [str(pair.mask.absolute()) for pair in pairs],
-            "name": [pair.name for pair in pairs],
-        },
-        # Mode None keeps palette indices and 16-bit values of masks as they are.
-        features=Features({"image": datasets.Image(mode="RGB"), "label": datasets.Image(), "name": Value("string")}),
-    )
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------

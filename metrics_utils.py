@@ -1,20 +1,25 @@
-"""Mean IoU from one streaming int64 confusion matrix: the metric, `compute_metrics` and the per-category table.
+"""From counts of pixels to scores: mean IoU, boundary IoU, `compute_metrics` and the per-category table.
 
-Counts first, ratios second: everything printed is derived from one (num_labels, num_labels) matrix whose rows are the
-truth and whose columns are the prediction, so results do not depend on the order, the batch size or the number of
-processes, and memory does not grow with the number of images.
+Counts first, ratios second: every score is a ratio of sums of int64 counts, so results do not depend on the order, the
+batch size or the number of processes. A confusion matrix has the truth in its rows and the prediction in its columns;
+of each image three integers a class are kept: intersection, label pixels and predicted pixels.
+
+Importing this costs no heavy library: torch is loaded where tensors are counted.
 """
+
+from __future__ import annotations
 
 import csv
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
-import evaluate
 import numpy as np
-import torch
-from transformers import EvalPrediction
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import EvalPrediction
 
 IGNORE_INDEX = 255
 # Per-category scalars, as in eval_iou_wall: trackers get a curve per class, while the console and `eval_results.json`
@@ -41,6 +46,8 @@ def confusion_matrix(predictions, references, num_labels: int, ignore_index: int
     Raises:
         ValueError: shapes differ, or a counted pixel holds an id outside [0, num_labels).
     """
+    import torch
+
     predictions, references = (
         maps if isinstance(maps, torch.Tensor) else torch.from_numpy(np.array(maps, dtype=np.int64))
         for maps in (predictions, references)
@@ -59,11 +66,10 @@ def confusion_matrix(predictions, references, num_labels: int, ignore_index: int
     return torch.bincount(truth * num_labels + predicted, minlength=num_labels**2).reshape(num_labels, num_labels)
 
 
-def per_image_counts(confusion) -> np.ndarray:
+def per_image_counts(confusion: np.ndarray) -> np.ndarray:
     """Confusion matrices (n, C, C), rows truth → int64 (n, 3, C): intersection, label pixels, predicted pixels."""
-    confusion = torch.as_tensor(confusion).cpu()
-    parts = (confusion.diagonal(dim1=1, dim2=2), confusion.sum(dim=2), confusion.sum(dim=1))
-    return torch.stack(parts, dim=1).numpy()
+    confusion = np.asarray(confusion)
+    return np.stack([confusion.diagonal(axis1=1, axis2=2), confusion.sum(axis=2), confusion.sum(axis=1)], axis=1)
 
 
 def boundary_width(height: int, width: int) -> int:
@@ -80,7 +86,7 @@ def _sliding_max(values: torch.Tensor, window: int, dim: int) -> torch.Tensor:
     while span < window:
         step = min(span, window - span)
         length = values.shape[dim] - step
-        values = torch.maximum(values.narrow(dim, 0, length), values.narrow(dim, step, length))
+        values = values.narrow(dim, 0, length).maximum(values.narrow(dim, step, length))
         span += step
     return values
 
@@ -98,6 +104,7 @@ def class_boundaries(ids: torch.Tensor, ignored: torch.Tensor, width: int) -> to
     Returns:
         bool (H, W).
     """
+    import torch
 
     def highest_around(ids):
         ids = torch.where(ignored, torch.iinfo(torch.int16).min, ids)
@@ -135,6 +142,8 @@ def boundary_counts(
     Raises:
         ValueError: shapes differ, or an id that counts is num_labels or more.
     """
+    import torch
+
     if prediction.shape != truth.shape or truth.ndim != 2:
         raise ValueError(f"prediction {tuple(prediction.shape)} and truth {tuple(truth.shape)} must be one (H, W)")
     ignored = truth == ignore_index
@@ -156,13 +165,13 @@ def boundary_counts(
 # ---- scores ---------------------------------------------------------------------------------------------------------
 
 
-def category_ratios(intersection: np.ndarray, label: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
-    """Per-class ratios of pixel counts of any one shape, float64 of that shape, NaN where undefined.
+def category_ratios(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Per-class ratios, float64 (…, C), of counts (…, 3, C); NaN where undefined.
 
     iou = intersection / (label + predicted - intersection), accuracy (recall) = intersection / label,
     precision = intersection / predicted, dice = 2 intersection / (label + predicted).
     """
-    intersection, label, predicted = (np.asarray(count, np.float64) for count in (intersection, label, predicted))
+    intersection, label, predicted = np.moveaxis(counts, -2, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         return {
             "iou": intersection / (label + predicted - intersection),
@@ -172,18 +181,79 @@ def category_ratios(intersection: np.ndarray, label: np.ndarray, predicted: np.n
         }
 
 
-def scores_from_confusion(matrix: np.ndarray) -> dict[str, np.ndarray]:
-    """Per-class `category_ratios`, `label_pixels` and `predicted_pixels` of a confusion matrix (C, C), rows truth."""
-    matrix = np.asarray(matrix)
-    label_pixels, predicted_pixels = matrix.sum(axis=1), matrix.sum(axis=0)
-    ratios = category_ratios(np.diagonal(matrix), label_pixels, predicted_pixels)
-    return ratios | {"label_pixels": label_pixels, "predicted_pixels": predicted_pixels}
+def _mean_ratio(name: str) -> Callable[[np.ndarray], np.ndarray]:
+    """→ function: the mean of a ratio over the classes for which it is defined; NaN where there is none."""
+
+    def mean(counts: np.ndarray) -> np.ndarray:
+        values = category_ratios(counts)[name]
+        defined = ~np.isnan(values)
+        with np.errstate(invalid="ignore"):
+            return np.where(defined, values, 0).sum(axis=-1) / defined.sum(axis=-1)
+
+    return mean
 
 
-def _nanmean(values: np.ndarray) -> float:
-    """Mean over the defined entries; NaN (without numpy's warning) where there is none."""
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if defined.size else float("nan")
+def _quotient(counts: np.ndarray) -> np.ndarray:
+    """Sum of row 0 over sum of row 1. Of counts: the share of labelled pixels that are right."""
+    with np.errstate(invalid="ignore"):
+        return counts[..., 0, :].sum(axis=-1) / counts[..., 1, :].sum(axis=-1)
+
+
+def _frequency_weighted_iou(counts: np.ndarray) -> np.ndarray:
+    """Sum over classes of label pixels × IoU, divided by all label pixels (Long et al. 2015, section 5)."""
+    label, iou = counts[..., 1, :], category_ratios(counts)["iou"]
+    with np.errstate(invalid="ignore"):
+        return np.where(label > 0, label * iou, 0).sum(axis=-1) / label.sum(axis=-1)
+
+
+# Scores of a set of images: functions of the summed counts (…, 3, C), float64 (…).
+SCORES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "mean_iou": _mean_ratio("iou"),
+    "mean_accuracy": _mean_ratio("accuracy"),
+    "overall_accuracy": _quotient,
+    "frequency_weighted_iou": _frequency_weighted_iou,
+    "mean_precision": _mean_ratio("precision"),
+    "mean_dice": _mean_ratio("dice"),
+}
+
+
+def summands(counts: np.ndarray, statistic: str) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    """What of counts (n, 3, C) has to be summed over images, (n, …), and the function from the sums to the statistic.
+
+    Raises ValueError for an unknown statistic.
+    """
+    if statistic in SCORES:
+        return counts, SCORES[statistic]
+    if statistic != "per_image_mean_iou":
+        raise ValueError(f"statistic is {statistic!r}; known are {', '.join(SCORES)} and per_image_mean_iou")
+    values = SCORES["mean_iou"](counts)[:, None]
+    defined = ~np.isnan(values)
+    return np.stack([np.where(defined, values, 0), defined], axis=1), _quotient
+
+
+def score_images(counts: np.ndarray, statistic: str = "mean_iou") -> float:
+    """A score of the images of counts (n, 3, C): a key of `SCORES`, or `per_image_mean_iou`; NaN where undefined."""
+    values, function = summands(counts, statistic)
+    return float(function(values.sum(axis=0)))
+
+
+def per_category_iou(counts: np.ndarray) -> np.ndarray:
+    """IoU of each class over all images of counts (n, 3, C): float64 (C,), NaN for a class that does not occur."""
+    return category_ratios(counts.sum(axis=0))["iou"]
+
+
+def summarize_images(counts: np.ndarray, boundary: np.ndarray) -> dict[str, float]:
+    """Every score of a set of images as flat scalars; NaN where undefined.
+
+    Args:
+        counts, boundary: int64 (n, 3, C) from `per_image_counts` and `boundary_counts`.
+
+    Returns:
+        Those of `SCORES`; `per_image_mean_iou`, the mean over images of each image's own mean IoU over the classes in
+        its truth or prediction, where images without a labelled pixel are left out; and `boundary_mean_iou`.
+    """
+    scores = {name: score_images(counts, name) for name in (*SCORES, "per_image_mean_iou")}
+    return scores | {"boundary_mean_iou": score_images(boundary)}
 
 
 def summarize_confusion(matrix: np.ndarray) -> dict:
@@ -192,140 +262,51 @@ def summarize_confusion(matrix: np.ndarray) -> dict:
     A class in neither prediction nor truth has a NaN IoU and is left out of `mean_iou`; a class absent from the truth
     has a NaN accuracy and is left out of `mean_accuracy`.
     """
-    scores = scores_from_confusion(matrix)
-    total = int(np.asarray(matrix).sum())
-    return {
-        "mean_iou": _nanmean(scores["iou"]),
-        "mean_accuracy": _nanmean(scores["accuracy"]),
-        "overall_accuracy": float(np.trace(matrix) / total) if total else float("nan"),
-        "per_category_iou": scores["iou"],
-        "per_category_accuracy": scores["accuracy"],
-    }
-
-
-def _mean_defined(values: np.ndarray) -> np.ndarray:
-    """Mean over the last axis without its NaNs; NaN (without numpy's warning) where there is nothing else."""
-    defined = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
-        return np.where(defined, values, 0).sum(axis=-1) / defined.sum(axis=-1)
-
-
-def _ratios(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Per-class ratios (…, C) of counts (…, 3, C)."""
-    return category_ratios(*np.moveaxis(counts, -2, 0))
-
-
-def _frequency_weighted_iou(counts: np.ndarray) -> np.ndarray:
-    """Sum over classes of label pixels × IoU, divided by all label pixels (Long et al. 2015, section 5)."""
-    label = np.asarray(counts[..., 1, :], np.float64)
-    with np.errstate(invalid="ignore"):
-        return np.where(label > 0, label * _ratios(counts)["iou"], 0).sum(axis=-1) / label.sum(axis=-1)
-
-
-def _overall_accuracy(counts: np.ndarray) -> np.ndarray:
-    """Sum of intersections over sum of label pixels: the share of labelled pixels that are right."""
-    with np.errstate(invalid="ignore"):
-        return counts[..., 0, :].sum(axis=-1) / counts[..., 1, :].sum(axis=-1)
-
-
-# Scores of a set of images: functions of the summed counts (…, 3, C), float64 (…).
-SCORES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "mean_iou": lambda counts: _mean_defined(_ratios(counts)["iou"]),
-    "mean_accuracy": lambda counts: _mean_defined(_ratios(counts)["accuracy"]),
-    "overall_accuracy": _overall_accuracy,
-    "frequency_weighted_iou": _frequency_weighted_iou,
-    "mean_precision": lambda counts: _mean_defined(_ratios(counts)["precision"]),
-    "mean_dice": lambda counts: _mean_defined(_ratios(counts)["dice"]),
-}
-
-
-def _summands(counts: np.ndarray, statistic: str) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-    """What has to be summed over images, (n, …), and the function from the sums to the statistic."""
-    if statistic in SCORES:
-        return counts, SCORES[statistic]
-    if statistic != "per_image_mean_iou":
-        raise ValueError(f"statistic is {statistic!r}; known are {', '.join(SCORES)} and per_image_mean_iou")
-    values = SCORES["mean_iou"](counts)[:, None]
-    defined = ~np.isnan(values)
-    return np.stack([np.where(defined, values, 0), defined], axis=1), _overall_accuracy
-
-
-def score_images(counts: np.ndarray, statistic: str = "mean_iou") -> float:
-    """A score of the images of counts (n, 3, C): a key of `SCORES`, or `per_image_mean_iou`; NaN where undefined."""
-    summands, function = _summands(counts, statistic)
-    return float(function(summands.sum(axis=0)))
-
-
-def per_category_iou(counts: np.ndarray) -> np.ndarray:
-    """IoU of each class over all images of counts (n, 3, C): float64 (C,), NaN for a class that does not occur."""
-    return _ratios(counts.sum(axis=0))["iou"]
-
-
-def summarize_images(counts: np.ndarray, boundary: np.ndarray) -> dict[str, float]:
-    """The scores that `metrics_utils.summarize_confusion` does not have, as flat scalars; NaN where undefined.
-
-    Args:
-        counts, boundary: int64 (n, 3, C) from `per_image_counts` and `boundary_counts`.
-
-    Returns:
-        `frequency_weighted_iou`, `mean_precision` and `mean_dice` over the classes where they are defined,
-        `boundary_mean_iou`, and `per_image_mean_iou`: the mean over images of each image's own mean IoU over the
-        classes in its truth or prediction; images without a labelled pixel are left out.
-    """
-    names = ("frequency_weighted_iou", "mean_precision", "mean_dice", "per_image_mean_iou")
-    return {name: score_images(counts, name) for name in names} | {"boundary_mean_iou": score_images(boundary)}
+    counts = per_image_counts(matrix[None])
+    ratios = category_ratios(counts[0])
+    means = {name: score_images(counts, name) for name in ("mean_iou", "mean_accuracy", "overall_accuracy")}
+    return means | {f"per_category_{name}": ratios[name] for name in ("iou", "accuracy")}
 
 
 # ---- the metric -----------------------------------------------------------------------------------------------------
 
 
-class MeanIoU(evaluate.Metric):
-    """Mean IoU with evaluate's interface and evaluate's values, streaming.
+class MeanIoU:
+    """Mean IoU with the interface and the values of evaluate's `mean_iou`, streaming.
 
     `evaluate.load("mean_iou")` writes every map into an Arrow file and needs the Hub; this keeps one confusion matrix.
     As with every evaluate metric, the first `add` after a `compute` starts a new evaluation. Until then
     `confusion_matrix` (int64, (num_labels, num_labels), rows truth) still holds what was computed.
     """
 
-    def __init__(self, num_labels: int, ignore_index: int = IGNORE_INDEX, **kwargs):
+    def __init__(self, num_labels: int, ignore_index: int = IGNORE_INDEX):
         if num_labels < 1:
             raise ValueError(f"num_labels is {num_labels}; at least one class is needed")
         self.num_labels = num_labels
         self.ignore_index = ignore_index
         self.confusion_matrix = np.zeros((num_labels, num_labels), dtype=np.int64)
         self._computed = False
-        super().__init__(**kwargs)
-        self.info.module_name = "mean_iou"  # evaluate derives "mean_io_u" from the class name
 
-    def _info(self):
-        maps = datasets.Sequence(datasets.Sequence(datasets.Value("uint8")))
-        return evaluate.MetricInfo(
-            description="Mean intersection over union of semantic segmentation maps.",
-            citation="",
-            inputs_description="predictions, references: lists of integer maps of shape (height, width).",
-            features=datasets.Features({"predictions": maps, "references": maps}),
-        )
-
-    def add_confusion_matrix(self, matrix):
+    def add_confusion_matrix(self, matrix: np.ndarray) -> None:
         """Adds counts that were made elsewhere: int64, (num_labels, num_labels), rows truth."""
         if self._computed:
             self.confusion_matrix = np.zeros_like(self.confusion_matrix)
             self._computed = False
-        self.confusion_matrix += np.asarray(matrix, dtype=np.int64)
+        self.confusion_matrix += matrix
 
-    def add_batch(self, *, predictions=None, references=None, **kwargs):
+    def add_batch(self, *, predictions, references) -> None:
         """Adds a batch of maps: lists (sizes may differ) or one array (B, H, W)."""
         if len(predictions) != len(references):
             raise ValueError(f"{len(predictions)} predictions for {len(references)} references")
         for prediction, reference in zip(predictions, references, strict=True):
             self.add(prediction=prediction, reference=reference)
 
-    def add(self, *, prediction=None, reference=None, **kwargs):
+    def add(self, *, prediction, reference) -> None:
         """Adds one map: integers of shape (H, W)."""
         matrix = confusion_matrix(prediction, reference, self.num_labels, self.ignore_index)
         self.add_confusion_matrix(matrix.cpu().numpy())
 
-    def compute(self, *, predictions=None, references=None, **kwargs):
+    def compute(self, *, predictions=None, references=None) -> dict:
         """Adds the maps that are given, if any, and returns `mean_iou`, `mean_accuracy`, `overall_accuracy`,
         `per_category_iou` and `per_category_accuracy` (see `summarize_confusion`)."""
         if predictions is not None:
@@ -337,79 +318,48 @@ class MeanIoU(evaluate.Metric):
 class ComputeMetrics:
     """`compute_metrics` for a Trainer with `batch_eval_metrics=True`: adds each batch, reports on the last one.
 
-    It takes what `SegmentationTrainer.prediction_step` returns for n images, gathered over all processes:
-    `predictions = (confusion int64 (n, C, C), mean cross-entropy float32 (n,), valid pixels int64 (n,))`.
-    Returned are flat scalars: the means, the pixel-exact loss, and IoU and accuracy of every category that occurs.
+    It takes what `SegmentationTrainer.prediction_step` returns for n images, gathered over all processes, as tensors:
+    `predictions = (confusion int64 (n, C, C), mean cross-entropy float32 (n,), valid pixels int64 (n,), boundary
+    counts int64 (n, 3, C))`. Returned are flat scalars: the pixel-exact loss, the scores of `summarize_images`, and
+    IoU and accuracy of every category that occurs.
+
+    Of the evaluation that ended last it keeps `confusion_matrix` (int64 (C, C), rows truth), and `counts` and
+    `boundary` (int64 (n, 3, C), in the dataset's order): 48 C bytes an image, 7 KB for 150 classes.
     """
 
-    def __init__(self, id2label: dict[int, str], ignore_index: int = IGNORE_INDEX):
+    def __init__(self, id2label: dict[int, str]):
         self.id2label = id2label
-        self.metric = MeanIoU(len(id2label), ignore_index)
-        self._loss_sum, self._valid_pixels = 0.0, 0
+        self._mean_iou = MeanIoU(len(id2label))
+        self._batches = []
 
     @property
     def confusion_matrix(self) -> np.ndarray:
-        """Counts of the evaluation that ended last, int64 (num_labels, num_labels), rows truth."""
-        return self.metric.confusion_matrix
+        return self._mean_iou.confusion_matrix
 
     def __call__(self, eval_prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
-        matrices, mean_losses, valid_pixels = (torch.as_tensor(part).cpu() for part in eval_prediction.predictions)
-        self.metric.add_confusion_matrix(matrices.sum(dim=0).numpy())
-        # One image at a time in float64 on the host: the sum has the same order, hence the same rounding, for any
-        # batch size and number of processes.
-        for mean_loss, count in zip(mean_losses.tolist(), valid_pixels.tolist(), strict=True):
-            self._loss_sum += mean_loss * count
-            self._valid_pixels += count
+        matrices, mean_losses, valid_pixels, boundary = (part.cpu().numpy() for part in eval_prediction.predictions)
+        self._mean_iou.add_confusion_matrix(matrices.sum(axis=0))
+        self._batches.append((per_image_counts(matrices), boundary, mean_losses, valid_pixels))
         if not compute_result:
             return {}
 
-        result = self.metric.compute()
-        per_category = {"iou_": result["per_category_iou"], "accuracy_": result["per_category_accuracy"]}
-        metrics = {
-            "loss": self._loss_sum / self._valid_pixels if self._valid_pixels else 0.0,
-            "mean_iou": result["mean_iou"],
-            "mean_accuracy": result["mean_accuracy"],
-            "overall_accuracy": result["overall_accuracy"],
-        } | {
-            f"{prefix}{self.id2label[i]}": float(value)
-            for prefix, values in per_category.items()
-            for i, value in enumerate(values)
-            if not np.isnan(value)
-        }
-        self._loss_sum, self._valid_pixels = 0.0, 0
-        return metrics
-
-
-class ComputeStatistics(ComputeMetrics):
-    """`ComputeMetrics` that also keeps every image's counts, and reports the scores of `summarize_images`.
-
-    It takes one more part: `predictions = (…, boundary counts int64 (n, 3, C))`. It keeps 48 C bytes an image, 7 KB
-    for 150 classes.
-    """
-
-    def __init__(self, id2label: dict[int, str], ignore_index: int = IGNORE_INDEX):
-        super().__init__(id2label, ignore_index)
-        self._counts, self._boundary, self._finished = [], [], False
-
-    @property
-    def counts(self) -> np.ndarray:
-        """Of the evaluation that ended last: int64 (n, 3, C), in the dataset's order."""
-        return np.concatenate(self._counts)
-
-    @property
-    def boundary(self) -> np.ndarray:
-        """The same of the boundaries."""
-        return np.concatenate(self._boundary)
-
-    def __call__(self, eval_prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
-        *parts, boundary = eval_prediction.predictions
-        if self._finished:
-            self._counts, self._boundary = [], []
-        self._finished = compute_result
-        self._counts.append(per_image_counts(parts[0]))
-        self._boundary.append(torch.as_tensor(boundary).cpu().numpy())
-        metrics = super().__call__(EvalPrediction(tuple(parts), eval_prediction.label_ids), compute_result)
-        return metrics | summarize_images(self.counts, self.boundary) if compute_result else metrics
+        parts = [np.concatenate(part) for part in zip(*self._batches, strict=True)]
+        self.counts, self.boundary, mean_losses, valid_pixels = parts
+        self._batches = []
+        # One image at a time in float64 on the host: the sum has the same order, hence the same rounding, for any
+        # batch size and number of processes.
+        loss_sum = sum(loss * count for loss, count in zip(mean_losses.tolist(), valid_pixels.tolist(), strict=True))
+        per_category = self._mean_iou.compute()
+        return (
+            {"loss": loss_sum / max(1, int(valid_pixels.sum()))}
+            | summarize_images(self.counts, self.boundary)
+            | {
+                f"{ratio}_{self.id2label[i]}": float(value)
+                for ratio in ("iou", "accuracy")
+                for i, value in enumerate(per_category[f"per_category_{ratio}"])
+                if not np.isnan(value)
+            }
+        )
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
@@ -425,7 +375,8 @@ PER_CATEGORY_COLUMNS = ("id", "name", "iou", "accuracy", "precision", "dice", "l
 
 def per_category_rows(matrix: np.ndarray, id2label: dict[int, str]) -> list[dict]:
     """One dict per class with the keys of `PER_CATEGORY_COLUMNS`; ratios are floats, None where undefined."""
-    scores = scores_from_confusion(matrix)
+    counts = per_image_counts(matrix[None])[0]
+    scores = category_ratios(counts) | {"label_pixels": counts[1], "predicted_pixels": counts[2]}
     rows = []
     for i, name in sorted(id2label.items()):
         row = {"id": i, "name": name}

@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from datasets import DatasetDict
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageOps
 from tqdm import tqdm
@@ -27,12 +26,12 @@ from tqdm import tqdm
 from checks.records import INFO, DatasetReport, ImageRecord
 from checks.values import value_faults
 from cli_utils import UserError
-from data.arguments import DatasetArguments
+from data.arguments import ClassArguments, DatasetArguments
 from data.classes import ClassMap
 from data.image_files import EXIF_ORIENTATION, FileProblem, is_lossy_file, open_image, read_pair
 from data.layouts import IMAGE_EXTENSIONS, MASK_EXTENSIONS
 from data.preparation import undecoded
-from data_utils import resolve_from_arguments
+from data_utils import Data, find_classes
 from metrics_utils import IGNORE_INDEX
 
 FOLDERS = {"train": "train", "validation": "val", "test": "test"}
@@ -90,12 +89,12 @@ def check_out_dir(out_dir: str | os.PathLike, source: str | os.PathLike) -> None
 
 
 def write_clean_copy(
-    dataset: DatasetDict,
+    data: Data,
     class_map: ClassMap | None,
     report: DatasetReport,
-    data_args: DatasetArguments,
+    dataset_args: DatasetArguments,
+    class_args: ClassArguments,
     out_dir: str | os.PathLike,
-    num_channels: int = 3,
 ) -> CleanCopy:
     """Writes a clean copy, with its list of classes (`labels.json`) and a table of what was done (`fix_report.csv`).
 
@@ -104,23 +103,23 @@ def write_clean_copy(
     with more than 10 % of such pixels and others with values that are no class. Nothing is done about duplicates.
 
     Args:
-        dataset, class_map: of `data_utils.load_from_arguments`; no label map where the classes are not clear.
+        data: of `data_utils.load_data`.
+        class_map: of `data_utils.find_classes`; None where the classes are not clear.
         report: of a check of all of the dataset.
-        data_args: the flags that the dataset was read with.
-        num_channels: of the images.
+        dataset_args, class_args: the flags that the dataset was read with.
 
     Raises:
         UserError: `out_dir` will not do, see `check_out_dir`; the masks mean something else than the flags say; no
             pair is left.
     """
     out = Path(out_dir)
-    check_out_dir(out, data_args.dataset_dir or data_args.dataset_name)
+    check_out_dir(out, data.source)
     binary = _are_binary(report.records)
     _refuse_misread(report, class_map, binary)
     known = {0, IGNORE_INDEX} if binary else set(class_map.value_ids)
 
     records = {record.key: record for record in report.records}
-    sources = {split: undecoded(rows) for split, rows in dataset.items()}
+    sources = {split: undecoded(rows) for split, rows in data.splits.items()}
     tasks = []
     for split, rows in sources.items():
         for index, (name, target) in enumerate(_target_names(rows["name"]).items()):
@@ -132,7 +131,14 @@ def write_clean_copy(
             return _Fixed(split, record.name, left_out=f"{record.problem}: {record.detail}")
         try:
             return _write_pair(
-                sources[split][index], record, class_map, known, binary, out / FOLDERS[split], target, num_channels
+                sources[split][index],
+                record,
+                class_map,
+                known,
+                binary,
+                out / FOLDERS[split],
+                target,
+                data.num_channels,
             )
         except FileProblem as problem:
             return _Fixed(split, record.name, left_out=f"{problem.kind}: {problem.detail}")
@@ -143,8 +149,8 @@ def write_clean_copy(
     _write_report(out / REPORT, rows, report)
     if all(row.left_out for row in rows):
         raise UserError(f"--fix: none of {len(rows)} pairs can be used ({rows[0].left_out} …); see {out / REPORT}")
-    has_classes = _save_classes(out / CLASSES, dataset, data_args)
-    flags = _flags(out, report, dataset, data_args, num_channels)
+    has_classes = _save_classes(out / CLASSES, data, class_args)
+    flags = _flags(out, data, dataset_args, class_args)
     return CleanCopy(flags, _summary(out, rows, report, has_classes, flags))
 
 
@@ -302,13 +308,12 @@ def _image_to_write(image: dict, record: ImageRecord, target: str, num_channels:
 # ---- what goes with it ----------------------------------------------------------------------------------------------
 
 
-def _save_classes(file: Path, dataset: DatasetDict, data_args: DatasetArguments) -> bool:
+def _save_classes(file: Path, data: Data, args: ClassArguments) -> bool:
     """Writes the list of classes before any was merged or dropped, as flags do that to the copy too."""
-    if data_args.label_map and data_args.id2label:  # the list then names the classes of the map; the flag stays
+    if args.label_map and args.id2label:  # the list then names the classes of the map; the flag stays
         return False
     try:
-        unedited = replace(data_args, merge_classes=[], drop_classes=[], label_map=None)
-        classes = resolve_from_arguments(dataset, unedited)
+        classes = find_classes(data, replace(args, merge_classes=[], drop_classes=[], label_map=None))
     except UserError:  # from the values of the source's masks no classes can be told; from those of the copy they can
         return False
     if classes.raw_to_id is not None:  # values with gaps, which training finds in the copy as well
@@ -317,24 +322,22 @@ def _save_classes(file: Path, dataset: DatasetDict, data_args: DatasetArguments)
     return True
 
 
-def _flags(
-    out: Path, report: DatasetReport, dataset: DatasetDict, data_args: DatasetArguments, num_channels: int
-) -> list[str]:
+def _flags(out: Path, data: Data, dataset_args: DatasetArguments, class_args: ClassArguments) -> list[str]:
     """The flags of the source, but for those of which the copy has no need."""
-    reduce = data_args.do_reduce_labels
-    if reduce is None:  # the default of the source's layout, which is not that of the copy's
-        reduce = report.layout == "ADE20K" or "scene_parse_150" in (data_args.dataset_name or "")
+    reduce = class_args.do_reduce_labels
+    if reduce is None:  # the source's default, which is not the copy's
+        reduce = data.published == "ADE20K"
     flags = ["--dataset_dir", str(out)] + ["--do_reduce_labels"] * reduce
     for name in ("ignore_values", "merge_classes", "drop_classes"):
-        if getattr(data_args, name):
-            flags += [f"--{name}", *map(str, getattr(data_args, name))]
-    if data_args.label_map:
-        flags += ["--label_map", data_args.label_map]
-        flags += ["--id2label", data_args.id2label] if data_args.id2label else []
-    if data_args.train_val_split is not None and "validation" not in dataset:
-        flags += ["--train_val_split", str(data_args.train_val_split)]
-        flags += ["--split_groups", data_args.split_groups] if data_args.split_groups else []
-    return flags + (["--num_channels", str(num_channels)] if num_channels != 3 else [])
+        if getattr(class_args, name):
+            flags += [f"--{name}", *map(str, getattr(class_args, name))]
+    if class_args.label_map:
+        flags += ["--label_map", class_args.label_map]
+        flags += ["--id2label", class_args.id2label] if class_args.id2label else []
+    if dataset_args.train_val_split is not None and "validation" not in data.splits:
+        flags += ["--train_val_split", str(dataset_args.train_val_split)]
+        flags += ["--split_groups", dataset_args.split_groups] if dataset_args.split_groups else []
+    return flags + (["--num_channels", str(data.num_channels)] if data.num_channels != 3 else [])
 
 
 def _write_report(file: Path, rows: list[_Fixed], report: DatasetReport) -> None:

@@ -19,7 +19,7 @@ from checks.storage import exif_faults, file_faults, image_faults, mask_form_fau
 from checks.values import class_faults, presence_faults, split_faults, value_faults
 from cli_utils import UserError, shorten
 from data.classes import ClassMap
-from data.layouts import FoundDataset
+from data_utils import Data
 
 logger = logging.getLogger(__name__)
 
@@ -92,15 +92,15 @@ def find_faults(
     return sorted(findings, key=lambda found: (ERROR, WARNING, INFO).index(found.severity))
 
 
-def orphan_faults(found: FoundDataset) -> list[Finding]:
+def orphan_faults(data: Data) -> list[Finding]:
     """Images without masks and masks without images, which are left out."""
     severity, fix = WARNING, "add what is missing, or give both the same name"
-    if found.layout in ("metadata", "COCO"):
+    if data.layout in ("metadata", "COCO"):
         severity, fix = INFO, "right if the file that lists the images leaves them out on purpose"
     findings = []
     for kind, what, files in (
-        ("image-without-mask", "images without a mask", found.images_alone),
-        ("mask-without-image", "masks without an image", found.masks_alone),
+        ("image-without-mask", "images without a mask", data.images_alone),
+        ("mask-without-image", "masks without an image", data.masks_alone),
     ):
         if files:
             message = f"{len(files)} {what} are left out: {shorten(path.name for path in files)}"

@@ -1,4 +1,7 @@
-"""The flags about data: which they are, and what their annotations mean."""
+"""The flags about data: which images, what their annotations mean, how they are augmented and how they are evaluated.
+
+Each group checks what its flags alone show, and raises `cli_utils.UserError` for what does not fit.
+"""
 
 from dataclasses import dataclass, field
 
@@ -8,15 +11,74 @@ from data.preprocessing import EvaluationProtocol
 
 @dataclass
 class DatasetArguments:
-    """Which data, and what its annotations mean."""
+    """Which images and masks, and which of them are kept for validation."""
 
-    dataset_dir: str | None = field(default=None, metadata={"help": "folder with images and masks (layouts: README)"})
+    dataset_dir: str | None = field(
+        default=None, metadata={"help": "folder with images and masks; the README lists the layouts that are read"}
+    )
     dataset_name: str | None = field(
         default=None, metadata={"help": "instead: a Hub dataset, or anything datasets.load_dataset takes"}
     )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "configuration of the Hub dataset"})
-    image_column: str | None = field(default=None, metadata={"help": "default: found by name and type"})
-    label_column: str | None = field(default=None, metadata={"help": "default: found by name and type"})
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "configuration of the Hub dataset, where it has several"}
+    )
+    image_column: str | None = field(
+        default=None, metadata={"help": "column that holds the images; found by name and type if left out"}
+    )
+    label_column: str | None = field(
+        default=None, metadata={"help": "column that holds the masks; found by name and type if left out"}
+    )
+    num_channels: int | None = field(
+        default=None, metadata={"help": "bands of the images; 3, or what the trained model takes, if left out"}
+    )
+    train_val_split: float | None = field(
+        default=None,
+        metadata={"help": "share of the training images to keep for validation where the dataset has no such split"},
+    )
+    split_groups: str | None = field(
+        default=None,
+        metadata={
+            "help": "with --train_val_split: regular expression; images in whose names it (its first group, if it has "
+            "one) finds the same text stay together, as in '^(video_\\d+)_'"
+        },
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "read --dataset_name while training instead of downloading it first; needs --max_steps, a class "
+            "list and, for evaluation, --max_eval_samples"
+        },
+    )
+
+    def __post_init__(self):
+        check_positive(self, "num_channels")
+        if self.dataset_dir and self.dataset_name:
+            raise UserError("give only one of --dataset_dir and --dataset_name")
+        if self.train_val_split is not None and not 0 < self.train_val_split < 1:
+            raise UserError(f"--train_val_split is {self.train_val_split}; it must lie between 0 and 1, as in 0.2")
+        if self.split_groups is not None and self.train_val_split is None:
+            raise UserError("--split_groups belongs to a split: add --train_val_split 0.2")
+        if self.streaming and self.dataset_dir:
+            raise UserError("--streaming reads --dataset_name; a folder (--dataset_dir) is on this disk already")
+        if self.streaming and self.train_val_split is not None:
+            raise UserError("--streaming cannot split what it has not seen yet: leave out --train_val_split")
+
+    @property
+    def source(self) -> str:
+        """What messages and tables call the dataset: the folder or the name.
+
+        Raises:
+            UserError: neither was given.
+        """
+        if not (self.dataset_dir or self.dataset_name):
+            raise UserError("no data: give --dataset_dir FOLDER or --dataset_name HUB_ID")
+        return str(self.dataset_dir or self.dataset_name)
+
+
+@dataclass
+class ClassArguments:
+    """What the values in annotation files mean, and which classes are made of them."""
+
     id2label: str | None = field(
         default=None,
         metadata={
@@ -28,7 +90,7 @@ class DatasetArguments:
         default=None,
         metadata={
             "help": "annotation 0 becomes 255 (ignored), all others go down by one; "
-            "default: on for ADE20K layouts and scene_parse_150, else off",
+            "on for ADE20K layouts and scene_parse_150 and off for all else if left out",
             "aliases": ["--reduce_labels"],
             "nargs": "?",
             "const": True,
@@ -37,21 +99,11 @@ class DatasetArguments:
     ignore_values: list[int] = field(
         default_factory=list, metadata={"help": "raw annotation values that become 255 (ignored), besides 255 itself"}
     )
-    train_val_split: float | None = field(
-        default=None, metadata={"help": "share of the images kept for validation where the dataset has no such split"}
-    )
-    split_groups: str | None = field(
-        default=None,
-        metadata={
-            "help": "with --train_val_split: regular expression; images in whose names it (its first group, if it has "
-            "one) finds the same text stay together, as in '^(video_\\d+)_'"
-        },
-    )
     merge_classes: list[str] = field(
         default_factory=list, metadata={"help": "classes to join under a name, as in car,truck,bus=vehicle"}
     )
     drop_classes: list[str] = field(
-        default_factory=list, metadata={"help": "classes whose pixels are ignored, by name"}
+        default_factory=list, metadata={"help": "names of the classes whose pixels are ignored"}
     )
     label_map: str | None = field(
         default=None,
@@ -60,13 +112,10 @@ class DatasetArguments:
             "(null: ignored)"
         },
     )
-    streaming: bool = field(
-        default=False,
-        metadata={
-            "help": "read --dataset_name while training instead of downloading it first; needs --max_steps, a class "
-            "list and, for evaluation, --max_eval_samples"
-        },
-    )
+
+    def __post_init__(self):
+        if self.label_map and (self.merge_classes or self.drop_classes):
+            raise UserError("--label_map says it all: leave out --merge_classes and --drop_classes, or --label_map")
 
 
 @dataclass
@@ -136,7 +185,7 @@ class EvaluationArguments:
             "threshold": self.threshold,
         }
 
-    def check_classes(self, num_labels: int) -> None:
-        """Raises UserError where a flag does not fit the number of classes."""
+    def check_classes(self, num_labels: int, owner: str = "the data") -> None:
+        """Raises UserError where a flag does not fit the number of classes that `owner` has."""
         if self.threshold != 0.5 and num_labels != 2:
-            raise UserError(f"--threshold is for two classes; here there are {num_labels}")
+            raise UserError(f"--threshold is for two classes; {owner} has {num_labels}")

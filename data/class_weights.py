@@ -2,19 +2,38 @@
 
 import csv
 import json
+import logging
 import math
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from datasets import Dataset
 
 from cli_utils import UserError, nearest
+
+logger = logging.getLogger(__name__)
 
 WEIGHT_CAP = 10.0  # times the smallest; 1 / ln(1.02 + share) alone goes up to 36 times
 
 
-# ---- class weights --------------------------------------------------------------------------------------------------
+def find_class_weights(choice: str | None, split: Dataset | None, id2label: dict[int, str]) -> np.ndarray | None:
+    """What `--class_weights` asks for, float64 (num_labels,), logged; None for none.
+
+    Args:
+        choice: "auto" or a file.
+        split: prepared training images, whose pixels are counted; None where there are none to train on.
+    """
+    if choice is None or (choice == "auto" and split is None):
+        return None
+    weights = (
+        class_weights(np.array(split["class_pixels"])) if choice == "auto" else read_class_weights(choice, id2label)
+    )
+    logger.info(
+        f"class weights: {', '.join(f'{id2label[i]} {weights[i]:.2f}' for i in np.argsort(-weights).tolist())}"
+    )
+    return weights
 
 
 def class_weights(class_pixels: np.ndarray, cap: float = WEIGHT_CAP) -> np.ndarray:

@@ -1,22 +1,17 @@
 """What `--dataset_name` takes: Hub datasets, parquet files, folders of `save_to_disk`; their splits and columns."""
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, Value
 
-from cli_utils import UserError, nearest, one_line
+from cli_utils import UserError, one_line
+from data.columns import find_columns
 from data.layouts import standard_split_name
 from data.preparation import undecoded
 
 logger = logging.getLogger(__name__)
-IMAGE_COLUMNS = ("image", "pixel_values", "img", "images", "input", "photo", "picture")
-LABEL_COLUMNS = (
-    *("label", "annotation", "mask", "segmentation_mask", "semantic_mask", "segmentation", "labels", "annotations"),
-    *("masks", "seg_map", "label_image", "gt", "ground_truth"),
-)
 
 
 def load_through_datasets(
@@ -53,7 +48,7 @@ def load_through_datasets(
     return loaded
 
 
-def _standard_splits(dataset: DatasetDict, name) -> DatasetDict:
+def standard_splits(dataset: DatasetDict, name) -> DatasetDict:
     splits = {}
     for original, rows in dataset.items():
         split = standard_split_name(original)
@@ -70,21 +65,21 @@ def _standard_splits(dataset: DatasetDict, name) -> DatasetDict:
     return DatasetDict(splits)
 
 
-def find_columns(
+def image_columns(
     split: Dataset | IterableDataset, image_column: str | None, label_column: str | None
 ) -> tuple[str, str]:
-    """The names of the image column and the label column: those asked for, or those found by name and type.
-
-    Raises:
-        UserError: there is no such column, or several.
-    """
-    image_column = _find_column(split, "image", image_column, IMAGE_COLUMNS, taken=label_column)
-    return image_column, _find_column(split, "label", label_column, LABEL_COLUMNS, taken=image_column)
+    """The names of the image column and the label column, see `data.columns.find_columns`."""
+    usable = [name for name, feature in split.features.items() if _is_image(feature)]
+    held = {
+        name: str(feature) if isinstance(feature, Value) else type(feature).__name__
+        for name, feature in split.features.items()
+    }
+    return find_columns(held, usable, image_column, label_column, holding="`datasets.Image`")
 
 
 def standard_columns(split: Dataset, split_name: str, image_column: str | None, label_column: str | None) -> Dataset:
     """The columns "image", "label" and "name" as `load_segmentation_dataset` promises them."""
-    image_column, label_column = find_columns(split, image_column, label_column)
+    image_column, label_column = image_columns(split, image_column, label_column)
     split = split.select_columns([image_column, label_column])
     # Renamed in one go, as "label" may well be what the image column is called.
     split = split.rename_columns({image_column: "image", label_column: "label"})
@@ -99,26 +94,3 @@ def standard_columns(split: Dataset, split_name: str, image_column: str | None, 
 def _is_image(feature) -> bool:
     """Image, or what an Image column is in a parquet file without the features' description."""
     return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and feature.keys() == {"bytes", "path"})
-
-
-def _find_column(
-    split: Dataset | IterableDataset, kind: str, wanted: str | None, known: Sequence[str], taken: str | None
-) -> str:
-    """The column of images with a known name, or else the only one whose name says nothing; `taken` is the other."""
-    if wanted is not None:
-        if wanted not in split.features:
-            raise UserError(f"--{kind}_column {wanted}: no such column{nearest(wanted, split.column_names)}")
-        if not _is_image(split.features[wanted]):
-            raise UserError(f"--{kind}_column {wanted} holds {split.features[wanted]}, not images (`datasets.Image`)")
-        return wanted
-    columns = [name for name, feature in split.features.items() if _is_image(feature) and name != taken]
-    by_name = [name for name in columns if name.lower() in known]
-    others = [name for name in columns if name.lower() not in (*IMAGE_COLUMNS, *LABEL_COLUMNS)]
-    candidates = by_name or others
-    if len(candidates) == 1:
-        return candidates[0]
-    described = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in split.features.items())
-    raise UserError(
-        f"{' and '.join(candidates) or 'none'} of the columns could be the {kind}s: {described}; "
-        f"say which with --{kind}_column (it must hold `datasets.Image`)"
-    )

@@ -33,8 +33,6 @@ LOSSY_EXTENSIONS = {".jpg", ".jpeg"}
 MASK_EXTENSIONS = {".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"} | LOSSY_EXTENSIONS
 # What annotation tools append to the image's name.
 MASK_SUFFIXES = ("_mask", "_masks", "_label", "_labels", "_seg", "_segmentation", "_annotation", "_gt", "_L")
-IMAGE_COLUMNS = ("image", "file_name", "image_file_name", "image_path", "filename", "img")
-MASK_COLUMNS = ("mask", "label", "annotation", "mask_file_name", "label_file_name", "mask_path", "label_path")
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,7 @@ class FoundDataset:
 
     layout: str
     splits: dict[str, list[Pair]]
+    class_names: dict[int, str] | None = None
     images_alone: list[Path] = field(default_factory=list)
     masks_alone: list[Path] = field(default_factory=list)
 
@@ -87,7 +86,7 @@ def detect_layout(dataset_dir: str | Path) -> str | None:
         return "Pascal VOC"
     if has("images") and has("masks"):
         return "images and masks"
-    if _metadata_files(root):
+    if metadata_files(root):
         return "metadata"
     if coco_files(root):
         return "COCO"
@@ -101,7 +100,7 @@ def coco_files(root: Path) -> list[tuple[str, Path]]:
     folders = [root, root / "annotations", *(root / alias for names in SPLIT_NAMES.values() for alias in names)]
     found = []
     for folder in filter(Path.is_dir, folders):
-        for path in _visible(folder):
+        for path in visible_files(folder):
             if path.is_file() and any(fnmatch(path.name, pattern) for pattern in COCO_FILES):
                 words = [*re.findall("[a-z]+", path.stem.lower()), folder.name]
                 found.append((next(filter(None, map(standard_split_name, words)), "train"), path))
@@ -116,7 +115,7 @@ def labelme_folders(root: Path) -> list[tuple[str, Path]]:
             folders += [(split, root / alias), (split, root / alias / "images"), (split, root / "images" / alias)]
     found = []
     for split, folder in folders:
-        files = _visible(folder) if folder.is_dir() else []
+        files = visible_files(folder) if folder.is_dir() else []
         images = {path.stem for path in files if path.suffix.lower() in IMAGE_EXTENSIONS}
         if any(path.suffix == ".json" and path.stem in images for path in files):
             found.append((split, folder))
@@ -128,7 +127,7 @@ def yolo_file(root: Path) -> Path | None:
     return next((root / name for name in YOLO_FILES if (root / name).is_file()), None)
 
 
-def _metadata_files(root: Path) -> list[tuple[str, Path]]:
+def metadata_files(root: Path) -> list[tuple[str, Path]]:
     """(split, metadata file): one in the folder itself, or one in each split's folder."""
     folders = [("train", root)] + [(split, root / alias) for split, names in SPLIT_NAMES.items() for alias in names]
     return [
@@ -151,7 +150,7 @@ def files_by_stem(folder: Path, extensions: set[str], ending: str = "") -> dict[
         relative = path.relative_to(folder)
         if path.suffix.lower() not in extensions or not path.stem.endswith(ending) or not path.is_file():
             continue
-        if any(_is_litter(Path(part)) for part in relative.parts):
+        if any(is_litter(Path(part)) for part in relative.parts):
             continue
         stem = relative.with_suffix("").as_posix().removesuffix(ending)
         if stem in files:
@@ -160,10 +159,10 @@ def files_by_stem(folder: Path, extensions: set[str], ending: str = "") -> dict[
     return files
 
 
-def _visible(folder: Path) -> list[Path]:
+def visible_files(folder: Path) -> list[Path]:
     """What a person sees in a folder, sorted: without dot files and what macOS and Windows leave behind."""
-    return sorted(path for path in folder.iterdir() if not _is_litter(path))
+    return sorted(path for path in folder.iterdir() if not is_litter(path))
 
 
-def _is_litter(path: Path) -> bool:
+def is_litter(path: Path) -> bool:
     return path.name.startswith(".") or path.name.lower() in ("thumbs.db", "desktop.ini", "__macosx")

@@ -1,7 +1,6 @@
 """Masks drawn from annotations that outline objects: COCO and Labelme JSON, YOLO segmentation files.
 
-    splits = draw_masks("my_photos", "COCO")       # pairs of an image and its mask, as of any other layout
-    names = annotated_classes(dataset)             # of `data_utils.load_segmentation_dataset`: {0: "background", …}
+    splits, class_names = draw_masks("my_photos", "COCO")      # pairs as of any other layout; {0: "background", …}
 
 Value 0 is "background", where nothing is outlined (`--drop_classes background` ignores it). Classes count from 1:
 COCO's by category id, YOLO's as `data.yaml` lists them, Labelme's by `labels.txt`, or else by alphabet.
@@ -30,7 +29,6 @@ import datasets
 import numpy as np
 import PIL
 import yaml
-from datasets import DatasetDict
 from PIL import Image
 from tqdm import tqdm
 
@@ -92,13 +90,16 @@ class Annotations:
 
 def draw_masks(
     root: str | os.PathLike, layout: str, cache_dir: str | os.PathLike | None = None, num_proc: int | None = None
-) -> dict[str, list[Pair]]:
+) -> tuple[dict[str, list[Pair]], dict[int, str]]:
     """Draws the masks of a folder's annotations, once: the PNGs are kept in a cache until an annotation file changes.
 
     Args:
         layout: "COCO", "Labelme" or "YOLO", see `data.layouts.LAYOUTS`.
         cache_dir: default: the cache folder of `datasets`; in it, `segmentation_masks`.
         num_proc: processes; default: one for every 500 images, as far as there are CPUs, at most 8.
+
+    Returns:
+        Split → pairs, and value in the masks → class.
 
     Raises:
         UserError: annotations that cannot be understood, or that do not fit their images.
@@ -124,22 +125,11 @@ def draw_masks(
     logger.info(f"{root}: masks drawn from outlines: {listed}; they are kept in {folder}")
     for note, count in index["notes"].items():
         logger.warning(f"{root}: {count} {note}")
-    return {
+    splits = {
         split: [Pair(name, Path(image), folder / split / f"{name}.png") for name, image in pairs]
         for split, pairs in index["splits"].items()
     }
-
-
-def annotated_classes(dataset: DatasetDict) -> dict[int, str] | None:
-    """Value in the masks → class, for a dataset whose masks `draw_masks` made; None for any other."""
-    # The masks alone, undecoded: a damaged first image is for others to report.
-    labels = next(iter(dataset.values())).select([0]).select_columns(["label"])
-    path = labels.cast_column("label", datasets.Image(decode=False))[0]["label"]
-    folders = Path(path["path"] or "").parents if path else []
-    index = next((folder / INDEX for folder in folders if (folder / INDEX).is_file()), None)
-    if index is None:
-        return None
-    return {int(value): name for value, name in json.loads(index.read_text(encoding="utf-8"))["classes"].items()}
+    return splits, {int(value): name for value, name in index["classes"].items()}
 
 
 def _cache_key(root: Path, layout: str) -> str:

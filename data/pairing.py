@@ -14,23 +14,22 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from cli_utils import UserError, nearest, shorten
+from data.columns import find_columns
 from data.image_files import is_lossy
 from data.layouts import (
-    IMAGE_COLUMNS,
     IMAGE_EXTENSIONS,
     LAYOUTS,
     LOSSY_EXTENSIONS,
-    MASK_COLUMNS,
     MASK_EXTENSIONS,
     MASK_SUFFIXES,
     SPLIT_NAMES,
     FoundDataset,
     Pair,
-    _metadata_files,
-    _visible,
     detect_layout,
     files_by_stem,
+    metadata_files,
     standard_split_name,
+    visible_files,
 )
 from data.outlines import draw_masks
 
@@ -60,7 +59,8 @@ def find_dataset(
     elif layout == "Pascal VOC":
         splits = _pair_voc(found, root)
     elif layout in ("COCO", "Labelme", "YOLO"):
-        splits = draw_masks(root, layout)
+        splits, class_names = draw_masks(root, layout)
+        found = FoundDataset(layout, {}, class_names)
     elif layout == "images and masks":
         splits = {"train": _pair_folders(found, "train", root / "images", root / "masks")}
     else:
@@ -90,7 +90,9 @@ def _images_beside(splits: dict[str, list[Pair]]) -> list[Path]:
     pairs = [pair for pairs in splits.values() for pair in pairs]
     used = {os.path.abspath(path) for pair in pairs for path in (pair.image, pair.mask)}
     folders = sorted({os.path.abspath(pair.image.parent) for pair in pairs})
-    files = [path for folder in folders for path in _visible(Path(folder)) if path.suffix.lower() in IMAGE_EXTENSIONS]
+    files = [
+        path for folder in folders for path in visible_files(Path(folder)) if path.suffix.lower() in IMAGE_EXTENSIONS
+    ]
     return [path for path in files if str(path) not in used]
 
 
@@ -105,15 +107,15 @@ def _check_folder(root: Path) -> None:
     if root.is_file():
         raise UserError(f"--dataset_dir {root} is a file; give the folder with the images and masks")
     if not root.is_dir():
-        siblings = [path.name for path in _visible(root.parent) if path.is_dir()] if root.parent.is_dir() else []
+        siblings = [path.name for path in visible_files(root.parent) if path.is_dir()] if root.parent.is_dir() else []
         raise UserError(f"--dataset_dir {root}: no such folder{nearest(root.name, siblings)}")
-    if not _visible(root):
+    if not visible_files(root):
         raise UserError(f"--dataset_dir {root} is empty")
 
 
 def _no_layout_message(root: Path) -> str:
-    there = [path.name + "/" * path.is_dir() for path in _visible(root)]
-    inside = next((path for path in _visible(root) if path.is_dir() and detect_layout(path)), None)
+    there = [path.name + "/" * path.is_dir() for path in visible_files(root)]
+    inside = next((path for path in visible_files(root) if path.is_dir() and detect_layout(path)), None)
     hint = f" (did you mean {inside}?)" if inside else ""
     known = "; ".join(f"{name}: {folders}" for name, folders in LAYOUTS.items())
     return f"--dataset_dir {root} has no known layout{hint}. It holds {shorten(there, 8)}. Looked for {known}"
@@ -203,7 +205,7 @@ def _pair_voc(found: FoundDataset, root: Path) -> dict[str, list[Pair]]:
     images = files_by_stem(root / "JPEGImages", IMAGE_EXTENSIONS)
     masks = files_by_stem(root / "SegmentationClass", MASK_EXTENSIONS)
     splits = {}
-    for file in _visible(lists):
+    for file in visible_files(lists):
         split = standard_split_name(file.stem)
         if file.suffix != ".txt" or split is None:
             continue
@@ -227,12 +229,14 @@ def _pair_voc(found: FoundDataset, root: Path) -> dict[str, list[Pair]]:
 def _read_metadata(root: Path, image_column: str | None, label_column: str | None) -> dict[str, list[Pair]]:
     """A row names an image and a mask, relative to its file's folder, and may name a split in a column `split`."""
     splits: dict[str, list[Pair]] = {}
-    for file_split, file in _metadata_files(root):
+    for file_split, file in metadata_files(root):
         rows = _rows(file)
         if not rows:
             raise UserError(f"{file} has no rows")
-        image_key = _find_column(file, rows[0], image_column, IMAGE_COLUMNS, "image")
-        mask_key = _find_column(file, rows[0], label_column, MASK_COLUMNS, "label")
+        columns = dict.fromkeys(map(str, rows[0]), "")
+        # Other columns hold other things than files.
+        files = [name for name in columns if any(Path(str(row.get(name) or "")).suffix for row in rows[:20])]
+        image_key, mask_key = find_columns(columns, files, image_column, label_column, str(file))
         missing = []
         for row in rows:
             split = standard_split_name(str(row["split"])) if row.get("split") else file_split
@@ -261,13 +265,3 @@ def _rows(file: Path) -> list[dict]:
         return [json.loads(line) for line in text.splitlines() if line.strip()]
     except ValueError as error:
         raise UserError(f"{file} cannot be read: {error}") from None
-
-
-def _find_column(file: Path, row: dict, wanted: str | None, known: tuple[str, ...], kind: str) -> str:
-    found = [wanted] if wanted else [name for name in known if name in row]
-    if not found or found[0] not in row:
-        raise UserError(
-            f"{file} has no {kind} column{f' {wanted!r}' if wanted else ''} among {', '.join(row)}; "
-            f"name it with --{kind}_column"
-        )
-    return found[0]

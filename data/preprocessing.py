@@ -1,14 +1,10 @@
-"""The evaluation protocol: how an image becomes logits, and logits become a label map of the image's own size.
+"""The evaluation protocol: at which sizes an image is shown to the network, whole or in windows, and how normalised.
 
 The protocol of the SegFormer paper and of mmsegmentation: aspect kept, short side `short_side`, long side at most four
 times that, both sides rounded up to a multiple of 32, the whole image in one pass, logits resized bilinearly to the
 original size, then argmax. Where asked for, also as published: a sliding window instead of the whole image, and
-test-time augmentation, the average over several scales and mirror images. Training evaluation, `--do_predict` and
-`predict.py` all go through here, one image at a time, so that they agree to the last pixel:
-
-    pixel_values = protocol.preprocess(image)
-    logits = protocol_logits(model, pixel_values, protocol)
-    prediction, loss_sum, valid_pixels = score_logits(logits, labels)
+test-time augmentation, the average over several scales and mirror images. `models.inference` builds the protocol of a
+run and carries it out.
 """
 
 import math
@@ -64,47 +60,44 @@ class EvaluationProtocol:
     threshold: float = 0.5
 
     def __post_init__(self):
-        if not 0 < self.threshold < 1:
-            raise UserError(f"--threshold is {self.threshold:g}; it is a probability between 0 and 1, as in 0.5")
-        crop, divisor = self.slide_crop, self.size_divisor
+        crop, divisor, scales = self.slide_crop, self.size_divisor, _numbers(self.scales)
         if crop is not None and self.slide_stride is None:
             object.__setattr__(self, "slide_stride", crop * 3 // 4)
-        stride = self.slide_stride
-        if not self.scales or min(self.scales) <= 0:
-            raise UserError(
-                f"--eval_scales is {_numbers(self.scales) or 'empty'}; it takes one or more positive factors, "
-                "as in 0.75 1 1.25"
+        stride, side = self.slide_stride, f"{self.short_side}x{self.short_side}"
+        if not 0 < self.threshold < 1:
+            problem = f"--threshold is {self.threshold:g}; it is a probability between 0 and 1, as in 0.5"
+        elif not self.scales or min(self.scales) <= 0:
+            problem = f"--eval_scales is {scales or 'empty'}; it takes one or more positive factors, as in 0.75 1 1.25"
+        elif crop is None and stride is not None:
+            problem = f"--slide_stride {stride} is for a sliding window: add --slide_crop"
+        elif crop is None and self.square and set(self.scales) != {1.0}:
+            problem = (
+                f"--eval_scales {scales}: this architecture takes images of {side} pixels only; leave the flag out, "
+                f"or add --slide_crop {self.short_side} and scales of at least 1"
             )
-        if crop is None:
-            if stride is not None:
-                raise UserError(f"--slide_stride {stride} is for a sliding window: add --slide_crop")
-            if self.square and set(self.scales) != {1.0}:
-                raise UserError(
-                    f"--eval_scales {_numbers(self.scales)}: this architecture takes images of "
-                    f"{self.short_side}x{self.short_side} pixels only; leave the flag out, or add --slide_crop "
-                    f"{self.short_side} and scales of at least 1"
-                )
+        elif crop is None:
             return
-        if crop < 1 or crop % divisor:
-            raise UserError(
-                f"--slide_crop is {crop}; it must be a positive multiple of {divisor}, "
-                f"as in {max(1, round(crop / divisor)) * divisor}"
-            )
-        if not 1 <= stride <= crop:
-            raise UserError(
+        elif crop < 1 or crop % divisor:
+            nearest = max(1, round(crop / divisor)) * divisor
+            problem = f"--slide_crop is {crop}; it must be a positive multiple of {divisor}, as in {nearest}"
+        elif not 1 <= stride <= crop:
+            problem = (
                 f"--slide_stride is {stride}; it must be from 1 to --slide_crop ({crop}), or pixels between two "
                 "windows would be seen by neither"
             )
-        if self.square and crop != self.short_side:
-            raise UserError(
-                f"--slide_crop is {crop}, but this architecture takes images of {self.short_side}x{self.short_side} "
-                f"pixels only: give --slide_crop {self.short_side}"
+        elif self.square and crop != self.short_side:
+            problem = (
+                f"--slide_crop is {crop}, but this architecture takes images of {side} pixels only: give --slide_crop "
+                f"{self.short_side}"
             )
-        if self.square and min(self.scales) < 1:
-            raise UserError(
-                f"--eval_scales {_numbers(self.scales)}: at scale {min(self.scales):g} the image is smaller than the "
-                f"{crop}x{crop} pixels that this architecture takes; give scales of at least 1"
+        elif self.square and min(self.scales) < 1:
+            problem = (
+                f"--eval_scales {scales}: at scale {min(self.scales):g} the image is smaller than the {side} pixels "
+                "that this architecture takes; give scales of at least 1"
             )
+        else:
+            return
+        raise UserError(problem)
 
     @classmethod
     def from_image_processor(cls, image_processor, fixed_size: int | None = None, **options) -> "EvaluationProtocol":
@@ -113,18 +106,12 @@ class EvaluationProtocol:
         Args:
             fixed_size: side in pixels for architectures that take one input size only
                 (`models.loading.fixed_input_size`).
-            options: `slide_crop`, `slide_stride`, `scales`, `flip`, `threshold`, which no image processor knows.
+            options: other attributes, which no image processor knows (`EvaluationArguments.options`).
         """
         settings = image_processor.to_dict()
-        size = settings.get("size") or {}
-        short_side = (
-            fixed_size or size.get("shortest_edge") or min(size.get("height") or 512, size.get("width") or 512)
-        )
-        normalizes = settings.get("do_normalize", False)
-        # Where nothing is normalised, the list still says how many channels there are.
-        num_channels = len(settings.get("image_mean") or (0, 0, 0))
+        normalizes, num_channels = settings.get("do_normalize", False), num_channels_of(image_processor)
         return cls(
-            short_side=short_side,
+            short_side=fixed_size or short_side_of(image_processor),
             square=fixed_size is not None,
             image_mean=tuple(settings["image_mean"]) if normalizes else (0.0,) * num_channels,
             image_std=tuple(settings["image_std"]) if normalizes else (1.0,) * num_channels,
@@ -224,6 +211,17 @@ class EvaluationProtocol:
             f"{resize}; {view}; logits resized bilinearly to the original size; one confusion matrix "
             f"over all images, label {IGNORE_INDEX} ignored; {augmentation}{threshold}"
         )
+
+
+def short_side_of(image_processor) -> int:
+    """Short side in pixels to which an image processor brings images; 512 where it does not say."""
+    size = image_processor.to_dict().get("size") or {}
+    return size.get("shortest_edge") or min(size.get("height") or 512, size.get("width") or 512)
+
+
+def num_channels_of(image_processor) -> int:
+    """How many channels the images have; mean values say so even where nothing is normalised."""
+    return len(image_processor.to_dict().get("image_mean") or (0, 0, 0))
 
 
 def _numbers(scales: Iterable[float]) -> str:

@@ -1,8 +1,7 @@
 """Training on a Hub dataset while it is being read: `--streaming`.
 
-    stream, dataset, class_map = load_streams(data_args, max_eval_samples=500)
-    train_dataset = StreamingDataset(stream, class_map, TrainTransform(protocol), seed=42)
-    dataset = prepare_dataset(dataset, class_map)       # the first rows of the evaluation split, checked and cached
+    data = load_data(args, max_eval_samples=500)        # of `data_utils`, which calls `open_streams`
+    train_dataset = StreamingDataset(data.stream, class_map, TrainTransform(protocol), seed=42)
 
 Training images are checked as they are drawn, by the code and with the messages of `prepare_dataset`.
 """
@@ -23,33 +22,21 @@ from cli_utils import UserError
 from data.arguments import DatasetArguments
 from data.augmentation import TrainTransform
 from data.classes import ClassMap
-from data.hub_datasets import find_columns, load_through_datasets, standard_columns
+from data.hub_datasets import image_columns, load_through_datasets, standard_columns
 from data.image_files import read_channels
 from data.layouts import standard_split_name
 from data.preparation import prepare_one
-from data_utils import resolve_from_arguments
 
 logger = logging.getLogger(__name__)
 
 # Rows held back to be drawn from at random: files, not decoded, so some 100 MB of photos.
 SHUFFLE_BUFFER = 500
+NO_CLASS_LIST = "--streaming needs to know the classes beforehand: give --id2label FILE or --label_map FILE"
 
 
-def check_streaming(args: DatasetArguments, max_steps: int, max_eval_samples: int | None, evaluates: bool) -> None:
-    """Raises UserError for flags that do not go with `--streaming`, before anything is read."""
-    if not args.dataset_name:
-        raise UserError("--streaming reads --dataset_name; a folder (--dataset_dir) is on this disk already")
-    if args.train_val_split is not None:
-        raise UserError("--streaming cannot part a split it has not seen: leave out --train_val_split")
-    if max_steps < 1:
-        raise UserError("--streaming does not know how many images there are: give --max_steps")
-    if evaluates and max_eval_samples is None:
-        raise UserError("--streaming evaluates the first images of the split: say how many with --max_eval_samples")
-
-
-def load_streams(
+def open_streams(
     args: DatasetArguments, max_eval_samples: int | None, token: str | None = None
-) -> tuple[IterableDataset | None, DatasetDict, ClassMap]:
+) -> tuple[IterableDataset | None, DatasetDict]:
     """The training split as a stream, and of the validation split, else of the test split, the first rows.
 
     Args:
@@ -57,30 +44,29 @@ def load_streams(
         token: as for `datasets.load_dataset`.
 
     Returns:
-        The stream, with the columns "image" and "label" as {"bytes", "path"}; a dataset as of
-        `data_utils.load_segmentation_dataset`, with one split or none; the label map.
+        The stream, with the columns "image" and "label" as {"bytes", "path"}, None where there is no training split;
+        and splits as of `data_utils.Data`, one or none.
 
     Raises:
-        UserError: it cannot be reached or read, or nothing says which classes it has.
+        UserError: it cannot be reached or read.
     """
-    class_map = resolve_from_arguments(None, args)
     loaded = load_through_datasets(args.dataset_name, args.dataset_config_name, token=token, streaming=True)
     streams = {standard_split_name(name): rows for name, rows in loaded.items()}
     if not {"train", "validation", "test"} & streams.keys():
         raise UserError(f"{args.dataset_name} has no train, validation or test split; its splits: {', '.join(loaded)}")
     streams = {
-        split: _files(rows, *find_columns(rows, args.image_column, args.label_column))
+        split: _files(rows, *image_columns(rows, args.image_column, args.label_column))
         for split, rows in streams.items()
         if split
     }
     evaluation = next((split for split in ("validation", "test") if split in streams), None)
-    dataset = DatasetDict()
+    splits = DatasetDict()
     if evaluation and max_eval_samples is not None:
         rows = streams[evaluation]
         taken = Dataset.from_list(list(rows.take(max_eval_samples)), features=rows.features)
-        dataset[evaluation] = standard_columns(taken, evaluation, "image", "label")
+        splits[evaluation] = standard_columns(taken, evaluation, "image", "label")
         logger.info(f"the first {len(taken)} rows of the {evaluation} split of {args.dataset_name} are evaluated")
-    return streams.get("train"), dataset, class_map
+    return streams.get("train"), splits
 
 
 def _files(rows: IterableDataset, image_column: str, label_column: str) -> IterableDataset:
@@ -114,7 +100,7 @@ class StreamingDataset(torch.utils.data.IterableDataset):
     it draws them again and throws them away.
 
     Args:
-        stream: of `load_streams`.
+        stream: of `open_streams`.
         transform: draws a training example, as in `data_utils.SegmentationDataset`.
         buffer_size: rows from which the next is drawn.
 

@@ -45,7 +45,8 @@ class LossArguments:
     )
 
     def __post_init__(self):
-        if self.class_weights and not set(self.names) & set(WEIGHTED):
+        names = self.names  # raises for one that is unknown
+        if self.class_weights and not set(names) & set(WEIGHTED):
             raise UserError(f"--class_weights apply to {', '.join(WEIGHTED)}, of which --loss {self.loss} names none")
 
     @property

@@ -1,7 +1,8 @@
-"""The same mathematics in less time and memory: SegFormer's decode head, and upsampling fused with what follows.
+"""SegFormer in less time and memory, with the same parameters, checkpoints and, beyond rounding, results.
 
-Nothing here changes a result beyond rounding. Two identities do the work (see `FusedSegformerDecodeHead` and
-`upsampled_cross_entropy`); the rest is layout: activations stay channels-last, as the encoder makes them.
+Upsampling commutes with 1x1 convolutions, so the decode head multiplies at the low resolutions (the identity is in
+`FusedSegformerDecodeHead`). The rest is layout and recomputation: activations stay channels-last, as the encoder makes
+them, and those that are cheap to make again are not kept.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""What stands beside the weights in a checkpoint: its configuration, and its image processor, read and written."""
+"""The image processor saved next to a model's weights: read, adapted to the data, and written as it was evaluated."""
 
 import json
 import logging
@@ -6,14 +6,11 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from transformers import (
-    AutoImageProcessor,
-    SegformerImageProcessor,
-)
+from transformers import AutoImageProcessor, SegformerImageProcessor
 from transformers.image_processing_base import ImageProcessingMixin
 
 from cli_utils import UserError, one_line
-from data.preprocessing import MAX_ASPECT_RATIO, EvaluationProtocol
+from data.preprocessing import MAX_ASPECT_RATIO, EvaluationProtocol, short_side_of
 from models.loading import read_config
 
 logger = logging.getLogger(__name__)
@@ -46,7 +43,8 @@ def load_image_processor(
         try:
             image_processor = AutoImageProcessor.from_pretrained(name_or_path)
         except (OSError, ValueError) as error:
-            found = [path for path in _processor_files(name_or_path) if path.exists()]
+            files = [Path(name_or_path, f"{name}_config.json") for name in ("preprocessor", "processor")]
+            found = [file for file in files if file.exists()]
             if found:
                 raise UserError(f"{' or '.join(map(str, found))} cannot be read: {one_line(error)}") from error
             logger.warning(f"{name_or_path} has no image processor; SegFormer's is used")
@@ -56,7 +54,7 @@ def load_image_processor(
     settings.pop("reduce_labels", None)
     # A mask has to cover the image, whole and at the size that was asked for.
     changes = {key: False for key in ("do_center_crop", "keep_aspect_ratio") if settings.get(key)}
-    side = image_size or EvaluationProtocol.from_image_processor(image_processor).short_side
+    side = image_size or short_side_of(image_processor)
     changes["size"] = {"height": side, "width": side}
     if do_reduce_labels is not None:
         changes["do_reduce_labels"] = do_reduce_labels
@@ -93,12 +91,8 @@ def save_processor_config(
     settings, kind = image_processor.to_dict(), type(image_processor)
     kind.from_dict(settings | {"size": for_old}).save_pretrained(output_dir)
     content = {"image_processor": json.loads(kind.from_dict(settings | {"size": for_new}).to_json_string())}
-    _, processor_file = _processor_files(output_dir)
-    processor_file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _processor_files(folder: str | os.PathLike) -> tuple[Path, Path]:
-    return Path(folder, "preprocessor_config.json"), Path(folder, "processor_config.json")
+    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+    Path(output_dir, "processor_config.json").write_text(text, encoding="utf-8")
 
 
 def _for_channels(values: list[float], num_channels: int) -> list[float]:

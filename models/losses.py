@@ -1,8 +1,8 @@
 """Losses for semantic segmentation at the annotation's resolution, computed a tile at a time as cross-entropy is.
 
-`--loss ce+dice` is parsed by `parse_loss` and computed by `segmentation_loss`. As in `fused_utils`, value and gradient
-with respect to the low-resolution logits are worked out together, so no upsampled (B, C, H, W) tensor ever exists.
-`plain_loss` states the same losses in a few lines each; it is what `--no_fused_ops` computes.
+`--loss ce+dice` is parsed by `parse_loss` and computed by `segmentation_loss`. Value and gradient with respect to the
+low-resolution logits are worked out together, so no upsampled (B, C, H, W) tensor ever exists. `plain_loss` states the
+same losses in a few lines each; it is what `--no_fused_ops` computes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -44,15 +44,6 @@ def parse_loss(text: str) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise UserError(f"--loss {text} names a loss twice")
     return names
-
-
-def check_loss(text: str, label_smoothing: float, weights: str | None) -> None:
-    """Raises UserError where other flags have no meaning for the losses, or a name is unknown."""
-    names = parse_loss(text)
-    if label_smoothing and "ce" not in names:
-        raise UserError(f"--label_smoothing_factor applies to cross-entropy, which --loss {text} does not name")
-    if weights and not set(names) & set(WEIGHTED):
-        raise UserError(f"--class_weights apply to {', '.join(WEIGHTED)}, of which --loss {text} names none")
 
 
 def segmentation_loss(
@@ -254,19 +245,18 @@ def _cross_entropy_sums(
                 if label_smoothing:
                     tile_gradient -= uniform_weight * valid[tile.pixels]
                 upsampling.add_transposed(gradient[image], tile, tile_gradient)
-        log_likelihood = _log_likelihood(upsampling, image, target, likelihood)
-        losses.append(-(probability_weight * log_likelihood).sum())
+        losses.append(-(probability_weight * log_likelihood(upsampling, image, target, likelihood)).sum())
     return torch.stack(losses).sum(), torch.stack(label_weights).sum(), gradient
 
 
-def _log_likelihood(upsampling: TiledUpsampling, image: int, target: Tensor, likelihood: Tensor) -> Tensor:
+def log_likelihood(upsampling: TiledUpsampling, image: int, target: Tensor, likelihood: Tensor) -> Tensor:
     """log softmax at `target`, (H, W, 1), given the softmax there: its logarithm, unless digits were lost."""
     if likelihood.amin() >= SMALLEST_LIKELIHOOD:
         return likelihood.log()
-    log_likelihood = torch.empty_like(likelihood)
+    exact = torch.empty_like(likelihood)
     for tile in upsampling.tiles(image):
-        log_likelihood[tile.pixels] = tile.logits.log_softmax(-1).gather(-1, target[tile.pixels])
-    return log_likelihood
+        exact[tile.pixels] = tile.logits.log_softmax(-1).gather(-1, target[tile.pixels])
+    return exact
 
 
 # ---- the other losses -----------------------------------------------------------------------------------------------

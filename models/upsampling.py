@@ -1,4 +1,9 @@
-"""Bilinear upsampling of logits a tile at a time, so that the upsampled (B, C, H, W) tensor never exists."""
+"""Bilinear upsampling of logits a tile at a time, so that the upsampled (B, C, H, W) tensor never exists.
+
+Upsampling is linear and separates into rows and columns: a tile of the result is the rectangle of low-resolution
+logits below it, multiplied by the weights of its columns and then by those of its rows. Where a window slid over the
+image, the average of overlapping windows is linear too, and separates since windows form a grid: only weights differ.
+"""
 
 import math
 from collections.abc import Iterator
@@ -30,33 +35,69 @@ class Span(NamedTuple):
     """A run of output rows (or columns), the input rows it is interpolated from, and the weights between them."""
 
     output: slice
-    input: slice
+    input: slice | Tensor  # indices where rows of several windows leave gaps
     weights: Tensor  # (output rows, input rows)
 
 
-def _interpolation_spans(
-    input_size: int, output_size: int, length: int, dtype: torch.dtype, device: torch.device
-) -> list[Span]:
-    """One axis of bilinear interpolation, `align_corners=False`, cut into runs of at most `length` output rows.
+def _spans(input_size: int, output_size: int, length: int, windows: list[slice] | None, dtype, device) -> list[Span]:
+    """One axis of the upsampling, cut into runs of at most `length` output rows.
+
+    windows: pixels of the resized image that each of the windows covers whose rows make up the input; None for an
+        image that was shown whole.
+    """
+    spans = []
+    for start in range(0, output_size, length):
+        output = slice(start, min(start + length, output_size))
+        if windows is None:
+            rows, weights = _bilinear_weights(input_size, output_size, output, dtype)
+        else:
+            rows, weights = _window_weights(windows, input_size // len(windows), output_size, output, dtype)
+            rows = rows if isinstance(rows, slice) else rows.to(device)
+        spans.append(Span(output, rows, weights.to(device)))
+    return spans
+
+
+def _bilinear_weights(input_size: int, output_size: int, output: slice, dtype: torch.dtype) -> tuple[slice, Tensor]:
+    """Input rows, and their weights (output rows, input rows), of a run of one axis of bilinear interpolation,
+    `align_corners=False`.
 
     Positions are worked out as `torch.nn.functional.interpolate` does, in the dtype of the result, and on the CPU,
     where the bounds of the slices are needed.
     """
-    position = (torch.arange(output_size, dtype=dtype) + 0.5) * (input_size / output_size) - 0.5
+    position = (torch.arange(output.start, output.stop, dtype=dtype) + 0.5) * (input_size / output_size) - 0.5
     position = position.clamp(min=0)
     low = position.long().clamp(max=input_size - 1)
     high = (low + 1).clamp(max=input_size - 1)
     fraction = position - low
-    spans = []
-    for start in range(0, output_size, length):
-        output = slice(start, min(start + length, output_size))
-        first, last = int(low[output.start]), int(high[output.stop - 1])
-        weights = torch.zeros(output.stop - start, last + 1 - first, dtype=dtype)
-        rows = torch.arange(output.stop - start)
-        weights[rows, low[output] - first] = 1 - fraction[output]
-        weights[rows, high[output] - first] += fraction[output]  # low and high are one row at the far edge
-        spans.append(Span(output, slice(first, last + 1), weights.to(device)))
-    return spans
+    first, last = int(low[0]), int(high[-1])
+    weights = torch.zeros(len(position), last + 1 - first, dtype=dtype)
+    rows = torch.arange(len(position))
+    weights[rows, low - first] = 1 - fraction
+    weights[rows, high - first] += fraction  # low and high are one row at the far edge
+    return slice(first, last + 1), weights
+
+
+def _window_weights(
+    windows: list[slice], window_size: int, output_size: int, output: slice, dtype: torch.dtype
+) -> tuple[slice | Tensor, Tensor]:
+    """As `_bilinear_weights`, the input being windows of `window_size` rows each, one after the other.
+
+    Each window is interpolated to the pixels that it covers, and the average of these to `output_size`.
+    """
+    shown, weights = _bilinear_weights(windows[-1].stop, output_size, output, dtype)
+    count, parts = torch.zeros(weights.shape[1], dtype=dtype), []
+    for index, window in enumerate(windows):
+        start, stop = max(window.start, shown.start), min(window.stop, shown.stop)
+        if start < stop:
+            covered = slice(start - window.start, stop - window.start)
+            rows, upsampled = _bilinear_weights(window_size, window.stop - window.start, covered, dtype)
+            pixels = slice(start - shown.start, stop - shown.start)
+            count[pixels] += 1
+            parts.append((pixels, torch.arange(rows.start, rows.stop) + index * window_size, upsampled))
+    rows = torch.cat([part_rows for _, part_rows, _ in parts])
+    weights = torch.cat([weights[:, pixels] / count[pixels] @ upsampled for pixels, _, upsampled in parts], dim=1)
+    first, last = int(rows[0]), int(rows[-1])
+    return slice(first, last + 1) if last + 1 - first == len(rows) else rows, weights
 
 
 class Tile(NamedTuple):
@@ -70,32 +111,40 @@ class Tile(NamedTuple):
     def pixels(self) -> tuple[slice, slice]:
         return self.rows.output, self.columns.output
 
-    @property
-    def input_pixels(self) -> tuple[slice, slice]:
-        return self.rows.input, self.columns.input
-
 
 class TiledUpsampling:
     """Bilinear upsampling of logits (B, C, h, w) to (H, W), channels-last, a strip of rows after the other.
 
     The height of a strip follows from the bytes allowed for a tile; a strip wider than `TILE_COLUMNS` comes in several
-    tiles. How an image is cut does not depend on the others of its batch. Half precision becomes float32.
+    tiles. How an image is cut depends on (H, W) and C alone. Half precision becomes float32.
+
+    Args:
+        windows: where the logits are those of sliding windows side by side, the pixels of the resized image that each
+            row and each column of windows covers. Every window is upsampled to its pixels, and the average where they
+            overlap to (H, W). None for images that were shown whole.
+        memory_of: of the same (H, W), C and dtype; its tile and softmax are overwritten by this one's.
     """
 
-    def __init__(self, logits: Tensor, size: tuple[int, int]):
+    def __init__(
+        self,
+        logits: Tensor,
+        size: tuple[int, int],
+        windows: tuple[list[slice], list[slice]] | None = None,
+        memory_of: "TiledUpsampling | None" = None,
+    ):
         self.dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         self.logits = logits.detach().permute(0, 2, 3, 1)
-        self.size = tuple(size)
         (height, width), (input_height, input_width), num_classes = size, logits.shape[2:], logits.shape[1]
         columns = min(width, TILE_COLUMNS)
         rows = min(height, max(1, tile_bytes(logits.device) // (columns * num_classes * self.dtype.itemsize)))
-        self.rows = _interpolation_spans(input_height, height, rows, self.dtype, logits.device)
-        self.columns = _interpolation_spans(input_width, width, columns, self.dtype, logits.device)
+        row_windows, column_windows = windows or (None, None)
+        self.rows = _spans(input_height, height, rows, row_windows, self.dtype, logits.device)
+        self.columns = _spans(input_width, width, columns, column_windows, self.dtype, logits.device)
         # Memory that every tile uses again: fresh pages would cost as much time as the arithmetic.
         input_rows = max(span.weights.shape[1] for span in self.rows)
         self._wide = self.new_empty(input_rows * columns * num_classes)
-        self._tile = self.new_empty(rows * columns * num_classes)
-        self._probabilities = torch.empty_like(self._tile)
+        self._tile = memory_of._tile if memory_of else self.new_empty(rows * columns * num_classes)
+        self._probabilities = memory_of._probabilities if memory_of else torch.empty_like(self._tile)
         self._coded_classes = torch.arange(_CODE_OFFSET, _CODE_OFFSET + num_classes, dtype=self.dtype)
 
     def new_empty(self, *shape: int) -> Tensor:
@@ -106,7 +155,7 @@ class TiledUpsampling:
         num_classes = self.logits.shape[-1]
         for rows in self.rows:
             for columns in self.columns:
-                low = self.logits[image, rows.input, columns.input].to(self.dtype)
+                low = self.logits[image][rows.input][:, columns.input].to(self.dtype)
                 wide = _first(self._wide, low.shape[0], columns.weights.shape[0], num_classes)
                 torch.matmul(columns.weights, low, out=wide)
                 tile = _first(self._tile, rows.weights.shape[0], columns.weights.shape[0] * num_classes)
@@ -138,7 +187,9 @@ class TiledUpsampling:
         """The transpose of upsampling: adds what a tile contributes to an image's gradient (h, w, C), in place."""
         wide = _first(self._wide, tile.rows.weights.shape[1], tile_gradient[0].numel())
         torch.mm(tile.rows.weights.T, tile_gradient.flatten(1), out=wide)
-        gradient[tile.input_pixels] += torch.matmul(tile.columns.weights.T, wide.unflatten(1, tile_gradient.shape[1:]))
+        gradient[tile.rows.input, tile.columns.input] += torch.matmul(
+            tile.columns.weights.T, wide.unflatten(1, tile_gradient.shape[1:])
+        )
 
 
 def _first(buffer: Tensor, *shape: int) -> Tensor:
@@ -159,7 +210,8 @@ def full_precision(device_type: str) -> Iterator[None]:
         matmul.fp32_precision = precision
 
 
-def _new_prediction(logits: Tensor, size: tuple[int, int]) -> Tensor:
+def empty_prediction(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Room for the class ids of logits (B, C, h, w) at `size`, (B, H, W): uint8 for up to 255 classes, else int64."""
     # 255 is left to mean "ignored" wherever predictions and labels are written alike.
     dtype = torch.uint8 if logits.shape[1] <= IGNORE_INDEX else torch.int64
     return torch.empty(logits.shape[0], *size, dtype=dtype, device=logits.device)
@@ -173,7 +225,7 @@ def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
     Equals `F.interpolate(logits, size, mode="bilinear").argmax(1)` (up to rounding where two classes tie) without the
     (B, C, H, W) tensor.
     """
-    prediction = _new_prediction(logits, size)
+    prediction = empty_prediction(logits, size)
     with full_precision(logits.device.type):
         upsampling = TiledUpsampling(logits, size)
         for image in range(logits.shape[0]):

@@ -1,6 +1,6 @@
 """A check of a dataset as one HTML page: verdict, findings, classes, values, sizes, and pictures of the worst files.
 
-    write_html(report, "report.html", dataset, class_map)
+    write_html(report, "report.html", data, class_map)
 
 The page needs nothing but itself: its style is inside, its pictures are data URIs, and it forbids browsers to load
 anything else. All that comes from the data is escaped, as file names may hold anything.
@@ -24,6 +24,7 @@ from cli_utils import UserError
 from data.classes import ClassMap
 from data.image_files import FileProblem, ids_of, open_image, read_channels, read_pair, rgb_view
 from data.preparation import undecoded
+from data_utils import Data
 from metrics_utils import IGNORE_INDEX
 from reports.check_tables import class_table, size_table, value_table
 from reports.templates import render
@@ -42,21 +43,19 @@ Places = dict[str, tuple[Dataset, int]]
 def write_html(
     report: DatasetReport,
     path: str | os.PathLike,
-    dataset: DatasetDict | None = None,
+    data: Data | None = None,
     class_map: ClassMap | None = None,
-    num_channels: int = 3,
 ) -> None:
     """Writes the page. Parent folders are made.
 
     Args:
-        dataset: of `data_utils.load_segmentation_dataset`, where the pictures come from; None: a page without them.
+        data: of `data_utils.load_data`, where the pictures come from; None: a page without them.
         class_map: what the values in its masks mean; None where that is not clear.
-        num_channels: of the images, see `data.image_files.read_channels`.
 
     Raises:
         UserError: the file cannot be written.
     """
-    content = render("check_page.html.j2", **_contents(report, dataset, class_map, num_channels))
+    content = render("check_page.html.j2", **_contents(report, data, class_map))
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_bytes(content)
@@ -64,13 +63,12 @@ def write_html(
         raise UserError(f"--html {path} cannot be written: {error.strerror}") from None
 
 
-def _contents(
-    report: DatasetReport, dataset: DatasetDict | None, class_map: ClassMap | None, num_channels: int
-) -> dict:
+def _contents(report: DatasetReport, data: Data | None, class_map: ClassMap | None) -> dict:
     """What the template shows."""
     counts = ", ".join(f"{split}: {count}" for split, count in report.splits.items()) or "no pairs"
     pairs = f"{len(report.records)} pair{'s' * (len(report.records) != 1)}"
-    draw = partial(_figure, _places(dataset, report.records), class_map, num_channels)
+    places = _places(data.splits if data else None, report.records)
+    draw = partial(_figure, places, class_map, data.num_channels if data else 3)
     tables = class_table(report, class_map), value_table(report.records, class_map), size_table(report.records)
     return {
         "report": report,

@@ -1,7 +1,7 @@
-"""More than one mean: per-image counts, the scores made of them, boundary IoU and bootstrap confidence intervals.
+"""How sure a score is: bootstrap intervals over images, the paired difference of two runs, and `per_image.npz`.
 
-Every image is reduced to three integers a class: intersection, label pixels and predicted pixels. Any score over any
-set of images is a ratio of sums of these, so drawing other sets of images costs a matrix product and no inference.
+Of every image there are three integers a class (`metrics_utils.per_image_counts`). Any score of any set of images is a
+ratio of sums of these, so drawing other sets of images costs a matrix product and no inference.
 
 A run writes them to `per_image.npz`; `compare_runs.py` reads two of those files.
 """
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cli_utils import UserError
-from metrics_utils import _summands, score_images
+from metrics_utils import score_images, summands
 
 PER_IMAGE_FILE = "per_image.npz"
 CONFIDENCE = 0.95
@@ -40,8 +40,8 @@ def _resampled(samples: Sequence[np.ndarray], statistic: str, resamples: int, se
     images = len(samples[0])
     if images == 0 or resamples < 1:
         raise ValueError(f"{resamples} resamples of {images} images; at least one of each is needed")
-    parts = [_summands(sample, statistic) for sample in samples]
-    parts = [(summands.reshape(images, -1).astype(np.float64), summands.shape[1:], f) for summands, f in parts]
+    parts = [summands(sample, statistic) for sample in samples]
+    parts = [(added.reshape(images, -1).astype(np.float64), added.shape[1:], function) for added, function in parts]
     rng = np.random.default_rng(seed)
     values = np.empty((len(samples), resamples))
     block = max(1, BLOCK_VALUES // max(images, parts[0][0].shape[1]))
@@ -49,8 +49,8 @@ def _resampled(samples: Sequence[np.ndarray], statistic: str, resamples: int, se
         size = min(block, resamples - start)
         drawn = rng.integers(images, size=(size, images)) + images * np.arange(size)[:, None]
         times_drawn = np.bincount(drawn.ravel(), minlength=size * images).reshape(size, images).astype(np.float64)
-        for row, (summands, shape, function) in zip(values, parts, strict=True):
-            row[start : start + size] = function((times_drawn @ summands).reshape(size, *shape))
+        for row, (added, shape, function) in zip(values, parts, strict=True):
+            row[start : start + size] = function((times_drawn @ added).reshape(size, *shape))
     return values
 
 
@@ -161,7 +161,7 @@ def load_per_image(folder: str | Path) -> PerImage:
     """Reads the `per_image.npz` of a run's output folder; UserError where it is missing or not to be read."""
     path = Path(folder, PER_IMAGE_FILE)
     if not path.parent.is_dir():
-        raise UserError(f"{folder} is no folder; give the --output_dir of a run")
+        raise UserError(f"{folder} is not a folder; give the --output_dir of a run")
     try:
         with np.load(path, allow_pickle=False) as file:
             return PerImage(file["names"].tolist(), file["class_names"].tolist(), file["counts"], file["boundary"])
@@ -193,8 +193,9 @@ def match_images(a: PerImage, b: PerImage, name_a: str = "A", name_b: str = "B")
     only_a, only_b = set(a.names) - set(b.names), set(b.names) - set(a.names)
     if only_a or only_b:
         raise UserError(
-            f"the runs were evaluated on other images: {len(only_a)} only in {name_a}, {len(only_b)} only in {name_b} "
-            f"(such as {min(only_a or only_b)!r}), {len(a.names) - len(only_a)} in both; evaluate both on the same"
+            f"the runs were evaluated on different images: {len(only_a)} only in {name_a}, {len(only_b)} only in "
+            f"{name_b} (such as {min(only_a or only_b)!r}), {len(a.names) - len(only_a)} in both; evaluate both "
+            "on the same"
         )
     place = {name: i for i, name in enumerate(b.names)}
     order = [place[name] for name in a.names]
@@ -202,7 +203,8 @@ def match_images(a: PerImage, b: PerImage, name_a: str = "A", name_b: str = "B")
     other = np.flatnonzero((a.counts[:, 1] != matched.counts[:, 1]).any(axis=1))
     if other.size:
         raise UserError(
-            f"{other.size} of {len(a.names)} images have another annotation in {name_b} than in {name_a} (such as "
-            f"{a.names[other[0]]!r}: class pixels differ); evaluate both with the same masks and label flags"
+            f"{other.size} of {len(a.names)} images {'has' if other.size == 1 else 'have'} another annotation in "
+            f"{name_b} than in {name_a} (such as {a.names[other[0]]!r}: class pixels differ); evaluate both with the "
+            "same masks and label flags"
         )
     return matched

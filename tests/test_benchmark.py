@@ -2,7 +2,7 @@
 
 import json
 import sys
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +10,8 @@ import torch
 from transformers import SegformerForSemanticSegmentation
 
 import benchmark
-from cli_utils import UserError
+from benchmark import BenchmarkArguments
+from cli_utils import UserError, parse_arguments
 from models.fused_segformer import FusedSegformerDecodeHead
 
 ROW = {"stock_seconds", "ours_seconds", "ratio", "stock_peak_mb", "ours_peak_mb"}
@@ -34,9 +35,8 @@ def without_children(monkeypatch):
 
 
 def as_args(tiny, tmp_path, command="train-step", **changes):
-    args = benchmark.parse([command, *tiny])
-    args.folder = str(tmp_path)
-    return SimpleNamespace(**vars(args) | changes)
+    (args,) = parse_arguments((BenchmarkArguments,), [command, *tiny], positional="command")
+    return replace(args, folder=str(tmp_path), **changes)
 
 
 def test_train_step_with_memory_and_json(tiny, tmp_path, capsys):
@@ -69,8 +69,8 @@ def test_predict_and_data(tiny, without_children):
     assert set(row) == ROW | {"images"} and row["images"] == 3
 
 
-def test_peak_of_evaluation_in_a_child(tiny):
-    peaks = benchmark.peak_memory(benchmark.parse(["evaluate", *tiny]))
+def test_peak_of_evaluation_in_a_child(tiny, tmp_path):
+    peaks = benchmark.peak_memory(as_args(tiny, tmp_path, "evaluate"))
     assert set(peaks) == {"stock_peak_mb", "ours_peak_mb"} and all(peak > 0 for peak in peaks.values())
 
 
@@ -79,7 +79,7 @@ def test_a_child_that_dies_leaves_a_gap(tiny, tmp_path, monkeypatch, capsys):
     python.write_text("#!/bin/sh\necho no memory left >&2\nkill -9 $$\n")
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
-    assert benchmark.peak_memory(benchmark.parse(["predict", *tiny])) == {"stock_peak_mb": None, "ours_peak_mb": None}
+    assert benchmark.peak_memory(as_args(tiny, tmp_path, "predict")) == {"stock_peak_mb": None, "ours_peak_mb": None}
     assert "--peak_of ours ended with exit code -9: no memory left" in capsys.readouterr().err
 
 
@@ -156,7 +156,7 @@ def test_stock_mean_iou_gives_the_values_that_evaluate_documents(tmp_path):
     # The example in the docstring of evaluate's mean_iou.
     predictions = [[[1, 2], [3, 4], [5, 255]], [[2, 7], [9, 2], [3, 6]], [[2, 2, 3], [8, 2, 4], [3, 255, 2]]]
     references = [[[0, 3], [5, 4], [6, 255]], [[1, 7], [9, 2], [3, 6]], [[1, 2, 2], [8, 2, 1], [3, 255, 1]]]
-    result = benchmark.StockMeanIoU(cache_dir=str(tmp_path)).compute(
+    result = benchmark.stock_mean_iou(str(tmp_path)).compute(
         predictions=[np.array(ids, np.int32) for ids in predictions],
         references=[np.array(ids, np.int32) for ids in references],
         num_labels=10,
@@ -178,9 +178,24 @@ def test_bfloat16(tiny, without_children):
         (["--pairs", "0"], "--pairs is 0; it must be at least 1"),
         (["--num_labels", "256"], "--num_labels is 256; it must be 2 to 255"),
         (["--variant", "mit-b9"], "--variant mit-b9 is neither a file nor one of mit-b0, mit-b1"),
-        (["--device", "abacus"], "--device abacus is not to be had; torch finds cpu"),
+        (["--dtype", "float16"], "--dtype is float16; it must be float32 or bfloat16"),
+        (["--sise", "64"], r"unknown flag --sise \(did you mean --size\?\)"),
+        (["--device", "abacus"], "--device abacus is not available; torch finds cpu"),
     ],
 )
 def test_mistakes(flags, message):
     with pytest.raises(UserError, match=message):
         benchmark.main(["all", *flags])
+
+
+def test_what_to_measure_must_be_said():
+    with pytest.raises(UserError, match="say what to measure, one of train-step, .*, all; none given"):
+        benchmark.main([])
+    with pytest.raises(UserError, match=r"train_step is none of them \(did you mean train-step\?\)"):
+        benchmark.main(["train_step"])
+
+
+def test_a_missing_package_is_named_before_anything_is_measured(monkeypatch):
+    monkeypatch.setattr(benchmark, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install evaluate"):
+        benchmark.main(["all"])

@@ -171,7 +171,7 @@ def test_page_and_clean_copy(tmp_path):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ([], "no data: name a folder"),
+        ([], "no data: give --dataset_dir FOLDER"),
         (["data", "--max_images", "0"], "--max_images is 0; it must be at least 1"),
         (["data", "--dataset_name", "x/y"], "give only one of --dataset_dir and --dataset_name"),
         (["data", "--num_procs", "2"], "unknown flag --num_procs (did you mean --num_proc?)"),

@@ -130,6 +130,8 @@ def test_run_cli_prints_one_line_for_users_and_a_traceback_for_bugs(capsys):
 class Files:
     inputs: list[str] = field(default_factory=list, metadata={"help": "files"})
     model: str = field(default=None, metadata={"help": "model"})
+    flip: bool = field(default=False, metadata={"help": "mirrored too"})
+    scales: list[float] = field(default_factory=list, metadata={"help": "numbers"})
 
 
 @pytest.mark.parametrize(
@@ -146,6 +148,16 @@ def test_words_without_a_flag(argv):
     assert files == Files(["a", "b"], "a")
     with pytest.raises(UserError, match="unknown flag --modle.*did you mean --model"):
         parse_arguments((Files,), [*argv, "--modle", "x"], positional="inputs")
+
+
+def test_words_after_switches_and_numbers():
+    (files,) = parse_arguments((Files,), ["--flip", "a", "b"], positional="inputs")
+    assert files == Files(["a", "b"], flip=True)
+    (files,) = parse_arguments((Files,), ["a", "--flip", "no"], positional="inputs")
+    assert files == Files(["a"], flip=False)
+    message = r"^--scales: 'a' is no number \(name files and folders before this flag\)$"
+    with pytest.raises(UserError, match=message):
+        parse_arguments((Files,), ["--scales", "1", "0.5", "a"], positional="inputs")
 
 
 def test_a_word_without_a_flag_wins_over_the_file(config):

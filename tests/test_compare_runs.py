@@ -83,13 +83,13 @@ def test_images_may_come_in_another_order(tmp_path, worse, better):
     assert compare_runs.main([worse, shuffled])["scores"] == compare_runs.main([worse, better])["scores"]
 
 
-def test_json_holds_the_result_and_no_nan(tmp_path, worse, capsys):
-    nothing = write_run(tmp_path / "nothing", np.zeros((2, 3, 4), np.int64))
-    compare_runs.main([nothing, nothing, "--json"])
-    printed = capsys.readouterr().out
-    assert json.loads(printed)["scores"]["mean_iou"]["low"] is None and "NaN" not in printed
-    result = compare_runs.main([worse, worse, "--json"])
-    assert json.loads(capsys.readouterr().out) == result
+def test_json_holds_the_result_and_no_nan(tmp_path, worse):
+    file, nothing = tmp_path / "comparison.json", write_run(tmp_path / "nothing", np.zeros((2, 3, 4), np.int64))
+    compare_runs.main([nothing, nothing, "--json", str(file)])
+    written = file.read_text()
+    assert json.loads(written)["scores"]["mean_iou"]["low"] is None and "NaN" not in written
+    result = compare_runs.main([worse, worse, "--json", str(file)])
+    assert json.loads(file.read_text()) == result
     assert result["scores"]["mean_iou"]["p_value"] == 1.0
 
 
@@ -97,11 +97,11 @@ def test_other_protocol_is_a_warning(tmp_path, worse, capsys):
     other = write_run(tmp_path / "other", counts_of(0.6), protocol="sliding window")
     unknown = write_run(tmp_path / "unknown", counts_of(0.6), protocol=None)
     assert compare_runs.main([worse, other])["warnings"] == [
-        f"evaluated under other protocols: A: {PROTOCOL}. B: sliding window."
+        f"evaluated under different protocols: A: {PROTOCOL}. B: sliding window."
     ]
-    assert "warning: evaluated under other protocols" in capsys.readouterr().out
+    assert "warning: evaluated under different protocols" in capsys.readouterr().out
     assert compare_runs.main([unknown, other])["warnings"] == [
-        "evaluated under other protocols: A: unknown. B: sliding window."
+        "evaluated under different protocols: A: unknown. B: sliding window."
     ]
 
 
@@ -109,14 +109,14 @@ def test_folder_without_counts_is_told_how_to_get_them(tmp_path, worse):
     with pytest.raises(UserError, match=r"per_image\.npz is missing; .*run_segmentation\.py .*--do_eval"):
         compare_runs.main([worse, str(tmp_path)])
     for folder in (tmp_path / "missing", Path(worse, "per_image.npz")):
-        with pytest.raises(UserError, match="is no folder; give the --output_dir of a run"):
+        with pytest.raises(UserError, match="is not a folder; give the --output_dir of a run"):
             compare_runs.main([worse, str(folder)])
 
 
 def test_other_images_are_counted(tmp_path, worse):
     other = write_run(tmp_path / "other", counts_of(0.6), names=[f"img_{i}" for i in range(10, 70)])
     with pytest.raises(
-        UserError, match=r"other images: 10 only in .*worse, 10 only in .*other \(such as 'img_0'\), 50"
+        UserError, match=r"different images: 10 only in .*worse, 10 only in .*other \(such as 'img_0'\), 50"
     ):
         compare_runs.main([worse, other])
     fewer = write_run(tmp_path / "fewer", counts_of(0.6)[:20])
@@ -127,7 +127,7 @@ def test_other_images_are_counted(tmp_path, worse):
 def test_other_annotations_are_refused(tmp_path, worse):
     counts = counts_of([0.6, 0.6, 0.6, 0])
     counts[7, 1, 2] += 1
-    with pytest.raises(UserError, match="1 of 60 images have another annotation .*'img_7'"):
+    with pytest.raises(UserError, match="1 of 60 images has another annotation .*'img_7'"):
         compare_runs.main([worse, write_run(tmp_path / "other", counts)])
 
 
@@ -149,17 +149,23 @@ def test_names_that_are_not_unique_are_refused(tmp_path, worse):
 def test_bad_flags_and_files(tmp_path, worse):
     with pytest.raises(UserError, match="--resamples is 1; "):
         compare_runs.main([worse, worse, "--resamples", "1"])
+    with pytest.raises(UserError, match="two output folders are compared, not 1: compare_runs.py RUN_A RUN_B"):
+        compare_runs.main([worse])
+    with pytest.raises(UserError, match=r"unknown flag --resample \(did you mean --resamples\?\)"):
+        compare_runs.main([worse, worse, "--resample", "200"])
     broken = write_run(tmp_path / "broken", counts_of([0.6, 0.6, 0.6, 0]))
     Path(broken, "eval_results.json").write_text('{"eval_mean')
     with pytest.raises(UserError, match=r"eval_results\.json is not JSON"):
         compare_runs.main([worse, broken])
 
 
-def test_script_ends_with_0_whatever_the_verdict(worse, better):
-    script = [sys.executable, compare_runs.__file__, better, worse, "--json"]
+def test_script_ends_with_0_whatever_the_verdict(tmp_path, worse, better):
+    file = tmp_path / "comparison.json"
+    script = [sys.executable, compare_runs.__file__, better, worse, "--json", str(file)]
     finished = subprocess.run(script, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
-    assert json.loads(finished.stdout)["verdict"] == "A is better"
+    assert "mean_iou: A is better" in finished.stdout
+    assert json.loads(file.read_text())["verdict"] == "A is better"
 
 
 def test_a_mistake_ends_with_one_line_and_2(worse, monkeypatch, capsys):
@@ -167,4 +173,4 @@ def test_a_mistake_ends_with_one_line_and_2(worse, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         run_cli(compare_runs.main)
     assert stopped.value.code == 2
-    assert capsys.readouterr() == ("", "error: nowhere is no folder; give the --output_dir of a run\n")
+    assert capsys.readouterr() == ("", "error: nowhere is not a folder; give the --output_dir of a run\n")

@@ -8,7 +8,7 @@ import yaml
 
 from cli_utils import parse_arguments
 from data.preprocessing import EvaluationProtocol
-from run_segmentation import DataArguments, ModelArguments, protocol_options
+from run_segmentation import DataArguments, ModelArguments
 from training.arguments import SegmentationTrainingArguments
 from training.optimizer import check_schedule
 
@@ -62,7 +62,7 @@ def test_a_recipe_is_the_published_one(path):
 
 def test_cityscapes_images_are_scored_at_their_own_size_by_three_windows():
     _, data_args, _ = parse(next(path for path in CONFIGS if path.stem == "cityscapes_mit_b0"))
-    protocol = EvaluationProtocol(short_side=data_args.image_size, **protocol_options(data_args))
+    protocol = EvaluationProtocol(short_side=data_args.image_size, **data_args.options())
     assert protocol.input_size(1024, 2048) == (1024, 2048)
     assert protocol.windows(1024) == [slice(0, 1024)]
     assert protocol.windows(2048) == [slice(0, 1024), slice(768, 1792), slice(1024, 2048)]

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict, Features, Value
-from factories.datasets import LAYOUT_FILES
+from factories.datasets import LAYOUT_FILES, load
 from PIL import Image
 from torch.utils.data import DataLoader
 
 import data_utils
 from cli_utils import UserError
-from data.arguments import DatasetArguments
+from data.arguments import ClassArguments, DatasetArguments
 from data.augmentation import TrainTransform
 from data.classes import ClassMap
 from data.preparation import prepare_dataset
@@ -25,7 +25,7 @@ from data_utils import (
     collate_eval,
     collate_train,
     find_classes,
-    load_from_arguments,
+    load_data,
     load_segmentation_dataset,
 )
 
@@ -197,7 +197,7 @@ def test_what_cannot_be_loaded(tmp_path, monkeypatch):
 
 def test_one_source_is_needed(tmp_path):
     for options in ({}, {"dataset_dir": tmp_path, "dataset_name": "x"}):
-        with pytest.raises(ValueError, match="either dataset_dir or dataset_name"):
+        with pytest.raises(ValueError, match="give .*dataset_dir .*dataset_name"):
             load_segmentation_dataset(**options)
 
 
@@ -205,12 +205,12 @@ def test_one_source_is_needed(tmp_path):
 
 
 def resolve(root, **options):
-    return find_classes(load_segmentation_dataset(dataset_dir=root), dataset_dir=root, **options)
+    return load(root, **options)[1]
 
 
 def test_values_that_never_occur_are_no_classes(make_dataset, caplog):
     caplog.set_level(logging.INFO)
-    class_map = resolve(make_dataset(values=(0, 2, 5, 200, 255)), ignore_values=(5,))
+    class_map = resolve(make_dataset(values=(0, 2, 5, 200, 255)), ignore_values=[5])
     assert class_map.id2label == {0: "class_0", 1: "class_2", 2: "class_200"}
     assert class_map.raw_values == [0, 2, 200] and class_map.value_ids[5] == 255
     assert "named after the values in the masks (0, 2, 200)" in caplog.text
@@ -256,19 +256,18 @@ def test_classes_that_the_annotations_name(tmp_path):
         resolve(tmp_path)
     mapping = tmp_path / "map.json"
     mapping.write_text('{"0": 255, "1": 0, "2": 1}')  # to ids, which the file names
-    assert resolve(tmp_path, id2label_file=file, label_map_file=mapping).id2label == {0: "car", 1: "sky"}
+    assert resolve(tmp_path, id2label=file, label_map=mapping).id2label == {0: "car", 1: "sky"}
     mapping.write_text('{"car": "thing"}')
     with pytest.raises(UserError, match="but the annotations name 0 background"):
-        resolve(tmp_path, id2label_file=file, label_map_file=mapping)
+        resolve(tmp_path, id2label=file, label_map=mapping)
 
 
 def test_editing_reaches_the_masks(make_dataset, tmp_path):
     """0 and 2 joined, 1 dropped, through `prepare_dataset` and back."""
     root = make_dataset(values=(0, 1, 2, 255))
     (root / "labels.json").write_text('{"0": "car", "1": "sky", "2": "bus"}')
-    args = DatasetArguments(dataset_dir=str(root), merge_classes=["car,bus=vehicle"], drop_classes=["sky"])
-    dataset, class_map = load_from_arguments(args, cache_dir=tmp_path / "cache")
-    row = prepare_dataset(dataset, class_map)["train"][0]
+    data, class_map = load(root, tmp_path / "cache", merge_classes=["car,bus=vehicle"], drop_classes=["sky"])
+    row = prepare_dataset(data.splits, class_map)["train"][0]
     assert row["class_pixels"] == [48] and np.asarray(row["label"])[0].tolist() == [0, 255, 0, 255] * 3
     assert class_map.to_raw(np.array([[0, 255]], np.uint8)).tolist() == [[0, 255]]
 
@@ -276,29 +275,27 @@ def test_editing_reaches_the_masks(make_dataset, tmp_path):
 def test_a_label_map_file(make_dataset, tmp_path):
     root, file = make_dataset(values=(0, 1, 2)), tmp_path / "map.yaml"
     file.write_text("{0: null, 1: thing, 2: thing}")
-    args = DatasetArguments(dataset_dir=str(root), label_map=str(file))
-    assert load_from_arguments(args)[1].id2label == {0: "thing"}  # no class list, and none is made up
+    assert resolve(root, label_map=file).id2label == {0: "thing"}  # no class list, and none is made up
     names = tmp_path / "names.json"
     names.write_text('{"0": "first", "1": "second"}')
     file.write_text("{0: null, 1: 1, 2: 0}")
-    class_map = load_from_arguments(DatasetArguments(dataset_dir=str(root), label_map=str(file), id2label=str(names)))[
-        1
-    ]
+    class_map = resolve(root, label_map=file, id2label=names)
     assert class_map.id2label == {0: "first", 1: "second"} and class_map.raw_values == [2, 1]
     with pytest.raises(UserError, match="--label_map says it all: leave out --merge_classes and --drop_classes"):
-        load_from_arguments(DatasetArguments(dataset_dir=str(root), label_map=str(file), drop_classes=["x"]))
+        resolve(root, label_map=file, drop_classes=["x"])
 
 
 def test_arguments_reach_the_split(make_dataset, tmp_path):
     root = make_dataset("images and masks", count=6)
     args = DatasetArguments(dataset_dir=str(root), train_val_split=0.3, split_groups=r"\d")
     file = tmp_path / "split.json"
-    dataset, class_map = load_from_arguments(args, seed=7, split_file=file)
-    assert [len(rows) for rows in dataset.values()] == [4, 2] and class_map.num_labels == 3
+    data = load_data(args, seed=7, split_file=file)
+    assert [len(rows) for rows in data.splits.values()] == [4, 2]
+    assert find_classes(data, ClassArguments()).num_labels == 3
     content = json.loads(file.read_text())
     assert (content["seed"], content["split_groups"], content["train_val_split"]) == (7, r"\d", 0.3)
     with pytest.raises(UserError, match="no data: give --dataset_dir FOLDER or --dataset_name HUB_ID"):
-        load_from_arguments(DatasetArguments())
+        load_data(DatasetArguments())
 
 
 # ---- reading ----

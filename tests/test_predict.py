@@ -166,10 +166,23 @@ def test_sliding_windows_and_scales_change_the_prediction(model_dir, photos, tmp
         assert 0.5 < (plain == other).mean() < 1
 
 
-def test_files_behind_the_scales(tmp_path, capsys):
-    with pytest.raises(SystemExit):
+def test_flags_from_a_file(model_dir, photos, tmp_path):
+    run(model_dir, tmp_path / "flags", photos / "a.png", flags=["--image_size", "128", "--eval_flip"])
+    config = tmp_path / "predict.yaml"
+    config.write_text(f"model: {model_dir}\ndevice: cpu\nimage_size: 128\neval_flip: true\n")
+    predict.main(["--config", str(config), "--output_dir", str(tmp_path / "file"), str(photos / "a.png")])
+    assert np.array_equal(*(ids_in(tmp_path / name / "a.png") for name in ("flags", "file")))
+
+
+def test_files_behind_a_switch(model_dir, photos, tmp_path):
+    predict.main(["--model", str(model_dir), "--output_dir", str(tmp_path), "--eval_flip", str(photos / "a.png")])
+    assert (tmp_path / "a.png").is_file()
+
+
+def test_files_behind_the_scales(tmp_path):
+    with pytest.raises(UserError) as raised:
         predict.main(["--model", "model", "--output_dir", str(tmp_path), "--eval_scales", "1", "0.5", "a.png"])
-    assert "--eval_scales: 'a.png' is no number (name files and folders before this flag)" in capsys.readouterr().err
+    assert "--eval_scales: 'a.png' is no number (name files and folders before this flag)" in str(raised.value)
 
 
 @pytest.mark.parametrize("flags", [(), ("--threshold", "0.3")])
@@ -318,6 +331,11 @@ def test_folder_without_images(no_model, tmp_path):
         run("model", tmp_path / "out", tmp_path / "empty")
 
 
+def test_no_input(no_model, tmp_path):
+    with pytest.raises(UserError, match="no images: name files or folders"):
+        run("model", tmp_path / "out")
+
+
 def test_missing_input(no_model, tmp_path):
     with pytest.raises(UserError, match="nowhere.jpg: no such file"):
         run("model", tmp_path / "out", tmp_path / "nowhere.jpg")
@@ -374,7 +392,7 @@ def test_a_model_that_cannot_be_had(photos, tmp_path):
 
 def test_the_log_says_what_the_values_mean(model_dir, photos, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging, "basicConfig", lambda **kwargs: None)  # it would take caplog's handler away
-    with caplog.at_level(logging.INFO, logger="predict"):
+    with caplog.at_level(logging.INFO):
         run(model_dir, tmp_path / "out", photos / "a.png")
     assert "values in the PNGs: 0 wall … 2 sky" in caplog.text
-    assert f"predictions of 1 images in {tmp_path / 'out'}" in caplog.text
+    assert f"predictions of 1 image in {tmp_path / 'out'}" in caplog.text

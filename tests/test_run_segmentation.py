@@ -20,7 +20,7 @@ import run_segmentation
 from cli_utils import UserError
 from metrics_utils import confusion_matrix, per_image_counts
 from reports.intervals import load_per_image
-from training.trainer import newest_checkpoint
+from training.checkpoints import newest_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CLASSES = {"0": "background", "1": "disc", "2": "bar"}
@@ -199,13 +199,25 @@ def script_environment():
     return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
+def start(command):
+    """Starts a program; several at once, since most of their time goes into imports."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=script_environment(), stdout=pipe, stderr=pipe, text=True)
+
+
+def finish(*processes):
+    for process in processes:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors[-3000:]
+
+
 def test_killed_and_resumed_equals_uninterrupted(flags, tmp_path):
     flags = [*flags, "--do_train", "--save_strategy", "steps", "--eval_strategy", "steps", "--save_steps", "2"]
     flags += ["--eval_steps", "2", "--save_total_limit", "10", "--dataloader_num_workers", "1", "--max_steps", "7"]
     flags += ["--gradient_accumulation_steps", "1"]
     script = [sys.executable, str(REPOSITORY / "run_segmentation.py"), *flags]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([*script, "--output_dir", str(whole)], check=True, env=script_environment(), capture_output=True)
+    uninterrupted = start([*script, "--output_dir", str(whole)])
 
     # A process group of its own, so that the kill takes the data loader's workers along, as a lost machine would.
     with open(tmp_path / "log", "wb") as log:
@@ -231,7 +243,7 @@ def test_killed_and_resumed_equals_uninterrupted(flags, tmp_path):
     assert "unfinished run" in refused.stderr.splitlines()[-1] and "--resume_from_checkpoint last" in refused.stderr
 
     resume = ["--output_dir", str(killed), "--resume_from_checkpoint", "last"]
-    subprocess.run([*script, *resume], check=True, env=script_environment(), capture_output=True)
+    finish(start([*script, *resume]), uninterrupted)
     assert_same_weights(whole, killed)
     timing = ("runtime", "per_second")
     histories = [
@@ -254,13 +266,17 @@ def test_two_processes_equal_one(flags, run, data, tiny_config, tmp_path):
     script += ["--max_steps", "4", "--per_device_train_batch_size", "1", "--eval_strategy", "no"]
     # BatchNorm sees the batch of its process, so equal batches per process make equal statistics.
     one, two = tmp_path / "one", tmp_path / "two"
-    commands = [
-        [sys.executable, *script, "--gradient_accumulation_steps", "2", "--output_dir", str(one)],
-        [*launch, *script, "--output_dir", str(two)],
-    ]
-    for command in commands:
-        done = subprocess.run(command, env=script_environment(), capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
+    # Evaluation of one and the same model, with 5 images on 2 processes.
+    trained, metrics = run
+    evaluate = [str(REPOSITORY / "run_segmentation.py"), "--model_name_or_path", str(trained), "--use_cpu"]
+    evaluate += ["--dataset_dir", str(data), "--id2label", str(data / "classes.json"), "--image_size", "64"]
+    evaluate += ["--do_eval", "--do_predict", "--output_dir", str(tmp_path / "evaluated")]
+    finish(
+        start([sys.executable, *script, "--gradient_accumulation_steps", "2", "--output_dir", str(one)]),
+        start([*launch, *script, "--output_dir", str(two)]),
+        start([*launch, *evaluate]),
+    )
+
     losses = [
         [entry["loss"] for entry in read(folder / "trainer_state.json")["log_history"] if "loss" in entry]
         for folder in (one, two)
@@ -268,13 +284,7 @@ def test_two_processes_equal_one(flags, run, data, tiny_config, tmp_path):
     assert len(losses[0]) == 4
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
 
-    # Evaluation of one and the same model: equal to the last integer, with 5 images on 2 processes.
-    trained, metrics = run
-    evaluate = [str(REPOSITORY / "run_segmentation.py"), "--model_name_or_path", str(trained), "--use_cpu"]
-    evaluate += ["--dataset_dir", str(data), "--id2label", str(data / "classes.json"), "--image_size", "64"]
-    evaluate += ["--do_eval", "--do_predict", "--output_dir", str(tmp_path / "evaluated")]
-    done = subprocess.run([*launch, *evaluate], env=script_environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    # The counts are equal to the last integer.
     np.testing.assert_array_equal(
         np.load(tmp_path / "evaluated" / "confusion_matrix.npy"), np.load(trained / "confusion_matrix.npy")
     )
@@ -309,6 +319,10 @@ def test_two_processes_equal_one(flags, run, data, tiny_config, tmp_path):
         (
             ["--dataset_dir", "x", "--do_train", "--early_stopping_patience", "1", "--eval_strategy", "no"],
             "needs evaluations",
+        ),
+        (
+            ["--dataset_dir", "x", "--do_train", "--loss", "focal", "--label_smoothing_factor", "0.1"],
+            "--label_smoothing_factor applies to cross-entropy",
         ),
         (["--dataset_dir", "x", "--do_train", "--threshold", "1"], "--threshold is 1"),
         (["--dataset_dir", "x", "--do_train", "--streaming"], "--streaming reads --dataset_name"),

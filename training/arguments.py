@@ -1,13 +1,93 @@
-"""The flags of training: this project's defaults for the Trainer's own."""
+"""The flags about training and about what a run does, and all groups of flags of `run_segmentation.py` together.
+
+Each group checks itself; what only several of them show together is checked by `Arguments`.
+"""
 
 import logging
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
-from transformers import TrainingArguments
+import yaml
+from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
+from cli_utils import UserError, check_positive, given_flags, parse_arguments
+from data.arguments import AugmentationArguments, ClassArguments, DatasetArguments, EvaluationArguments
+from data.streaming import NO_CLASS_LIST
+from data_utils import ADE20K_ON_THE_HUB
+from models.arguments import LossArguments, ModelArguments
+from training.optimizer import check_schedule
+
 logger = logging.getLogger(__name__)
+
+ARGUMENTS_FILE = "arguments.yaml"
+SECRETS = ("hub_token",)
+
+
+@dataclass
+class OptimizationArguments:
+    """What of the model is trained, and how."""
+
+    freeze_encoder: bool = field(default=False, metadata={"help": "train the head alone"})
+    lora_r: int | None = field(
+        default=None, metadata={"help": "train adapters of this rank in the encoder's attention, and the head (peft)"}
+    )
+    head_lr_multiplier: float = field(
+        default=1.0, metadata={"help": "factor on the learning rate of everything outside the encoder"}
+    )
+    ema_decay: float = field(
+        default=0.0,
+        metadata={"help": "evaluate and save an exponential moving average of the weights, as in 0.999; 0 for none"},
+    )
+    sync_bn: bool = field(
+        default=False, metadata={"help": "take BatchNorm statistics over the images of all GPUs (SyncBatchNorm)"}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "stop after this many evaluations without a new best"}
+    )
+
+    def __post_init__(self):
+        check_positive(self, "lora_r", "early_stopping_patience")
+        if self.freeze_encoder and self.lora_r:
+            raise UserError(
+                "--freeze_encoder and --lora_r exclude each other: LoRA trains adapters in a frozen encoder"
+            )
+        if self.head_lr_multiplier <= 0:
+            raise UserError(f"--head_lr_multiplier is {self.head_lr_multiplier}; it must be positive, as in 10")
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"--ema_decay is {self.ema_decay:g}; it must be at least 0 and below 1, as in 0.999")
+
+
+@dataclass
+class RunArguments:
+    """What a run does besides what the Trainer's `--do_train`, `--do_eval` and `--do_predict` say."""
+
+    max_train_samples: int | None = field(default=None, metadata={"help": "train on the first N images only"})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "evaluate the first N images only"})
+    max_predict_samples: int | None = field(default=None, metadata={"help": "predict the first N images only"})
+    eval_on_train: bool = field(
+        default=False,
+        metadata={"help": "at the end also evaluate the training images, unaugmented, as train_mean_iou"},
+    )
+    check_data: bool = field(
+        default=True, metadata={"help": "look for faults in a sample of the data before training (check_dataset.py)"}
+    )
+    preview: str | None = field(
+        default=None, metadata={"help": "only write a picture of augmented training images to this file"}
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "run every stage once on a few images, report time and memory, and keep nothing"},
+    )
+
+    def __post_init__(self):
+        check_positive(self, "max_train_samples", "max_eval_samples", "max_predict_samples")
+
+    @property
+    def keeps_nothing(self) -> bool:
+        """Whether what the run writes to its output folder is thrown away."""
+        return self.dry_run or self.preview is not None
 
 
 def _default(name: str, value):
@@ -52,7 +132,16 @@ class SegmentationTrainingArguments(TrainingArguments):
             self.eval_strategy = "no"
         if self.eval_strategy == "no":
             self.load_best_model_at_end = False
+        batch = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+        check_positive(self, *batch)
         super().__post_init__()
+        if self.push_to_hub and self.hub_strategy != "end":
+            raise UserError(
+                f"--hub_strategy {self.hub_strategy.value} would upload pickled training arguments with every "
+                "checkpoint; the model, its card and its results are pushed once, at the end (--hub_strategy end)"
+            )
+        if self.lr_scheduler_type == SchedulerType.POLYNOMIAL:
+            check_schedule(self.learning_rate, self.lr_scheduler_kwargs or {})
         if self.n_gpu > 1:
             # One process drives one GPU. torch's DataParallel would be slow and scale the loss wrongly; the Trainer
             # has no public switch for it and sets the same attribute itself for model parallelism.
@@ -61,3 +150,103 @@ class SegmentationTrainingArguments(TrainingArguments):
                 "accelerate_config.yaml run_segmentation.py …` uses all of them"
             )
             self._n_gpu = 1
+
+
+@dataclass
+class Arguments:
+    """All flags of `run_segmentation.py`, by topic.
+
+    Raises:
+        UserError: groups that do not fit together.
+    """
+
+    dataset: DatasetArguments
+    classes: ClassArguments
+    augmentation: AugmentationArguments
+    evaluation: EvaluationArguments
+    model: ModelArguments
+    loss: LossArguments
+    optimization: OptimizationArguments
+    run: RunArguments
+    training: SegmentationTrainingArguments
+    given: tuple[str, ...] = ()  # names of the flags that the command line or the file of `--config` sets
+
+    @classmethod
+    def parse(cls, argv: list[str] | None = None, description: str | None = None) -> "Arguments":
+        """From the command line, or `argv`, and the YAML file of `--config`."""
+        exclusive = (("model_name_or_path", "from_scratch"), ("dataset_dir", "dataset_name"))
+        types = tuple(GROUPS.values())
+        return cls(*parse_arguments(types, argv, description, exclusive), given=given_flags(types, argv))
+
+    def __post_init__(self):
+        self.dataset.source  # noqa: B018 - raises where there is no data
+        self._check_tasks()
+        if self.dataset.streaming:
+            self._check_streaming()
+        if self.model.from_scratch and (self.optimization.freeze_encoder or self.optimization.lora_r):
+            raise UserError("--freeze_encoder and --lora_r keep a pretrained encoder; --from_scratch has none")
+        if self.training.label_smoothing_factor and "ce" not in self.loss.names:
+            raise UserError(
+                f"--label_smoothing_factor applies to cross-entropy, which --loss {self.loss.loss} does not name"
+            )
+        if self.optimization.ema_decay and (self.training.fsdp or self.training.deepspeed):
+            raise UserError("--ema_decay averages whole weights, which FSDP and DeepSpeed scatter; leave it out")
+        if self.optimization.sync_bn and self.training.world_size > 1 and self.training.device.type == "cpu":
+            raise UserError("--sync_bn needs GPUs; on several CPU processes leave it out")
+        patience = self.optimization.early_stopping_patience
+        if patience and self.training.do_train and not self.training.load_best_model_at_end:
+            raise UserError(
+                "--early_stopping_patience needs evaluations (--eval_strategy) and --load_best_model_at_end"
+            )
+
+    def _check_tasks(self) -> None:
+        training = self.training
+        if not (training.do_train or training.do_eval or training.do_predict or self.run.eval_on_train):
+            raise UserError("nothing to do: give --do_train, --do_eval, --do_predict or several of them")
+        if training.do_train:
+            return
+        needs_training = {
+            "resume_from_checkpoint": training.resume_from_checkpoint,
+            "push_to_hub": training.push_to_hub,
+            "from_scratch": self.model.from_scratch,
+        }
+        for name, value in needs_training.items():
+            if value:
+                raise UserError(f"--{name} belongs to a training run: add --do_train")
+        if not self.model.model_name_or_path:
+            raise UserError("without --do_train, --model_name_or_path must name the trained model to evaluate")
+
+    def _check_streaming(self) -> None:
+        has_classes = self.classes.id2label or self.classes.label_map or ADE20K_ON_THE_HUB in self.dataset.source
+        if not has_classes:
+            raise UserError(NO_CLASS_LIST)
+        if self.training.max_steps < 1:
+            raise UserError("--streaming does not know how many images there are: give --max_steps")
+        if (self.training.do_eval or self.training.do_predict) and self.run.max_eval_samples is None:
+            raise UserError(
+                "--streaming evaluates the first images of the split: say how many with --max_eval_samples"
+            )
+        if self.run.preview or self.run.eval_on_train:
+            raise UserError("--streaming keeps no training images: leave out --preview and --eval_on_train")
+        if self.loss.class_weights == "auto":
+            raise UserError("--class_weights auto counts all pixels first, which --streaming cannot: give a file")
+
+    def save(self, output_dir: str | Path) -> None:
+        """Writes `arguments.yaml`: every flag that was given, but for tokens, as `--config` takes it."""
+        values = {name: getattr(group, name) for group in self.groups() for name in self.given if hasattr(group, name)}
+        content = {name: _plain(value) for name, value in values.items() if name not in SECRETS}
+        file = Path(output_dir, ARGUMENTS_FILE)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+    def groups(self) -> list:
+        return [getattr(self, name) for name in GROUPS]
+
+
+def _plain(value):
+    """What YAML can hold: enumerations by their values, paths as text."""
+    value = getattr(value, "value", value)
+    return value if isinstance(value, bool | int | float | str | list | dict | None) else str(value)
+
+
+GROUPS = {name: kind for name, kind in Arguments.__annotations__.items() if name != "given"}

@@ -1,4 +1,4 @@
-"""`--dry_run`: all that a run would do, once and in small, and a report of what is to be expected."""
+"""`--dry_run`: all that a run would do, once and on a tiny scale, and a report of what is to be expected."""
 
 import logging
 import sys

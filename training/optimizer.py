@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedModel, SchedulerType, TrainingArguments
+from transformers import PreTrainedModel
 
 from cli_utils import UserError, nearest
 from models.adapters import encoder_name
@@ -132,12 +132,10 @@ def poly_schedule(
     return LambdaLR(optimizer, factors)
 
 
-def check_schedule(args: TrainingArguments) -> None:
+def check_schedule(learning_rate: float, options: dict) -> None:
     """Raises UserError where `--lr_scheduler_kwargs` of the polynomial schedule are not those of `poly_schedule`."""
-    if args.lr_scheduler_type != SchedulerType.POLYNOMIAL:
-        return
-    limits = {"power": (0, float("inf")), "lr_end": (0, args.learning_rate), "warmup_ratio": (0, 1)}
-    for key, value in (args.lr_scheduler_kwargs or {}).items():
+    limits = {"power": (0, float("inf")), "lr_end": (0, learning_rate), "warmup_ratio": (0, 1)}
+    for key, value in options.items():
         if key not in limits:
             raise UserError(
                 f"--lr_scheduler_kwargs holds {key!r}{nearest(key, limits)}; polynomial takes {', '.join(limits)}"

@@ -8,13 +8,9 @@ What differs from the stock Trainer, and why:
 * evaluation happens at each image's original resolution and keeps counts, not logits.
 """
 
-import json
 import logging
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from transformers import SchedulerType, Trainer, TrainerCallback
@@ -23,11 +19,10 @@ from transformers.trainer_callback import PrinterCallback
 
 from data.preprocessing import EvaluationProtocol
 from data_utils import collate_eval, collate_train
-from metrics_utils import IGNORE_INDEX, ComputeStatistics, boundary_counts, confusion_matrix, without_per_category
+from metrics_utils import IGNORE_INDEX, ComputeMetrics, boundary_counts, confusion_matrix, without_per_category
 from models.adapters import merged_state_dict, save_adapters, with_adapters
-from models.inference import predicted_ids, protocol_logits, score_logits, two_class_logits
+from models.inference import predict_ids, protocol_logits, score_logits, two_class_logits
 from models.losses import segmentation_loss
-from reports.publishing import check_hub_access, push_run
 from training.ema import WeightAverage
 from training.optimizer import groups_table, parameter_groups, poly_schedule, takes_parameter_groups
 
@@ -65,7 +60,7 @@ class SegmentationTrainer(Trainer):
         model, args, train_dataset, eval_dataset, processing_class, callbacks: as for `Trainer`. The datasets are
             `data_utils.SegmentationDataset`s.
         protocol: how evaluation images were prepared; named in every result.
-        fused_ops: the loss and the evaluation strip by strip; else as stock transformers computes them.
+        fused_ops: the loss and the evaluation tile by tile; else as stock transformers computes them.
         id2label: training id → name; None takes the model's, which has one of two where it has a single logit.
         losses: of `models.losses.parse_loss`.
         class_weights: float (num_labels,), for the losses that take them.
@@ -88,7 +83,7 @@ class SegmentationTrainer(Trainer):
         self.protocol = protocol
         self.fused_ops = fused_ops
         self.losses = losses
-        self.class_weights = class_weights
+        self.class_weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
         self.head_lr_multiplier = head_lr_multiplier
         self.weight_average = WeightAverage(ema_decay)
         super().__init__(
@@ -98,7 +93,7 @@ class SegmentationTrainer(Trainer):
             compute_metrics=None,
             **kwargs,
         )
-        self.compute_metrics = ComputeStatistics(id2label or self.model.config.id2label)
+        self.compute_metrics = ComputeMetrics(id2label or self.model.config.id2label)
         # The loss is computed outside the model; handed on, `num_items_in_batch` would reach modules that ignore it.
         # (Upstream: huggingface/transformers#47688.)
         self.model_accepts_loss_kwargs = False
@@ -198,10 +193,10 @@ class SegmentationTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         num_labels = len(self.compute_metrics.id2label)
         matrices, mean_losses, valid_pixels, boundary = [], [], [], []
-        for pixel_values, labels in zip(inputs["pixel_values"], inputs["labels"], strict=True):
-            with torch.inference_mode(), self.compute_loss_context_manager():
-                logits = protocol_logits(model, pixel_values, self.protocol)
-            with torch.inference_mode():
+        with torch.inference_mode():
+            for pixel_values, labels in zip(inputs["pixel_values"], inputs["labels"], strict=True):
+                with self.compute_loss_context_manager():
+                    logits = protocol_logits(model, pixel_values, self.protocol)
                 prediction, loss_sum, valid = score_logits(
                     logits, labels[None], self.fused_ops, self.protocol.threshold
                 )
@@ -212,44 +207,10 @@ class SegmentationTrainer(Trainer):
         counts = (torch.stack(matrices), torch.cat(mean_losses), torch.cat(valid_pixels), torch.stack(boundary))
         return None, counts, torch.zeros(len(matrices), device=matrices[0].device)
 
-    def predict_ids(self, image: Image.Image | torch.Tensor) -> np.ndarray:
-        """RGB image, or uint8 (C, H, W) → uint8 training ids (H, W) at its size: the prediction `evaluate` scores."""
-        model = self.accelerator.unwrap_model(self.model).eval()
-        size = (image.height, image.width) if isinstance(image, Image.Image) else tuple(image.shape[-2:])
-        with torch.inference_mode(), self.compute_loss_context_manager():
-            logits = protocol_logits(model, self.protocol.preprocess(image), self.protocol)
-        with torch.inference_mode():
-            prediction = predicted_ids(logits, size, self.fused_ops, self.protocol.threshold)
-        return prediction.cpu().numpy().astype(np.uint8)
-
-    # ---- the Hub ----------------------------------------------------------------------------------------------------
-
-    def init_hf_repo(self, token=None, private=None):
-        """Called when the Trainer is made: a token that cannot push is found before training, not after it."""
-        if self.is_world_process_zero():
-            private = self.args.hub_private_repo if private is None else private
-            self.hub_model_id = check_hub_access(
-                self.args.hub_model_id,
-                token or self.args.hub_token,
-                self.args.output_dir,
-                private,
-                self.args.hub_revision,
-            )
-
-    def push_to_hub(
-        self, commit_message="End of training", blocking=True, token=None, revision=None, private=None, **kwargs
-    ):
-        """Publishes `reports.publishing.PUBLISHED_FILES`; the stock method would upload the whole output folder,
-        pickled training arguments and predictions included."""
-        if self.is_world_process_zero():
-            return push_run(
-                self.args.output_dir,
-                self.hub_model_id,
-                token or self.args.hub_token,
-                self.args.hub_private_repo if private is None else private,
-                commit_message,
-                revision or self.args.hub_revision,
-            )
+    def predict_ids(self, image: Image.Image | torch.Tensor) -> torch.Tensor:
+        """`models.inference.predict_ids` in the Trainer's precision: the prediction that `evaluate` scores."""
+        with self.compute_loss_context_manager():
+            return predict_ids(self.accelerator.unwrap_model(self.model).eval(), image, self.protocol, self.fused_ops)
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
@@ -287,19 +248,3 @@ class SegmentationTrainer(Trainer):
             return super()._load_best_model()
         logger.info(f"best {self.args.metric_for_best_model} {self.state.best_metric:.4f}")
         self._load_weights(self.state.best_model_checkpoint)
-
-
-def newest_checkpoint(output_dir: str | os.PathLike) -> str | None:
-    """The `checkpoint-N` folder with the highest N that was written completely, or None.
-
-    `trainer_state.json` is the last file of a checkpoint: where it is missing or cut off, saving was interrupted.
-    """
-    complete = []
-    for state_file in Path(output_dir).glob("checkpoint-*/trainer_state.json"):
-        try:
-            complete.append(
-                (json.loads(state_file.read_text(encoding="utf-8"))["global_step"], str(state_file.parent))
-            )
-        except ValueError:
-            logger.warning(f"{state_file.parent} was not written to the end and is passed over")
-    return max(complete)[1] if complete else None

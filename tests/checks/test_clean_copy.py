@@ -35,7 +35,7 @@ import check_dataset
 from checks.clean_copy import snap, write_clean_copy
 from cli_utils import UserError
 from data.preparation import prepare_dataset
-from data_utils import load_from_arguments
+from data_utils import find_classes, load_data
 
 # Those of which nothing is left in the copy.
 MENDED = (
@@ -103,7 +103,9 @@ def kinds(flags, tmp_path):
 
 def prepared(flags):
     """What training makes of a dataset."""
-    return prepare_dataset(*load_from_arguments(check_dataset.parse(list(flags))[1]))
+    _, dataset_args, class_args = check_dataset.parse(list(flags))
+    data = load_data(dataset_args)
+    return prepare_dataset(data.splits, find_classes(data, class_args))
 
 
 def labels(flags):
@@ -421,9 +423,9 @@ def test_names_stay_inside_the_copy(tmp_path, fix):
 def test_orphan_whose_name_is_no_utf8(tmp_path):
     root = make_clean(tmp_path / "data")
     shutil.copy(image_of(root, 0), os.fsdecode(bytes(root / "train/images") + b"/caf\xe9.png"))
-    args, data_args = check_dataset.parse([str(root), "--num_proc", "1"])
-    report, class_map, dataset = check_dataset.check(args, data_args)
-    write_clean_copy(dataset, class_map, report, data_args, tmp_path / "copy")
+    args, *data_args = check_dataset.parse([str(root), "--num_proc", "1"])
+    report, data, class_map = check_dataset.check(args, *data_args)
+    write_clean_copy(data, class_map, report, *data_args, tmp_path / "copy")
     last = (tmp_path / "copy" / "fix_report.csv").read_text(encoding="utf-8").splitlines()[-1]
     assert last == rf",{root}/train/images/caf\udce9.png,,0,image without a mask"
 

@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import re
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -18,10 +19,9 @@ from checks.records import DatasetReport, Finding
 from checks.scan import scan
 from checks.values import count_class_pixels, transitions
 from cli_utils import UserError
+from data.arguments import DatasetArguments
 from data.classes import ClassMap
-from data.layouts import FoundDataset
-from data.pairing import find_dataset
-from data_utils import load_segmentation_dataset
+from data_utils import load_data, load_segmentation_dataset
 
 FOUR = ClassMap(NAMES)
 
@@ -223,12 +223,12 @@ def test_orphans_in_every_split(tmp_path):
     mask_of(root, 1).unlink()
     image_of(root, 9).unlink()
     (root / "train" / "images" / "Thumbs.db").write_bytes(b"litter")
-    found = find_dataset(root)
-    alone, masks = orphan_faults(found)
+    data = load_data(DatasetArguments(dataset_dir=str(root)))
+    alone, masks = orphan_faults(data)
     assert (alone.kind, alone.files) == ("image-without-mask", (str(image_of(root, 1)),))
     assert (masks.kind, masks.files, masks.count) == ("mask-without-image", (str(mask_of(root, 9)),), 1)
     assert alone.severity == masks.severity == "warning"
-    [listed] = orphan_faults(FoundDataset("COCO", found.splits, found.images_alone))  # by purpose, it may be
+    [listed] = orphan_faults(replace(data, layout="COCO", masks_alone=[]))  # on purpose, it may be
     assert (listed.kind, listed.severity) == ("image-without-mask", "info")
 
 

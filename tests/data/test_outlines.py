@@ -8,6 +8,7 @@ import logging
 import numpy as np
 import pytest
 import yaml
+from factories.datasets import load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -15,10 +16,9 @@ from PIL import Image
 from cli_utils import UserError
 from data import outlines
 from data.layouts import detect_layout
-from data.outlines import annotated_classes, decode_rle, draw_masks, draw_polygon
+from data.outlines import decode_rle, draw_masks, draw_polygon
 from data.pairing import find_dataset
 from data.preparation import prepare_dataset
-from data_utils import find_classes, load_segmentation_dataset
 
 WIDTH, HEIGHT = 12, 8
 # 3 to 7 and 2 to 5: four pixels wide, three high.
@@ -164,18 +164,17 @@ def test_coco(tmp_path, caplog):
 
 def test_coco_to_training_ids(tmp_path):
     root = coco(tmp_path / "data")
-    dataset = load_segmentation_dataset(dataset_dir=root)
-    assert annotated_classes(dataset) == {0: "background", 1: "cat", 2: "dog"}
-    class_map = find_classes(dataset, dataset_dir=root)
+    data, class_map = load(root)
+    assert data.class_names == {0: "background", 1: "cat", 2: "dog"}
     assert class_map.id2label == {0: "background", 1: "cat", 2: "dog"}
-    assert prepare_dataset(dataset, class_map)["train"]["class_pixels"] == [[84, 12, 0], [96, 0, 0]]
-    class_map = find_classes(dataset, dataset_dir=root, drop_classes=["background"])
+    assert prepare_dataset(data.splits, class_map)["train"]["class_pixels"] == [[84, 12, 0], [96, 0, 0]]
+    class_map = load(root, drop_classes=["background"])[1]
     assert class_map.id2label == {0: "cat", 1: "dog"}
-    assert prepare_dataset(dataset, class_map)["train"]["class_pixels"] == [[12, 0], [0, 0]]
+    assert prepare_dataset(data.splits, class_map)["train"]["class_pixels"] == [[12, 0], [0, 0]]
 
 
 def test_masks_of_other_layouts_have_no_annotated_classes(make_dataset):
-    assert annotated_classes(load_segmentation_dataset(dataset_dir=make_dataset())) is None
+    assert load(make_dataset())[0].class_names is None
 
 
 @pytest.mark.parametrize(
@@ -261,9 +260,7 @@ def test_roboflow_adds_a_category_that_nothing_is(tmp_path):
     root = coco(tmp_path / "data", categories=categories, annotations=[outline([BOX], category=2)])
     assert masks(root)["a"].max() == 2
     coco(root, categories=categories, annotations=[outline([BOX], category=0)])
-    assert annotated_classes(load_segmentation_dataset(dataset_dir=root)) == {
-        **{0: "background", 1: "pets", 2: "cat", 3: "dog"}
-    }
+    assert load(root)[0].class_names == {**{0: "background", 1: "pets", 2: "cat", 3: "dog"}}
 
 
 def test_a_category_called_background(tmp_path):
@@ -329,8 +326,8 @@ def test_turned_images(tmp_path, upright):
     size = {"width": HEIGHT, "height": WIDTH} if upright else {"width": WIDTH, "height": HEIGHT}
     box = [3, 3, 6, 3, 6, 7, 3, 7] if upright else BOX
     root = coco(tmp_path / "data", images=[{"id": 11, "file_name": "a.jpg", **size}], annotations=[outline([box])])
-    dataset = load_segmentation_dataset(dataset_dir=root)
-    row = prepare_dataset(dataset, find_classes(dataset, dataset_dir=root))["train"][0]
+    data, class_map = load(root)
+    row = prepare_dataset(data.splits, class_map)["train"][0]
     np.testing.assert_array_equal(np.asarray(row["label"]), np.rot90(BOX_MASK, -1))
     assert row["image"].size == (HEIGHT, WIDTH)
 
@@ -408,7 +405,7 @@ def test_labelme_labels_file(tmp_path):
     root = labelme(tmp_path / "data", shapes=shapes)
     (root / "labels.txt").write_text("__ignore__\n_background_\ndog\ncat\n")
     assert sorted(np.unique(masks(root)["a"])) == [0, 1, 255]
-    assert annotated_classes(load_segmentation_dataset(dataset_dir=root)) == {0: "background", 1: "dog", 2: "cat"}
+    assert load(root)[0].class_names == {0: "background", 1: "dog", 2: "cat"}
     (root / "labels.txt").write_text("__ignore__\n_background_\ndogs\ncat\n")
     refused(root, "a.json: label 'dog' is not in", "labels.txt (did you mean dogs?)")
 
@@ -542,7 +539,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, cache, monkeypatch):
 
 def test_several_processes_give_the_same(tmp_path):
     root = coco(tmp_path / "data")
-    [pairs] = draw_masks(root, "COCO", tmp_path / "other", num_proc=2).values()
+    [pairs] = draw_masks(root, "COCO", tmp_path / "other", num_proc=2)[0].values()
     np.testing.assert_array_equal(np.asarray(Image.open(pairs[0].mask)), BOX_MASK)
 
 

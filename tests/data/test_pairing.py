@@ -217,9 +217,14 @@ def test_metadata_mistakes(make_dataset):
     file.write_text(good.replace("ids/train_1.gif", ""))
     refused(root, "a row lacks its file_name or mask_file_name", "train_1")
     file.write_text(good.replace("mask_file_name", "ground"))
-    refused(root, "no label column among file_name, ground, split", "--label_column")
+    assert len(find_dataset(root).splits["train"]) == 2  # the only other column with names of files
+    refused(root, "--image_column photo: no such column", image_column="photo", label_column="ground")
+    rows = [line.split(",") for line in good.splitlines()]
+    doubled = [",".join([*row, row[1]]) for row in rows[1:]]
+    file.write_text("\n".join(["file_name,ground,split,other", *doubled]))
+    refused(root, "ground and other of the columns could be the labels: file_name, ground, split", "--label_column")
     assert len(find_dataset(root, label_column="ground").splits["train"]) == 2
-    refused(root, "no image column 'photo'", image_column="photo", label_column="ground")
+    file.write_text(good)
     (root / "metadata.csv").rename(root / "metadata.jsonl")
     refused(root, "metadata.jsonl cannot be read")
 

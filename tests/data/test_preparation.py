@@ -11,14 +11,15 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from factories.datasets import save_pair
+from factories.datasets import load, save_pair
 from PIL import Image
 
 from cli_utils import UserError
 from data import classes, image_files, preparation
+from data.arguments import ClassArguments, DatasetArguments
 from data.classes import ClassMap
 from data.preparation import prepare_dataset
-from data_utils import find_classes, load_segmentation_dataset
+from data_utils import find_classes, load_data, load_segmentation_dataset
 
 THREE = ClassMap({0: "sky", 1: "tree", 2: "road"})
 REDUCED = ClassMap({0: "sky", 1: "tree"}, do_reduce_labels=True)
@@ -538,12 +539,12 @@ def test_multi_band_images(tmp_path):
 
 
 def resolve(root, **options):
-    return find_classes(load_segmentation_dataset(dataset_dir=root), dataset_dir=root, **options)
+    return load(root, **options)[1]
 
 
 def test_classes_from_the_masks(make_dataset, caplog, tmp_path):
     caplog.set_level(logging.INFO)
-    class_map = resolve(make_dataset(values=(0, 2, 5, 255)), ignore_values=(5,))
+    class_map = resolve(make_dataset(values=(0, 2, 5, 255)), ignore_values=[5])
     assert class_map.id2label == {0: "class_0", 1: "class_2"} and class_map.raw_to_id == {0: 0, 2: 1}
     assert class_map.ignore_values == (5,)
     assert "named after the values in the masks (0, 2)" in caplog.text
@@ -576,8 +577,11 @@ def test_order_of_class_lists_and_default_of_reduction(make_dataset, tmp_path, c
     assert resolve(ade).id2label == {0: "own", 1: "classes"}
     given = tmp_path / "given.json"
     given.write_text(json.dumps({"0": "given"}))
-    assert resolve(ade, id2label_file=given).id2label == {0: "given"}
-    dataset = load_segmentation_dataset(dataset_dir=ade)
-    hub = find_classes(dataset, dataset_name="zhoubolei/scene_parse_150")
+    assert resolve(ade, id2label=given).id2label == {0: "given"}
+    saved = tmp_path / "zhoubolei/scene_parse_150"
+    load(ade)[0].splits.save_to_disk(saved)
+    hub = find_classes(load_data(DatasetArguments(dataset_name=str(saved))), ClassArguments())
     assert (hub.num_labels, hub.do_reduce_labels) == (150, True)
-    assert find_classes(dataset, dataset_name="somebody/else").do_reduce_labels is False
+    saved.rename(tmp_path / "else")
+    other = load_data(DatasetArguments(dataset_name=str(tmp_path / "else")))
+    assert find_classes(other, ClassArguments()).do_reduce_labels is False

@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -14,17 +15,24 @@ from torch.utils.data import DataLoader
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from cli_utils import UserError
-from data.arguments import DatasetArguments
+from data.arguments import ClassArguments, DatasetArguments
 from data.augmentation import TrainTransform
 from data.classes import ClassMap
 from data.preparation import prepare_dataset
 from data.preprocessing import EvaluationProtocol
-from data.streaming import StreamingDataset, check_streaming, load_streams
-from data_utils import collate_train
-from training.arguments import SegmentationTrainingArguments
+from data.streaming import StreamingDataset
+from data_utils import collate_train, find_classes, load_data
+from training.arguments import Arguments, SegmentationTrainingArguments
 from training.trainer import SegmentationTrainer
 
 TWO = ClassMap({0: "dark", 1: "light"})
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    """`datasets` sleeps for 5 seconds after each pass over Parquet files, which give the threads of PyArrow up to 24
+    the time to end (apache/arrow#45214); with newer ones nothing is left to wait for."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
 
 
 def encoded(array, path=None):
@@ -56,10 +64,14 @@ def folder(tmp_path):
     return root
 
 
-def arguments(folder, **options):
+def streamed(folder, max_eval_samples=None, **flags):
+    """Data and classes of a folder of parquet files, read while training."""
     names = folder.parent / "names.json"
     names.write_text(json.dumps(TWO.id2label))
-    return DatasetArguments(dataset_name=str(folder), id2label=str(names), streaming=True, **options)
+    class_flags = {name: flags.pop(name) for name in list(flags) if name in ClassArguments.__dataclass_fields__}
+    dataset_args = DatasetArguments(dataset_name=str(folder), streaming=True, **flags)
+    data = load_data(dataset_args, max_eval_samples=max_eval_samples)
+    return data, find_classes(data, ClassArguments(**({"id2label": str(names)} | class_flags)))
 
 
 class Level:
@@ -73,8 +85,8 @@ class Level:
 
 
 def drawn(folder, count, seed=0, start=0, **options):
-    stream, _, class_map = load_streams(arguments(folder), None)
-    dataset = StreamingDataset(stream, class_map, Level(), seed, **options)
+    data, class_map = streamed(folder)
+    dataset = StreamingDataset(data.stream, class_map, Level(), seed, **options)
     dataset.set_epoch(start)
     return list(itertools.islice(dataset, count))
 
@@ -96,8 +108,8 @@ def test_passes_follow_each_other(folder):
 
 
 def test_workers_read_files_of_their_own(folder):
-    stream, _, class_map = load_streams(arguments(folder), None)
-    dataset = StreamingDataset(stream, class_map, Level(), seed=0)
+    data, class_map = streamed(folder)
+    dataset = StreamingDataset(data.stream, class_map, Level(), seed=0)
 
     def first(workers, count=20):
         loader = DataLoader(dataset, batch_size=None, num_workers=workers)
@@ -113,23 +125,24 @@ def test_workers_read_files_of_their_own(folder):
 
 
 def test_training_examples(folder):
-    stream, _, class_map = load_streams(arguments(folder), None)
-    dataset = StreamingDataset(stream, class_map, TrainTransform(EvaluationProtocol(16)))
+    data, class_map = streamed(folder)
+    dataset = StreamingDataset(data.stream, class_map, TrainTransform(EvaluationProtocol(16)))
     batch = collate_train(list(itertools.islice(dataset, 3)))
     assert batch["pixel_values"].shape == (3, 3, 16, 16) and batch["labels"].shape == (3, 16, 16)
     assert set(batch["labels"].unique().tolist()) <= {0, 1, 255}
 
 
 def test_the_first_rows_are_evaluated(folder):
-    _, dataset, class_map = load_streams(arguments(folder, merge_classes=["dark=night"]), 3)
+    data, class_map = streamed(folder, 3, merge_classes=["dark=night"])
+    dataset = data.splits
     assert list(dataset) == ["validation"] and class_map.id2label == {0: "night", 1: "light"}
     prepared = prepare_dataset(dataset, class_map)["validation"]
     assert prepared["class_pixels"][:] == [[40, 56]] * 3
     assert [row["image"].getpixel((0, 0))[0] for row in prepared] == [100, 101, 102]
     assert prepared["name"][:] == ["validation_000000", "validation_000001", "validation_000002"]
     (folder / "validation.parquet").rename(folder / "test.parquet")
-    assert list(load_streams(arguments(folder), 3)[1]) == ["test"]
-    assert list(load_streams(arguments(folder), None)[1]) == []
+    assert list(streamed(folder, 3)[0].splits) == ["test"]
+    assert list(streamed(folder)[0].splits) == []
 
 
 def test_a_folder_of_images(tmp_path):
@@ -168,34 +181,41 @@ def test_empty_rows_are_named(folder):
 
 def test_streams_that_are_refused(folder, tmp_path):
     with pytest.raises(UserError, match="--streaming needs to know the classes beforehand: give --id2label FILE"):
-        load_streams(DatasetArguments(dataset_name=str(folder)), None)
+        streamed(folder, id2label=None)
     with pytest.raises(UserError, match="cannot be loaded"):
-        load_streams(arguments(tmp_path / "nowhere"), None)
+        streamed(tmp_path / "nowhere")
     with pytest.raises(UserError, match="--label_column mask: no such column"):
-        load_streams(arguments(folder, label_column="mask"), None)
+        streamed(folder, label_column="mask")
     saved = tmp_path / "saved"
     Dataset.from_parquet(str(folder / "train-00.parquet")).save_to_disk(saved)
     with pytest.raises(UserError, match=f"--streaming: {saved} is on this disk already"):
-        load_streams(arguments(saved), None)
+        streamed(saved)
+
+
+STREAM = ("--dataset_name", "x", "--streaming", "--id2label", "names.json", "--from_scratch", "mit-b0", "--do_train")
+NO_EVALUATION = ("--eval_strategy", "no")
 
 
 @pytest.mark.parametrize(
-    ("options", "max_steps", "max_eval_samples", "message"),
+    ("flags", "message"),
     [
-        ({"dataset_dir": "x"}, 5, 5, "--streaming reads --dataset_name; a folder"),
-        ({"dataset_name": "x", "train_val_split": 0.2}, 5, 5, "leave out --train_val_split"),
-        ({"dataset_name": "x"}, -1, 5, "give --max_steps"),
-        ({"dataset_name": "x"}, 5, None, "say how many with --max_eval_samples"),
+        (("--dataset_dir", "x", "--dataset_name", ""), "--streaming reads --dataset_name; a folder"),
+        (("--max_steps", "5", "--max_eval_samples", "5", "--train_val_split", "0.2"), "leave out --train_val_split"),
+        (("--max_eval_samples", "5"), "give --max_steps"),
+        (("--max_steps", "5"), "say how many with --max_eval_samples"),
+        (("--max_steps", "5", "--max_eval_samples", "5", "--id2label", ""), "needs to know the classes beforehand"),
+        (("--max_steps", "5", *NO_EVALUATION, "--class_weights", "auto"), "counts all pixels first"),
+        (("--max_steps", "5", *NO_EVALUATION, "--preview", "x.png"), "keeps no training images"),
     ],
 )
-def test_flags_that_do_not_go_together(options, max_steps, max_eval_samples, message):
+def test_flags_that_do_not_go_together(flags, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        check_streaming(DatasetArguments(**options), max_steps, max_eval_samples, evaluates=True)
+        Arguments.parse([*STREAM, *flags, "--output_dir", str(tmp_path), "--use_cpu"])
 
 
-def test_flags_that_do():
-    check_streaming(DatasetArguments(dataset_name="x"), 5, 5, evaluates=True)
-    check_streaming(DatasetArguments(dataset_name="x"), 5, None, evaluates=False)
+@pytest.mark.parametrize("flags", [("--max_eval_samples", "5"), NO_EVALUATION])
+def test_flags_that_do(flags, tmp_path):
+    Arguments.parse([*STREAM, "--max_steps", "5", *flags, "--output_dir", str(tmp_path), "--use_cpu"])
 
 
 # ---- through the Trainer ----
@@ -203,7 +223,7 @@ def test_flags_that_do():
 
 def test_training_and_resuming(folder, tmp_path):
     """Eight steps of two images, more than one pass; the last four again from the checkpoint are equal bit for bit."""
-    stream, _, class_map = load_streams(arguments(folder), None)
+    data, class_map = streamed(folder)
     protocol, weights = EvaluationProtocol(32), []
     for resume in (None, str(tmp_path / "checkpoint-4")):
         torch.manual_seed(0)
@@ -223,7 +243,7 @@ def test_training_and_resuming(folder, tmp_path):
                 use_cpu=True,
                 disable_tqdm=True,
             ),
-            train_dataset=StreamingDataset(stream, class_map, TrainTransform(protocol), seed=1),
+            train_dataset=StreamingDataset(data.stream, class_map, TrainTransform(protocol), seed=1),
             protocol=protocol,
         )
         assert trainer.train(resume_from_checkpoint=resume).global_step == 8

@@ -1,9 +1,13 @@
-"""Small datasets on disk, in every layout."""
+"""Small datasets on disk, in every layout, and how they are loaded."""
 
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from data.arguments import ClassArguments, DatasetArguments
+from data.classes import ClassMap
+from data_utils import Data, find_classes, load_data
 
 # Image and mask of a layout, below the dataset's folder.
 LAYOUT_FILES = {
@@ -28,3 +32,11 @@ def save_pair(image_file: Path, mask_file: Path, ids: np.ndarray, seed: int = 0)
     pixels = np.random.default_rng(seed).integers(0, 256, (*ids.shape, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(image_file)
     Image.fromarray(ids).save(mask_file)
+
+
+def load(root: Path, cache_dir: Path | None = None, **flags) -> tuple[Data, ClassMap]:
+    """A folder's data and classes, by fields of `DatasetArguments` and `ClassArguments`."""
+    flags = {name: str(value) if isinstance(value, Path) else value for name, value in flags.items()}
+    class_flags = {name: flags.pop(name) for name in list(flags) if name in ClassArguments.__dataclass_fields__}
+    data = load_data(DatasetArguments(dataset_dir=str(root), **flags))
+    return data, find_classes(data, ClassArguments(**class_flags), cache_dir)

@@ -1,18 +1,24 @@
 """Losses by tiles against slow definitions on whole tensors, in value and gradient."""
 
-import json
 from fractions import Fraction
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
+from factories.logits import SIZES, LargestTensor, random_case, relative_error, stock_loss
 
 from cli_utils import UserError
-from data.class_weights import class_weights, read_class_weights
 from models import losses, upsampling
-from models.losses import LOSSES, check_loss, parse_loss, plain_loss, segmentation_loss, tiled_loss
+from models.arguments import LossArguments
+from models.inference import upsampled_scores
+from models.losses import (
+    LOSSES,
+    parse_loss,
+    plain_loss,
+    segmentation_loss,
+    tiled_loss,
+    upsampled_cross_entropy,
+)
 
 TILED = ("focal", "ohem", "dice", "lovasz")
 
@@ -25,7 +31,7 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(losses, "HARD_PIXELS_PER_IMAGE", 40)
 
 
-def random_case(dtype=torch.float64, num_classes=5, size=(17, 19), low=(5, 6)):
+def two_images(dtype=torch.float64, num_classes=5, size=(17, 19), low=(5, 6)):
     """Logits (2, C, h, w) and labels (2, H, W) with ignored pixels; the last class never occurs."""
     generator = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(2, num_classes, *low, generator=generator, dtype=torch.float64)
@@ -90,7 +96,7 @@ DEFINITIONS = {
 @pytest.mark.parametrize("fused_ops", [True, False])
 @pytest.mark.parametrize("name", TILED)
 def test_value_and_gradient_are_those_of_the_definition(name, fused_ops):
-    logits, labels = random_case()
+    logits, labels = two_images()
     weight = torch.tensor([0.5, 2.0, 1.0, 0.0, 3.0], dtype=torch.float64)
     expected = DEFINITIONS[name](*pixels_of(logits, labels), weight)
     (expected_gradient,) = torch.autograd.grad(expected, logits)
@@ -102,7 +108,7 @@ def test_value_and_gradient_are_those_of_the_definition(name, fused_ops):
 
 @pytest.mark.parametrize("fused_ops", [True, False])
 def test_hard_pixels_are_not_fewer_than_asked_for(fused_ops):
-    logits, labels = random_case()
+    logits, labels = two_images()
     likeliest = F.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
     labels = torch.where(labels == 255, 255, likeliest)
     logits = (16 * logits.detach()).requires_grad_()
@@ -118,7 +124,7 @@ def test_hard_pixels_are_not_fewer_than_asked_for(fused_ops):
 @pytest.mark.parametrize("fused_ops", [True, False])
 @pytest.mark.parametrize("name", TILED)
 def test_a_gradient_is_the_slope_of_the_value(name, fused_ops):
-    logits, labels = random_case(low=(3, 3), size=(8, 9))
+    logits, labels = two_images(low=(3, 3), size=(8, 9))
     loss = segmentation_loss(logits, labels, (name,), fused_ops=fused_ops)
     (gradient,) = torch.autograd.grad(loss, logits)
     step = 1e-6 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -129,7 +135,7 @@ def test_a_gradient_is_the_slope_of_the_value(name, fused_ops):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_an_ignored_batch_gives_zero(name):
-    logits, labels = random_case()
+    logits, labels = two_images()
     for fused_ops in (True, False):
         loss = segmentation_loss(logits, torch.full_like(labels, 255), (name,), fused_ops=fused_ops)
         assert loss == 0
@@ -139,7 +145,7 @@ def test_an_ignored_batch_gives_zero(name):
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_computed_in_float32(name, dtype):
-    logits, labels = random_case(dtype)
+    logits, labels = two_images(dtype)
     expected = segmentation_loss(logits.detach().float(), labels, (name,))
     loss = segmentation_loss(logits, labels, (name,))
     assert loss.dtype == torch.float32
@@ -177,7 +183,7 @@ def test_a_perfect_prediction_loses_next_to_nothing(name):
 
 
 def test_losses_add_up_and_batches_are_weighted_by_pixels():
-    logits, labels = random_case()
+    logits, labels = two_images()
     apart = [segmentation_loss(logits, labels, (name,), num_items_in_batch=1000) for name in ("ce", "dice", "focal")]
     together = segmentation_loss(logits, labels, ("ce", "dice", "focal"), num_items_in_batch=1000)
     torch.testing.assert_close(together, sum(apart))
@@ -187,7 +193,7 @@ def test_losses_add_up_and_batches_are_weighted_by_pixels():
 
 @pytest.mark.parametrize("fused_ops", [True, False])
 def test_cross_entropy_is_torchs(fused_ops):
-    logits, labels = random_case()
+    logits, labels = two_images()
     weight = torch.tensor([0.5, 2.0, 1.0, 0.0, 3.0], dtype=torch.float64)
     upsampled = F.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
     options = {"ignore_index": 255, "reduction": "sum", "label_smoothing": 0.1}
@@ -198,7 +204,7 @@ def test_cross_entropy_is_torchs(fused_ops):
 
 @pytest.mark.parametrize("name", TILED)
 def test_no_second_derivative(name):
-    logits, labels = random_case()
+    logits, labels = two_images()
     (gradient,) = torch.autograd.grad(tiled_loss(name, logits, labels), logits, create_graph=True)
     with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
         gradient.sum().backward()
@@ -207,31 +213,161 @@ def test_no_second_derivative(name):
 @pytest.mark.parametrize("fused_ops", [True, False])
 @pytest.mark.parametrize("name", losses.WEIGHTED)
 def test_weights_of_the_wrong_length_are_named(name, fused_ops):
-    logits, labels = random_case()
+    logits, labels = two_images()
     with pytest.raises(ValueError, match=r"each of 5 classes, got \(6,\)"):
         segmentation_loss(logits, labels, (name,), torch.ones(6), fused_ops=fused_ops)
 
 
-class LargestTensor(TorchDispatchMode):
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, torch.Tensor):
-                self.numel = max(self.numel, tensor.numel())
-        return result
-
-
 @pytest.mark.parametrize("name", TILED)
 def test_upsampled_logits_never_exist(name):
-    logits, labels = random_case(torch.float32, num_classes=40, size=(64, 64), low=(8, 8))
+    logits, labels = two_images(torch.float32, num_classes=40, size=(64, 64), low=(8, 8))
     with LargestTensor() as largest:
         tiled_loss(name, logits, labels).backward()
     assert largest.numel < 2 * 64 * 64 * 40 / 10
     with LargestTensor() as largest:
         plain_loss(name, logits, labels).backward()
     assert largest.numel > 2 * 64 * 64 * 40 / 2
+
+
+# ---- cross-entropy --------------------------------------------------------------------------------------------------
+
+
+def assert_same_loss(logits, labels, tolerance, **options):
+    expected = stock_loss(logits, labels, **options)
+    (expected_gradient,) = torch.autograd.grad(expected, logits)
+    actual = upsampled_cross_entropy(logits, labels, **options)
+    (actual_gradient,) = torch.autograd.grad(actual, logits)
+    assert actual.dtype == expected.dtype
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=0)
+    assert relative_error(actual_gradient, expected_gradient) < tolerance
+
+
+@pytest.mark.parametrize(("input_size", "output_size"), SIZES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_loss_agrees_with_stock(input_size, output_size, dtype, tolerance):
+    assert_same_loss(*random_case(input_size, output_size, dtype=dtype), tolerance)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_loss_whatever_the_tiles(monkeypatch, rows):
+    logits, labels = random_case((8, 6), (30, 25))
+    monkeypatch.setattr(upsampling, "TILE_COLUMNS", 10)
+    monkeypatch.setattr(upsampling, "tile_bytes", lambda device: rows * 10 * 6 * 8)
+    assert_same_loss(logits, labels, 1e-12)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_loss_with_weights_and_smoothing(label_smoothing, weighted):
+    logits, labels = random_case((5, 7), (13, 31))
+    weight = torch.tensor([0.2, 1.0, 0.0, 3.0, 0.5, 1.5], dtype=torch.float64) if weighted else None
+    assert_same_loss(logits, labels, 1e-11, weight=weight, label_smoothing=label_smoothing)
+
+
+@pytest.mark.parametrize("num_items", [1000, torch.tensor(1000)])
+def test_loss_divided_by_the_items_of_the_whole_batch(num_items):
+    logits, labels = random_case((5, 7), (13, 31))
+    loss = upsampled_cross_entropy(logits, labels, num_items_in_batch=num_items)
+    torch.testing.assert_close(loss, stock_loss(logits, labels, reduction="sum") / 1000)
+
+
+def test_loss_of_a_hand_computed_pixel():
+    # Between logits 0 and 4 the single output pixel of a (1, 2) map lies halfway: softmax([2, 0]).
+    logits = torch.tensor([[[[0.0, 4.0]], [[0.0, 0.0]]]])
+    labels = torch.tensor([[[1]]])
+    assert upsampled_cross_entropy(logits, labels).item() == pytest.approx(2.126928, abs=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_items_in_batch": 0}, {"label_smoothing": 0.1}])
+def test_an_ignored_batch_costs_nothing(options):
+    logits, labels = random_case((4, 4), (16, 16))
+    loss = upsampled_cross_entropy(logits, torch.full_like(labels, 255), **options)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert logits.grad.count_nonzero() == 0
+
+
+def test_another_ignore_index():
+    logits, labels = random_case((4, 4), (16, 16))
+    labels[labels == 255] = -100
+    assert_same_loss(logits, labels, 1e-12, ignore_index=-100)
+
+
+def test_labels_of_any_integer_type():
+    logits, labels = random_case((4, 4), (16, 16))
+    expected = upsampled_cross_entropy(logits, labels)
+    assert torch.equal(upsampled_cross_entropy(logits, labels.to(torch.uint8)), expected)
+    assert torch.equal(upsampled_cross_entropy(logits, labels.to(torch.int32)), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_logits_are_computed_in_float32(dtype):
+    logits, labels = random_case((8, 8), (32, 32), dtype=torch.float32)
+    half = logits.detach().to(dtype).requires_grad_()
+    exact = half.detach().float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = upsampled_cross_entropy(half, labels)
+    expected = stock_loss(exact, labels)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    loss.backward()
+    expected.backward()
+    assert half.grad.dtype == dtype
+    torch.testing.assert_close(half.grad, exact.grad.to(dtype), rtol=1e-2, atol=1e-6)
+
+
+def test_logits_too_far_apart_for_a_softmax():
+    logits = torch.zeros(1, 3, 4, 4)
+    logits[:, 0] = 500.0
+    logits.requires_grad_()
+    labels = torch.ones(1, 16, 16, dtype=torch.long)
+    assert upsampled_cross_entropy(logits, labels).item() == 500.0
+    assert upsampled_scores(logits, labels)[1].item() == 500.0 * 256
+
+
+def test_no_gradient_is_worked_out_that_nobody_asked_for(monkeypatch):
+    logits, labels = random_case((4, 4), (16, 16))
+    expected = upsampled_cross_entropy(logits, labels)
+    monkeypatch.setattr(upsampling.TiledUpsampling, "add_transposed", None)
+    with torch.no_grad():
+        assert torch.equal(upsampled_cross_entropy(logits, labels), expected)
+    assert torch.equal(upsampled_cross_entropy(logits.detach(), labels), expected)
+
+
+def test_gradient_scales_with_the_loss_and_can_be_taken_again():
+    logits, labels = random_case((4, 4), (16, 16))
+    loss = upsampled_cross_entropy(logits, labels)
+    (once,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    (thrice,) = torch.autograd.grad(3 * loss, logits)
+    torch.testing.assert_close(thrice, 3 * once)
+
+
+def test_double_backward_is_refused():
+    logits, labels = random_case((4, 4), (16, 16))
+    (gradient,) = torch.autograd.grad(upsampled_cross_entropy(logits, labels), logits, create_graph=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+        gradient.square().sum().backward()
+
+
+@pytest.mark.parametrize("label", [6, -1, 254])
+def test_labels_that_are_no_class_are_named(label):
+    logits, labels = random_case((4, 4), (16, 16))
+    labels[1, 3, 5] = label
+    with pytest.raises(ValueError, match=f"label {label} is neither a class .0 to 5. nor the ignore_index 255"):
+        upsampled_cross_entropy(logits, labels)
+    with pytest.raises(ValueError, match=f"label {label} is neither"):
+        upsampled_scores(logits, labels)
+
+
+def test_misuse_is_named():
+    logits, labels = random_case((4, 4), (16, 16))
+    with pytest.raises(ValueError, match=r"got \(2, 6, 4, 4\) and \(16, 16\)"):
+        upsampled_cross_entropy(logits, labels[0])
+    with pytest.raises(TypeError, match="float32"):
+        upsampled_cross_entropy(logits, labels.float())
+    with pytest.raises(ValueError, match=r"6 classes, got \(5,\)"):
+        upsampled_cross_entropy(logits, labels, weight=torch.ones(5))
+    with pytest.raises(ValueError, match="got 1.5"):
+        upsampled_cross_entropy(logits, labels, label_smoothing=1.5)
 
 
 # ---- flags ----------------------------------------------------------------------------------------------------------
@@ -246,85 +382,6 @@ def test_names_of_losses():
 
 
 def test_flags_without_an_effect_are_refused():
-    check_loss("ce+dice", 0.1, "auto")
-    with pytest.raises(UserError, match="--label_smoothing_factor applies to cross-entropy"):
-        check_loss("focal", 0.1, None)
+    assert LossArguments("ce+dice", "auto").names == ("ce", "dice")
     with pytest.raises(UserError, match="--class_weights apply to ce, focal, ohem"):
-        check_loss("dice+lovasz", 0, "auto")
-
-
-def test_automatic_class_weights():
-    shares = np.array([0.9, 0.05, 0.05])
-    expected = 1 / np.log(1.02 + shares)
-    weights = class_weights(np.array([[900, 0, 50, 0], [0, 50, 0, 0]]))
-    np.testing.assert_allclose(weights[:3], expected / expected.mean())
-    assert weights[3] == 1  # never occurs
-
-
-def test_no_automatic_class_weight_is_more_than_ten_times_another():
-    # Without the cap: 1 / ln(2.02) = 1.42 and 1 / ln(1.02) = 50.5.
-    np.testing.assert_allclose(class_weights(np.array([10**9, 1])), [2 / 11, 20 / 11])
-    np.testing.assert_allclose(class_weights(np.array([10**9, 1]), cap=3), [0.5, 1.5])
-
-
-def test_automatic_class_weights_need_pixels():
-    with pytest.raises(ValueError, match="no pixel"):
-        class_weights(np.zeros(3))
-
-
-NAMES = {0: "road", 1: "car", 2: "sky"}
-
-
-@pytest.mark.parametrize(
-    ("file", "content"),
-    [
-        ("w.json", "[1, 2.5, 0]"),
-        ("w.json", '{"sky": 0, "road": 1, "car": 2.5}'),
-        ("w.json", '{"2": 0, "0": 1, "1": 2.5}'),
-        ("w.csv", "name,weight\nroad,1\ncar,2.5\nsky,0\n"),
-        ("w.txt", "1\n2.5\n0\n"),
-    ],
-)
-def test_class_weights_of_a_file(tmp_path, file, content):
-    (tmp_path / file).write_text(content)
-    assert read_class_weights(tmp_path / file, NAMES).tolist() == [1, 2.5, 0]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ([1, 2], "holds 2 weights; it takes one for each of 3"),
-        ({"road": 1, "car": 1}, "'sky' is missing"),
-        ({"road": 1, "cra": 1, "sky": 1}, r"'cra' \(did you mean car\?\) is no class"),
-        ({"0": 1, "1": 1, "3": 1}, "'3' is no class"),
-        ({"0": 1, "car": 1, "sky": 1}, "'0' is no class"),
-        ([1, -1, 1], "the weight of 'car' is -1; it must be a number, 0 or more"),
-        ([1, float("nan"), 1], "the weight of 'car' is nan"),
-        ([1, 10**400, 1], "the weight of 'car' is 1000"),
-        ([1, "x", 1], "the weight of 'car' is 'x'"),
-        ([0, 0, 0], "all weights are 0"),
-        ("road", "holds str"),
-    ],
-)
-def test_class_weights_that_do_not_fit(tmp_path, content, message):
-    file = tmp_path / "weights.json"
-    file.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=message):
-        read_class_weights(file, NAMES)
-
-
-def test_class_weights_that_cannot_be_read(tmp_path):
-    with pytest.raises(UserError, match="No such file"):
-        read_class_weights(tmp_path / "none.json", NAMES)
-    (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be read as JSON"):
-        read_class_weights(tmp_path / "bad.json", NAMES)
-    (tmp_path / "bad.csv").write_text("class,w\nroad,1\n")
-    with pytest.raises(UserError, match="columns name and weight"):
-        read_class_weights(tmp_path / "bad.csv", NAMES)
-    (tmp_path / "short.csv").write_text("name,weight\nroad,1\ncar\nsky,1\n")
-    with pytest.raises(UserError, match="the weight of 'car' is None"):
-        read_class_weights(tmp_path / "short.csv", NAMES)
-    (tmp_path / "twice.csv").write_text("name,weight\nroad,1\ncar,1\nsky,1\ncar,9\n")
-    with pytest.raises(UserError, match="'car' comes twice"):
-        read_class_weights(tmp_path / "twice.csv", NAMES)
+        LossArguments("dice+lovasz", "auto")

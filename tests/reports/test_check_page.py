@@ -71,10 +71,8 @@ def report_of(records=(), findings=(), class_pixels=None):
 
 
 def checked(root, *flags):
-    """Report, dataset and label map of a folder, as `check_dataset.py` finds them."""
-    args, data_args = check_dataset.parse([str(root), "--image_size", "48", "--num_proc", "1", *flags])
-    report, class_map, dataset = check_dataset.check(args, data_args)
-    return report, dataset, class_map
+    """Report, data and class map of a folder, as `check_dataset.py` finds them."""
+    return check_dataset.check(*check_dataset.parse([str(root), "--image_size", "48", "--num_proc", "1", *flags]))
 
 
 def close_to(color, pixels, tolerance=30):
@@ -364,7 +362,8 @@ def test_images_inside_a_hub_dataset_and_none_at_all(clean, tmp_path):
     report, dataset, class_map = checked(clean)
     found = finding("image-tiny", "warning", "tiny", "leave it out", ["validation/scene_09"])
     report = changed(report, findings=[found])
-    inside = DatasetDict({split: rows.map(lambda row: row) for split, rows in dataset.items()})
+    rows = {split: rows.map(lambda row: row) for split, rows in dataset.splits.items()}
+    inside = changed(dataset, splits=DatasetDict(rows))
     expected = page_of(tmp_path, report, dataset, class_map).named("img")
     assert page_of(tmp_path, report, inside, class_map).named("img") == expected
     page = page_of(tmp_path, report, None, class_map)
@@ -379,7 +378,7 @@ def test_images_of_four_channels(clean, tmp_path):
         replace(image_of(root, index), picture)
     each_mask(root, lambda mask: mask * 0 + 1, only=[4])
     report, dataset, class_map = checked(root, "--num_channels", "4")
-    images = page_of(tmp_path, report, dataset, class_map, num_channels=4).images()
+    images = page_of(tmp_path, report, dataset, class_map).images()
     with Image.open(image_of(root, 4)) as picture:
         photo = np.asarray(picture.resize((240, 180), Image.Resampling.NEAREST))[..., :3]
     assert len(images) == 2 and np.abs(np.asarray(images[0]).astype(int) - photo).mean() < 5

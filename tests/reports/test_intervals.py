@@ -1,25 +1,10 @@
-"""Counts, boundary IoU and the bootstrap against hand-computed literals and slow oracles that share no code."""
+"""The bootstrap against a slow oracle and against what it promises; the file, and images matched by name."""
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image, ImageFilter
-from transformers import EvalPrediction
 
 from cli_utils import UserError
-from metrics_utils import (
-    SCORES,
-    ComputeStatistics,
-    boundary_counts,
-    boundary_width,
-    confusion_matrix,
-    per_category_iou,
-    per_image_counts,
-    score_images,
-    scores_from_confusion,
-    summarize_confusion,
-    summarize_images,
-)
+from metrics_utils import SCORES, score_images
 from reports import intervals
 from reports.intervals import (
     PerImage,
@@ -37,147 +22,6 @@ def random_counts(images, classes, seed=0, quality=0.6):
     label = rng.integers(1, 1000, (images, classes)) * (rng.random((images, classes)) < 1 / 3)
     intersection = (label * rng.uniform(quality - 0.2, quality + 0.2, label.shape)).astype(np.int64)
     return np.stack([intersection, label, intersection + rng.integers(0, 50, label.shape) * (label > 0)], axis=1)
-
-
-# ---- counts -------------------------------------------------------------------------------------------------------
-
-
-def test_per_image_counts_of_a_confusion_matrix():
-    counts = per_image_counts(torch.tensor([[[2, 1, 0], [0, 3, 4], [0, 0, 0]], [[0, 5, 0], [0, 0, 0], [0, 0, 0]]]))
-    assert counts.dtype == np.int64
-    assert counts.tolist() == [[[2, 3, 0], [3, 7, 0], [2, 4, 4]], [[0, 0, 0], [5, 0, 0], [0, 5, 0]]]
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "expected"), [(1, 1, 1), (30, 40, 1), (90, 120, 3), (512, 683, 17), (1024, 2048, 46)]
-)
-def test_boundary_width_is_two_percent_of_the_diagonal(height, width, expected):
-    assert boundary_width(height, width) == expected
-
-
-def erode_step_by_step(mask, times):
-    """`times` erosions by 3×3 in a frame of background, by Pillow's minimum filter; bool (H, W)."""
-    framed = Image.fromarray(np.pad(mask, 1 + times).astype(np.uint8) * 255)
-    for _ in range(times):
-        framed = framed.filter(ImageFilter.MinFilter(3))
-    return np.asarray(framed)[1 + times : -1 - times, 1 + times : -1 - times] > 0
-
-
-def slow_boundary_counts(prediction, truth, num_labels, width, ignore_index=255):
-    """Class by class, mask by mask. Ignored pixels join the mask before it is eroded, and count nowhere."""
-    ignored, counts = truth == ignore_index, []
-    for c in range(num_labels):
-        in_truth, in_prediction = (
-            (labels == c) & ~ignored & ~erode_step_by_step((labels == c) | ignored, width)
-            for labels in (truth, prediction)
-        )
-        counts.append([(in_truth & in_prediction).sum(), in_truth.sum(), in_prediction.sum()])
-    return np.array(counts).T
-
-
-def patches(rng, height, width, ids):
-    """Rectangles over rectangles: regions of all widths around that of the boundary."""
-    labels = np.full((height, width), ids[0])
-    for _ in range(12):
-        y, x = rng.integers(height), rng.integers(width)
-        labels[y : y + rng.integers(1, 60), x : x + rng.integers(1, 60)] = rng.choice(ids)
-    return labels
-
-
-@pytest.mark.parametrize(("height", "width"), [(70, 90), (150, 201), (260, 120), (9, 300), (3, 4), (1, 1)])
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
-def test_boundary_counts_equal_the_erosion_of_each_mask(height, width, dtype):
-    rng = np.random.default_rng(height)
-    truth, prediction = patches(rng, height, width, [0, 1, 4, 255]), patches(rng, height, width, [0, 1, 2, 4, 254])
-    prediction[(prediction == 254) & (truth != 255)] = 5
-    counts = boundary_counts(torch.tensor(prediction, dtype=dtype), torch.tensor(truth, dtype=dtype), 6)
-    assert counts.dtype == torch.int64
-    expected = slow_boundary_counts(prediction, truth, 6, boundary_width(height, width))
-    assert counts.tolist() == expected.tolist()
-
-
-def test_boundary_counts_by_hand():
-    # 5 × 5, so one pixel wide. Truth: class 1 fills the middle 3 × 3, one pixel of its rim is ignored.
-    truth = torch.zeros(5, 5, dtype=torch.uint8)
-    truth[1:4, 1:4] = 1
-    truth[1, 2] = 255
-    # Class 1: its 8 rim pixels less the ignored one; the middle one sees only class 1. Class 0: the image's rim.
-    assert boundary_counts(truth, truth, 2).tolist() == [[16, 7], [16, 7], [16, 7]]
-    # All class 0: the image's rim alone, since the inside touches no other class.
-    assert boundary_counts(torch.zeros_like(truth), truth, 2).tolist() == [[16, 0], [16, 7], [16, 0]]
-
-
-def test_ignored_pixels_are_neutral():
-    truth = torch.zeros(40, 40, dtype=torch.int64)
-    truth[10:30, 10:30] = 255
-    prediction = torch.where(truth == 255, torch.randint(0, 3, truth.shape), 0)
-    # Nothing but the frame of the image is a contour, whatever was predicted where the truth is unknown.
-    assert boundary_counts(prediction, truth, 3).tolist() == [[156, 0, 0]] * 3
-    assert not boundary_counts(prediction, torch.full_like(truth, 255), 3).any()
-
-
-def test_boundary_iou_punishes_a_shift_more_than_iou():
-    truth = torch.zeros(200, 200, dtype=torch.int64)
-    truth[50:150, 50:150] = 1
-    shifted = truth.roll(5, dims=1)
-    iou = per_category_iou(per_image_counts(confusion_matrix(shifted, truth, 2)[None]))[1]
-    boundary_iou = per_category_iou(boundary_counts(shifted, truth, 2)[None].numpy())[1]
-    assert iou == pytest.approx(9500 / 10500)
-    assert boundary_iou < 0.6
-
-
-def test_boundary_counts_refuse_what_does_not_fit():
-    maps = torch.zeros(4, 5, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"\(4, 5\).*\(5, 4\)"):
-        boundary_counts(maps, maps.T, 2)
-    with pytest.raises(ValueError, match="beyond the 2 classes"):
-        boundary_counts(maps + 2, maps, 2)
-    with pytest.raises(ValueError, match="beyond the 2 classes"):
-        boundary_counts(maps, maps + 255, 2, ignore_index=0)
-
-
-# ---- scores -------------------------------------------------------------------------------------------------------
-
-
-def test_scores_by_hand():
-    # Class 2 occurs nowhere; the second image has no labelled pixel; the third is all class 1, predicted as class 0.
-    counts = np.array([[[2, 1, 0], [3, 1, 0], [2, 2, 0]], np.zeros((3, 3)), [[0, 0, 0], [0, 4, 0], [4, 0, 0]]], int)
-    boundary = counts.copy()
-    boundary[0] = [[1, 1, 0], [2, 1, 0], [1, 2, 0]]
-    scores = summarize_images(counts, boundary)
-    # Sums: class 0 2/3/6, class 1 1/5/2 (intersection/label/predicted).
-    assert scores == pytest.approx(
-        {
-            "frequency_weighted_iou": (3 * 2 / 7 + 5 * 1 / 6) / 8,
-            "mean_precision": (2 / 6 + 1 / 2) / 2,
-            "mean_dice": (4 / 9 + 2 / 7) / 2,
-            "per_image_mean_iou": ((2 / 3 + 1 / 2) / 2 + 0) / 2,
-            "boundary_mean_iou": (1 / 6 + 1 / 6) / 2,
-        }
-    )
-    assert all(type(value) is float for value in scores.values())
-
-
-def test_scores_agree_with_the_confusion_matrix():
-    rng = np.random.default_rng(0)
-    truth, predicted = rng.choice([0, 1, 2, 4], (2, 5, 30, 30))
-    matrices = [confusion_matrix(p, t, 6) for p, t in zip(predicted, truth, strict=True)]
-    counts, whole = per_image_counts(torch.stack(matrices)), sum(matrices).numpy()
-    for name in ("mean_iou", "mean_accuracy", "overall_accuracy"):
-        assert score_images(counts, name) == pytest.approx(summarize_confusion(whole)[name], abs=1e-15)
-    ratios = scores_from_confusion(whole)
-    np.testing.assert_array_equal(per_category_iou(counts), ratios["iou"])
-    assert score_images(counts, "mean_precision") == pytest.approx(np.nanmean(ratios["precision"]))
-    assert score_images(counts, "mean_dice") == pytest.approx(np.nanmean(ratios["dice"]))
-    per_image = [summarize_confusion(matrix.numpy())["mean_iou"] for matrix in matrices]
-    assert score_images(counts, "per_image_mean_iou") == pytest.approx(np.mean(per_image))
-
-
-def test_nothing_labelled_is_nan_without_warning(recwarn):
-    nothing = np.zeros((2, 3, 4), np.int64)
-    assert all(np.isnan(value) for value in summarize_images(nothing, nothing).values())
-    assert np.isnan(bootstrap_interval(nothing)).all()
-    assert not recwarn.list
 
 
 # ---- bootstrap ----------------------------------------------------------------------------------------------------
@@ -233,6 +77,11 @@ def test_interval_covers_the_truth_as_often_as_it_says():
         low, high = bootstrap_interval(population[rng.integers(20_000, size=100)], resamples=400)
         covered += low <= expected <= high
     assert 0.90 <= covered / 300 <= 0.98  # binomial, standard deviation 0.013
+
+
+def test_nothing_labelled_is_nan_without_warning(recwarn):
+    assert np.isnan(bootstrap_interval(np.zeros((2, 3, 4), np.int64))).all()
+    assert not recwarn.list
 
 
 def test_pairs_show_a_difference_that_two_intervals_hide():
@@ -341,32 +190,3 @@ def test_images_are_matched_by_name():
     assert matched.names == a.names
     np.testing.assert_array_equal(matched.counts, counts)
     np.testing.assert_array_equal(matched.boundary, boundary)
-
-
-# ---- the Trainer's metric -----------------------------------------------------------------------------------------
-
-
-def batch(truth, prediction):
-    """What `prediction_step` returns, gathered, for images (n, H, W)."""
-    matrices = torch.stack([confusion_matrix(p, t, 3) for p, t in zip(prediction, truth, strict=True)])
-    boundary = torch.stack([boundary_counts(p, t, 3) for p, t in zip(prediction, truth, strict=True)])
-    valid = (truth != 255).sum(dim=(1, 2))
-    return EvalPrediction((matrices, torch.full((len(truth),), 0.5), valid, boundary), torch.zeros(len(truth)))
-
-
-def test_compute_statistics_streams_and_starts_afresh():
-    generator = torch.Generator().manual_seed(0)
-    truth, prediction = torch.randint(0, 3, (2, 5, 16, 16), generator=generator)
-    metric = ComputeStatistics({0: "wall", 1: "door", 2: "sky"})
-    for _ in range(2):  # the second evaluation must not remember the first
-        assert metric(batch(truth[:2], prediction[:2]), compute_result=False) == {}
-        result = metric(batch(truth[2:], prediction[2:]), compute_result=True)
-        assert metric.counts.shape == metric.boundary.shape == (5, 3, 3)
-    np.testing.assert_array_equal(metric.counts[:, 0].sum(axis=0), np.diagonal(metric.confusion_matrix))
-    for i in range(5):
-        np.testing.assert_array_equal(metric.boundary[i], boundary_counts(prediction[i], truth[i], 3))
-        assert metric.counts[i, 0].sum() == (prediction[i] == truth[i]).sum()
-    assert result["mean_iou"] == pytest.approx(score_images(metric.counts))
-    assert result["loss"] == 0.5
-    summary = summarize_images(metric.counts, metric.boundary)
-    assert {name: result[name] for name in summary} == summary

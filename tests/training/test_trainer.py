@@ -1,7 +1,5 @@
 """What the Trainer subclass mends, and whether the stock Trainer still needs mending."""
 
-import json
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +8,7 @@ from transformers.trainer_callback import TrainerCallback
 
 from data.preprocessing import EvaluationProtocol
 from training.arguments import SegmentationTrainingArguments
-from training.trainer import SegmentationTrainer, newest_checkpoint
+from training.trainer import SegmentationTrainer
 
 
 def tiny_model(seed=0, **overrides):
@@ -170,12 +168,3 @@ def test_dataset_knows_the_epoch_also_after_a_resume(tmp_path):
     trainer.add_callback(record)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     assert record.seen == [1, 1, 2, 2]
-
-
-def test_newest_checkpoint_passes_over_interrupted_ones(tmp_path):
-    assert newest_checkpoint(tmp_path / "nowhere") is None
-    for step, content in ((9, json.dumps({"global_step": 9})), (10, json.dumps({"global_step": 10})), (11, '{"glo')):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(content)
-    (tmp_path / "checkpoint-12").mkdir()
-    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
