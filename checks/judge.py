@@ -137,12 +137,12 @@ def orphan_faults(data: Data) -> list[Finding]:
     if data.layout in ("metadata", "COCO"):
         severity, fix = INFO, "right if the file that lists the images leaves them out on purpose"
     findings = []
-    for kind, one, several, files in (
-        ("image-without-mask", "image without a mask is", "images without a mask are", data.images_alone),
-        ("mask-without-image", "mask without an image is", "masks without an image are", data.masks_alone),
+    for kind, phrase, files in (
+        ("image-without-mask", "image/images without a mask is/are left out", data.images_alone),
+        ("mask-without-image", "mask/masks without an image is/are left out", data.masks_alone),
     ):
         if files:
-            message = f"{count_of(len(files), one, several)} left out: {shorten(path.name for path in files)}"
+            message = f"{count_of(len(files), phrase)}: {shorten(path.name for path in files)}"
             fix_all = f"{fix}; {CLEAN_COPY} writes a copy without such files"
             findings.append(finding(kind, severity, message, fix_all, map(str, files)))
     return findings
