@@ -17,12 +17,12 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from PIL import Image
 
-from checks.duplicates import mirrored, normalized_thumbnails
+from checks.duplicates import ACROSS_SPLITS, COPIES, mirrored, normalized_thumbnails
 from checks.records import ERROR, WARNING, DatasetReport, Finding, ImageRecord
 from cli_utils import UserError
 from data.classes import ClassMap
-from data.image_files import FileProblem, ids_of, open_image, read_channels, read_pair, rgb_view
-from data.preparation import undecoded
+from data.image_files import FileProblem, StoredFile, ids_of, read_channels, rgb_view
+from data.preparation import decode_pair, undecoded
 from data_utils import Data
 from metrics_utils import IGNORE_INDEX
 from reports.check_tables import class_table, size_table, value_table
@@ -106,7 +106,7 @@ def _section(
     num_channels: int,
 ) -> dict:
     """The worst files of a finding in pictures, copies beside what they are copies of; of the others the names."""
-    shows_copies = "duplicate" in found.kind or found.kind == "mask-repeated"
+    shows_copies = found.kind in COPIES
     groups = _pairs(found, records)[:PAIRS] if shows_copies else [(file,) for file in found.files[:PICTURES]]
     shown = {file for group in groups for file in group}
     return {
@@ -129,7 +129,7 @@ def _pairs(found: Finding, records: Iterable[ImageRecord]) -> list[tuple[str, st
     _, flipped = mirrored(np.zeros(len(listed), np.uint64), thumbnails)
     likeness = np.maximum(thumbnails @ thumbnails.T, thumbnails @ flipped.T)
     likeness[digests[:, None] == digests] = 2  # more than any correlation
-    if "across-splits" in found.kind:
+    if found.kind in ACROSS_SPLITS:
         likeness[splits[:, None] == splits] = -2
     np.fill_diagonal(likeness, -3)
     pairs, shown = [], set()
@@ -166,24 +166,23 @@ def _views(
     row: dict, kind: str, class_map: ClassMap | None, num_channels: int
 ) -> tuple[Image.Image | None, Image.Image | None, str]:
     """Small pictures of image and mask, None for what cannot be read, and what is wrong with them."""
-    image, label, name, problem = row["image"], row["label"], row["name"], ""
+    image, label = (StoredFile.of(row[column], row["name"]) for column in ("image", "label"))
     photo = mask = ids = None
-    source = image and (image["path"] if image["bytes"] is None else image["bytes"])
-    with suppress(UserError):  # what is wrong, `read_pair` says too
-        photo = rgb_view(read_channels(source, num_channels, name)) if source else None
-    try:
-        ids, _ = read_pair(image, label, name, class_map, num_channels)
-    except FileProblem as unusable:
-        problem = unusable.detail
+    with suppress(UserError):  # what is wrong, the record says too
+        photo = rgb_view(read_channels(image.source, num_channels)) if image.source else None
+    record, decoded = decode_pair("", image, label, class_map, num_channels)
+    if decoded is not None:
+        ids = decoded.ids
+    else:
         try:  # the mask may do by itself
-            mask = open_image(label, name)
-            ids, _ = ids_of(mask, name, class_map)
+            mask = label.open()
+            ids, _ = ids_of(mask, label, class_map)
         except FileProblem:
             mask = mask and _small(mask.convert("RGB"))
     if ids is not None:
         fits = photo is not None and photo.size == ids.shape[::-1]
         mask = _mask_view(ids, _small(photo) if fits and kind not in BORDER_KINDS else None, class_map)
-    return photo and _small(photo), mask, problem
+    return photo and _small(photo), mask, record.detail
 
 
 def _shown_size(size: tuple[int, int]) -> tuple[int, int]:

@@ -14,13 +14,14 @@ from PIL import Image
 
 from checks.alignment import alignment
 from checks.duplicates import best_matches, difference_hash, mirrored, normalized_thumbnails, thumbnail
-from checks.judge import find_faults, orphan_faults, quick_check, raise_on_errors
+from checks.judge import find_faults, orphan_faults, raise_on_errors
 from checks.records import DatasetReport, Finding
 from checks.scan import scan
 from checks.values import count_class_pixels, transitions
 from cli_utils import UserError
 from data.arguments import DatasetArguments
 from data.classes import ClassMap
+from data.image_files import ReadBy, Turned
 from data_utils import load_data, load_segmentation_dataset
 
 FOUR = ClassMap(NAMES)
@@ -171,7 +172,8 @@ def test_record(tmp_path):
     assert (record.image_mode, record.mask_mode, record.mask_size) == ("RGB", "L", (64, 48))
     assert record.raw_values == {value: int((mask == value).sum()) for value in range(4)}
     assert record.image_hash == difference_hash(Image.open(image_of(root, 9)).convert("L"))
-    assert (record.problem, record.note, record.oddities, record.orientation) == ("", "", (), 1)
+    assert (record.problem, record.read_by, record.turned) == (None, ReadBy.IDS, Turned.AS_STORED)
+    assert (record.lossy, record.oddities, record.orientation) == (False, (), 1)
     assert len(record.alignment) == 4
 
 
@@ -266,31 +268,32 @@ def test_findings_keep_the_worst_twenty(tmp_path):
     assert found.files[0] == "train/scene_29"
 
 
-# ---- before training ------------------------------------------------------------------------------------------------
+# ---- a sample -------------------------------------------------------------------------------------------------------
 
 
-def test_quick_check_of_a_clean_dataset(tmp_path):
-    assert quick_check(load(make_clean(tmp_path)), FOUR, image_size=48) == []
+def findings_of_sample(root, class_map=FOUR):
+    return find_faults(scan(load(root), class_map, max_images=100, progress=False), class_map, 48, complete=False)
 
 
-def test_quick_check_says_the_same_as_a_whole_one(tmp_path):
+def test_sample_of_a_clean_dataset(tmp_path):
+    assert findings_of_sample(make_clean(tmp_path)) == []
+
+
+def test_findings_of_several_kinds(tmp_path):
     root = make_clean(tmp_path)
     each_mask(root, lambda mask: mask + 1)
     cut(image_of(root, 2))
-    dataset = load(root)
-    found = quick_check(dataset, FOUR, 48)
-    assert [(finding.kind, finding.count) for finding in found] == [
+    assert [(finding.kind, finding.count) for finding in findings_of_sample(root)] == [
         ("file-truncated", 1),
         ("mask-reduction-needed", 11),
     ]
-    assert found == find_faults(scan(dataset, FOUR), FOUR, 48, complete=False)
 
 
 def test_a_sample_is_silent_on_what_it_cannot_know(tmp_path):
-    dataset = load(make_clean(tmp_path))
+    root = make_clean(tmp_path)
     five = ClassMap(NAMES | {4: "cloud"})
-    assert [found.kind for found in find_faults(scan(dataset, five), five, 48)] == ["class-nowhere"]
-    assert quick_check(dataset, five, 48) == []
+    assert [found.kind for found in find_faults(scan(load(root), five), five, 48)] == ["class-nowhere"]
+    assert findings_of_sample(root, five) == []
 
 
 def test_errors_are_raised_together_and_warnings_logged(caplog):
