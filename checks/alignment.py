@@ -10,7 +10,7 @@ from checks.records import ERROR, Finding, ImageRecord, finding, keys_of, part_o
 ALIGNMENT_SIDE, ALIGNMENT_WINDOW = 192, 0.12  # pixels; share of a side that a mask may be off
 ORIENTATIONS = ("as it is", "mirrored left to right", "upside down", "turned by 180 degrees")
 FIT = ("measured mask", "fits/fit its/their image/images better")
-# A split is misaligned if so many of its masks say so, by the same shift, and fit clearly better that way.
+# A split is misaligned if this share of its masks agrees on one shift and fits clearly better that way.
 MIN_ALIGNED, MIN_AGREEMENT, MIN_SCORE, MIN_GAIN, SHIFT_TOLERANCE = 6, 0.7, 0.12, 1.25, 0.012
 
 

@@ -41,7 +41,7 @@ def scan(
     Args:
         dataset: of `data_utils.load_segmentation_dataset`.
         class_map: gives the colours by which masks in colours are read.
-        max_images: a random sample of so many, divided among the splits by their size; None: all.
+        max_images: the size of a random sample, divided among the splits by their size; None: all.
         num_proc: processes; default: one for every 200 images, as far as there are CPUs, at most 8.
         seed: of the sample. progress: shows a bar.
         num_channels: of the images, as for `data.image_files.read_channels`.
