@@ -1,9 +1,11 @@
 """The judge of a dataset: what is wrong with it, drawn from one record a pair.
 
-dataset = prepare_and_judge(dataset, class_map, image_size)     # what training calls
-dataset = prepare_dataset(dataset, class_map)                   # the same, without a close look
-findings = find_faults(records, class_map, image_size)          # records of `checks.scan.scan`: `check_dataset.py`
-judge_example(record, class_map)                                # one example of a stream
+    dataset = prepare_and_judge(dataset, class_map, image_size)     # what training calls
+    dataset = prepare_dataset(dataset, class_map)                   # the same, without a close look
+    findings = find_faults(records, class_map, image_size)          # `check_dataset.py`, of `checks.scan.scan`
+    judge_example(record, class_map)                                # one example of a stream
+
+All of them come down to `find_faults`, so the same fault has the same name and the same advice everywhere.
 """
 
 import logging

@@ -1,7 +1,9 @@
 """Looking at a dataset closely: every pair, or a sample, decoded once.
 
-records = scan(dataset, class_map)                        # of `data_utils.load_segmentation_dataset`
-findings = find_faults(records, class_map, image_size)
+    records = scan(dataset, class_map)                        # of `data_utils.load_segmentation_dataset`
+    findings = find_faults(records, class_map, image_size)    # of `checks.judge`
+
+What is looked at beyond preparing: hashes, thumbnails and digests, alignment, runs of values along borders.
 """
 
 import hashlib

@@ -44,7 +44,7 @@ def exif_faults(records: Sequence[ImageRecord]) -> list[Finding]:
         odd = [record for record in records if record.turned is turned]
         fix = f"look whether masks fit their images; {CLEAN_COPY} writes both upright"
         findings += part_finding("exif-mask", WARNING, odd, records, f"mask was/were {HOW_READ[turned]}", fix)
-    by_entry = [r for r in records if 1 < r.orientation <= 8 and r.turned is Turned.AS_STORED]
+    by_entry = [r for r in records if 1 < r.orientation <= 8 and r.turned is Turned.BY_ENTRY]
     doubtful = [r for r in by_entry if r.orientation in (2, 3, 4) or r.width == r.height]
     said = (
         "image is/are turned or mirrored by an EXIF entry, and sizes do not tell whether masks were drawn before that"

@@ -42,11 +42,11 @@ class ReadBy(str, Enum):
 
 
 class Turned(str, Enum):
-    """What EXIF entries did to a mask, where its image is not simply as wide and high."""
+    """What made a mask upright: its own EXIF entry, if it has one, unless the size of its image tells otherwise."""
 
-    AS_STORED = "as stored"
-    LIKE_IMAGE = "like its image"  # as the image's entry says
-    AGAINST_ENTRY = "against its own entry"  # left as it is, to fit its image
+    BY_ENTRY = "by its own entry"
+    LIKE_IMAGE = "like its image"  # by the image's entry
+    AGAINST_ENTRY = "against its own entry"  # left as it is
 
 
 class Problem(str, Enum):
@@ -225,7 +225,7 @@ def fit_mask(
         FileProblem: the mask cannot be used.
     """
     upright = upright_size(picture)
-    fitted, turned = ImageOps.exif_transpose(mask), Turned.AS_STORED
+    fitted, turned = ImageOps.exif_transpose(mask), Turned.BY_ENTRY
     if fitted.size != upright and mask.size == upright:
         fitted, turned = mask, Turned.AGAINST_ENTRY
     elif fitted.size != upright and mask.size == picture.size:

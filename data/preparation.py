@@ -93,7 +93,7 @@ class PairRecord:
     lossy: bool = False
     raw_values: dict[int, int] = field(default_factory=dict)
     read_by: ReadBy = ReadBy.IDS
-    turned: Turned = Turned.AS_STORED
+    turned: Turned = Turned.BY_ENTRY
     problem: Problem | None = None
     problem_file: str = ""
     detail: str = ""

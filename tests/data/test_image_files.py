@@ -67,7 +67,7 @@ def test_ids_survive_every_mode_and_size(data):
     found, read_by, turned = decoded.ids, record.read_by, record.turned
     np.testing.assert_array_equal(found, ids)
     assert found.shape == (height, width) and np.issubdtype(found.dtype, np.integer)
-    assert read_by == (ReadBy.COLOR if mode in ("RGB", "RGBA") else ReadBy.IDS) and turned == Turned.AS_STORED
+    assert read_by == (ReadBy.COLOR if mode in ("RGB", "RGBA") else ReadBy.IDS) and turned == Turned.BY_ENTRY
 
 
 @settings(max_examples=60, deadline=None)
