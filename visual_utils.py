@@ -208,7 +208,7 @@ def side_by_side(
                 raise ValueError(f"{caption} of {ids.shape} (height, width) and image of {image.size[::-1]}")
             all_ids.append(ids)
             shown = ids[rows[:, None], columns]
-            # Stronger than `overlay`'s default, since the photo is shown beside it and colours should match the legend.
+            # Stronger than `overlay`'s default: the photo is shown beside it, and colours should match the legend.
             panels[caption] = overlay(photo, shown, palette, alpha=0.65, ignore_index=ignore_index)
 
     # A very narrow image still gets columns wide enough for its caption and the longest name.
