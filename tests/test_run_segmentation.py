@@ -310,7 +310,10 @@ def test_two_processes_equal_one(flags, run, data, tiny_config, tmp_path):
         (["--dataset_dir", "x", "--do_train", "--resume_from_checkpoint", "last"], "no complete checkpoint"),
         (["--dataset_dir", "x", "--do_train", "--resume_from_checkpoint", "y"], "no checkpoint folder"),
         (["--dataset_dir", "x", "--do_train", "--push_to_hub", "--hub_strategy", "every_save"], "pickled"),
-        (["--dataset_dir", "x", "--do_train", "--slide_crop", "100"], "--slide_crop is 100"),
+        (
+            ["--dataset_dir", "x", "--do_train", "--from_scratch", "mit-b0", "--slide_crop", "100"],
+            "--slide_crop is 100",
+        ),
         (["--dataset_dir", "no/such/place", "--do_train", "--from_scratch", "mit-b0"], "no/such/place"),
         (["--dataset_dir", "x", "--do_train"], "nvidia/mit-b0.*--from_scratch"),
         (["--dataset_dir", "x", "--do_train", "--freeze_encoder", "--lora_r", "4"], "exclude each other"),

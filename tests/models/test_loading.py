@@ -6,53 +6,20 @@ import huggingface_hub
 import pytest
 import torch
 import transformers as T
+from factories.architectures import tiny_configs
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSemanticSegmentation
 
 from cli_utils import UserError
 from metrics_utils import IGNORE_INDEX
 from models import fused_segformer, losses
+from models.geometry import input_geometry
 from models.image_processor import load_image_processor
-from models.loading import MIT_VARIANTS, describe_model, fixed_input_size, load_model, load_trained_model
+from models.loading import MIT_VARIANTS, describe_model, load_model, load_trained_model
 
 ID2LABEL = {0: "sky", 1: "road", 2: "car", 3: "tree"}
 LOGGERS = ("models.loading", "models.image_processor")
 OLD_NAMES = {0: "wall", 1: "floor", 2: "lamp"}
-
-STAGES = {"hidden_sizes": [8, 16, 24, 32], "depths": [1] * 4}
-ALL_STAGES = ["stage1", "stage2", "stage3", "stage4"]
-VIT = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 64}
-UPER = {"hidden_size": 16, "auxiliary_channels": 8}
-
-
-def tiny_configs():
-    beit = VIT | {"out_indices": [1, 2, 3, 4], "auxiliary_channels": 8}
-    swin = T.SwinConfig(embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, window_size=2, out_features=ALL_STAGES)
-    return {
-        "segformer": T.SegformerConfig(**STAGES, num_attention_heads=[1] * 4, decoder_hidden_size=16),
-        "upernet-convnext": T.UperNetConfig(
-            backbone_config=T.ConvNextConfig(**STAGES, out_features=ALL_STAGES), **UPER
-        ),
-        "upernet-swin": T.UperNetConfig(backbone_config=swin, **UPER),
-        "beit": T.BeitConfig(**beit, use_relative_position_bias=True),
-        "beit-absolute": T.BeitConfig(**beit, use_absolute_position_embeddings=True),
-        "data2vec": T.Data2VecVisionConfig(**beit, use_relative_position_bias=True),
-        "dpt": T.DPTConfig(
-            **VIT,
-            backbone_out_indices=[0, 1, 2, 3],
-            neck_hidden_sizes=[8, 8, 16, 16],
-            fusion_hidden_size=8,
-        ),
-        "mobilevit": T.MobileViTConfig(
-            hidden_sizes=[16, 24, 32],
-            neck_hidden_sizes=[8, 16, 16, 24, 32, 32, 64],
-            num_attention_heads=2,
-            aspp_out_channels=16,
-        ),
-        "mobilevitv2": T.MobileViTV2Config(width_multiplier=0.25, n_attn_blocks=[1] * 3, aspp_out_channels=16),
-        "mobilenet_v2": T.MobileNetV2Config(depth_multiplier=0.25),
-    }
-
 
 ARCHITECTURES = list(tiny_configs())
 
@@ -326,8 +293,16 @@ def truncate(path):
         (lambda d: (d / "model.safetensors").write_text("version https://git-lfs"), "cannot be loaded: Safetensor"),
         (lambda d: (d / "config.json").write_text("{ not"), "configuration in .* cannot be read: .*not a valid JSON"),
         (lambda d: (d / "config.json").write_text("{}"), "configuration in .* cannot be read: .*Unrecognized model"),
-        (lambda d: T.BertConfig().save_pretrained(d), "is of type bert; transformers segments images with beit, "),
-        (lambda d: T.ViTConfig().save_pretrained(d), "is of type vit; transformers segments images with beit, "),
+        (
+            lambda d: T.BertConfig().save_pretrained(d),
+            "is of type bert; trained .* per-pixel classifiers: beit, ",
+        ),
+        (
+            lambda d: T.ViTConfig().save_pretrained(d),
+            "is of type vit; trained .* per-pixel classifiers: beit, ",
+        ),
+        (lambda d: T.Mask2FormerConfig().save_pretrained(d), "is of type mask2former; trained .* per-pixel classi"),
+        (lambda d: T.EomtConfig().save_pretrained(d), "is of type eomt; trained .* per-pixel classifiers: "),
     ],
 )
 def test_unusable_folders(trained_copy, damage, message):
@@ -471,7 +446,7 @@ def test_every_architecture_trains_and_reloads(name, tmp_path, log):
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     before = {key: value.clone() for key, value in model.named_parameters()}
-    side = fixed_input_size(model, 96) or 96  # at 64 MobileViT's attention would be over a single patch
+    side = input_geometry(model.config).fit(96)  # at 64 MobileViT's attention would be over a single patch
     logits = model(pixel_values=tiny_images(side, side)).logits
     assert logits.shape[:2] == (2, 4)
     losses.upsampled_cross_entropy(logits, torch.randint(0, 4, (2, side, side))).backward()
@@ -499,6 +474,7 @@ UNUSED = {
     "data2vec": ("data2vec_vision.encoder.layer.3.",),
     "dpt": ("dpt.layernorm.", "neck.fusion_stage.layers.0.residual_layer1."),
     "mobilenet_v2": ("mobilenet_v2.conv_1x1.",),
+    "tipsv2_dpt": ("backbone.embeddings.mask_token",),
 }
 
 
@@ -511,49 +487,21 @@ def test_what_is_not_trained(name, tmp_path):
     assert bool(expected) == (name in UNUSED)
 
 
-SIZES = {"data2vec": 64, "dpt": 64, "mobilevitv2": 256}
-
-
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_input_sizes(name, tmp_path):
     tiny_configs()[name].save_pretrained(tmp_path)
     model = load_model(from_scratch=str(tmp_path), id2label=ID2LABEL).eval()
-    assert fixed_input_size(model) == SIZES.get(name)
-    side = SIZES.get(name)
+    geometry = input_geometry(model.config)
+    side = geometry.fit(96)
     with torch.inference_mode():
-        if side is not None:
-            assert model(tiny_images(side, side)).logits.shape[2:] in [(s, s) for s in (16, 64, 8)]
-            if name != "mobilevitv2":
-                with pytest.raises(RuntimeError):
-                    model(tiny_images(64, 96))
+        if geometry.square:
+            assert model(tiny_images(side, side)).logits.shape[2:] in [(s, s) for s in (16, 96)]
+            with pytest.raises(RuntimeError):
+                model(tiny_images(64, 96))
             return
-        for height, width in ((64, 96), (160, 32)):
+        for height, width in ((side, 2 * side), (3 * side, side)):
             logits = model(tiny_images(height, width)).logits
             assert logits.shape[2] * width == logits.shape[3] * height
-
-
-def test_a_square_of_another_size(tmp_path):
-    configs = tiny_configs()
-    for name, asked, expected in (
-        ("dpt", 96, 96),
-        ("dpt", 100, 128),
-        ("data2vec", 96, 64),
-        ("mobilevitv2", 96, 128),
-        ("segformer", 96, None),
-    ):
-        model = AutoModelForSemanticSegmentation.from_config(configs[name]).eval()
-        assert fixed_input_size(model, asked) == expected
-        if expected:
-            assert model(tiny_images(expected, expected)).logits.ndim == 4
-
-
-def test_mobilevitv2_still_loses_an_odd_column():
-    """Why `fixed_input_size` asks for a multiple of 64: 96 pixels are 3 columns at stride 32."""
-    model = AutoModelForSemanticSegmentation.from_config(tiny_configs()["mobilevitv2"]).eval()
-    layer = model.mobilevitv2.encoder.layer[-1]
-    features = torch.ones(1, layer.unfolding(torch.ones(1, 4, 2, 2))[0].shape[1], 2, 3)
-    folded = layer.folding(*layer.unfolding(features))
-    assert folded[..., 2].abs().sum() == 0 and folded[..., :2].min() == 1
 
 
 # ---- the rest -------------------------------------------------------------------------------------------------------
