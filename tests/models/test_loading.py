@@ -22,6 +22,7 @@ LOGGERS = ("models.loading", "models.image_processor")
 OLD_NAMES = {0: "wall", 1: "floor", 2: "lamp"}
 
 ARCHITECTURES = list(tiny_configs())
+SMALLER = {"hidden_sizes": [8] * 4, "depths": [1] * 4, "num_attention_heads": [1] * 4, "decoder_hidden_size": 16}
 
 
 def save_checkpoint(model_class, config, folder):
@@ -323,6 +324,138 @@ def test_unusable_pickles(trained_copy, content):
         (trained_copy / "pytorch_model.bin").write_bytes(content)
     with pytest.raises(UserError, match="weights of .* cannot be loaded"):
         load_model(str(trained_copy), ID2LABEL)
+
+
+# ---- revisions ------------------------------------------------------------------------------------------------------
+
+
+def offer(hub, repo, folder, revision="main"):
+    return hub.offer(repo, {path.name: path.read_bytes() for path in folder.iterdir()}, revision)
+
+
+def test_a_revision_is_pinned(hub, go_offline, trained, tmp_path):
+    other = save_checkpoint(T.SegformerForSemanticSegmentation, T.SegformerConfig(**SMALLER), tmp_path / "other")
+    T.SegformerImageProcessor(size={"height": 96, "width": 96}).save_pretrained(tmp_path / "other")
+    offer(hub, "somebody/model", trained)
+    commit = offer(hub, "somebody/model", tmp_path / "other", "v1.0")
+    for revision in ("v1.0", commit):
+        for model in (
+            load_model("somebody/model", OLD_NAMES, revision=revision),
+            load_trained_model("somebody/model", revision=revision),
+        ):
+            assert_equal_tensors(model.state_dict(), other.state_dict())
+        assert load_image_processor("somebody/model", revision=revision).size["height"] == 96
+    assert load_model("somebody/model", OLD_NAMES).config.hidden_sizes == [8, 16, 24, 32]
+    assert load_image_processor("somebody/model").size["height"] == 512
+    with pytest.raises(
+        UserError, match="the Hub did not give it at revision v2: .*v2 is not a valid git identifier"
+    ) as e:
+        load_model("somebody/model", OLD_NAMES, revision="v2")
+    assert "\n" not in str(e.value)
+    go_offline()
+    for revision in ("v1.0", commit):
+        model = load_model("somebody/model", OLD_NAMES, revision=revision)
+        assert_equal_tensors(model.state_dict(), other.state_dict())
+    with pytest.raises(UserError, match="at revision v2"):
+        load_model("somebody/model", OLD_NAMES, revision="v2")
+
+
+def test_a_folder_has_no_revisions(trained):
+    for load in (load_model, load_trained_model, load_image_processor):
+        with pytest.raises(UserError, match="--model_revision v1 is for models of the Hub, and .* is on this disk"):
+            load(str(trained), revision="v1")
+
+
+# ---- code of others -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_question(monkeypatch):
+    """Fails where somebody is asked whether to run code, and says yes."""
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *args: asked.append(args) or "y")
+    yield
+    assert not asked
+
+
+def edit_json(file, **fields):
+    content = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(content | fields))
+
+
+def plant_code(folder):
+    """Modules for `auto_map` that leave a file when they are imported."""
+    for name in ("configuration_mine", "modeling_mine", "processing_mine"):
+        (folder / f"{name}.py").write_text(f"open({str(folder / 'executed')!r}, 'w').close()\n")
+    return {
+        "AutoConfig": "configuration_mine.MyConfig",
+        "AutoModelForSemanticSegmentation": "modeling_mine.MyModel",
+        "AutoImageProcessor": "processing_mine.MyProcessor",
+    }
+
+
+@pytest.mark.parametrize("model_type", ["mine", "segformer"])
+@pytest.mark.parametrize("place", ["folder", "repository"])
+def test_code_of_a_model_is_never_run_nor_asked_about(
+    no_question, hub, trained_copy, tmp_path, model_type, place, log
+):
+    code = plant_code(trained_copy)
+    edit_json(trained_copy / "config.json", auto_map=code, model_type=model_type)
+    name = str(trained_copy)
+    if place == "repository":
+        offer(hub, "somebody/mine", trained_copy)
+        name = "somebody/mine"
+    loads = [
+        lambda: load_model(name, ID2LABEL),
+        lambda: load_trained_model(name),
+        lambda: load_model(from_scratch=str(trained_copy / "config.json")),
+    ]
+    for load in loads:
+        if model_type == "mine":
+            with pytest.raises(
+                UserError, match=r"code of its own \(auto_map in config.json\), which is never run"
+            ) as e:
+                load()
+            assert "\n" not in str(e.value)
+        else:
+            load().save_pretrained(tmp_path / "out")
+            assert "auto_map" not in (tmp_path / "out" / "config.json").read_text()
+            assert "auto_map is left out; transformers' own segformer is used" in log()
+    assert not (trained_copy / "executed").exists()
+
+
+def test_code_of_a_backbone_is_never_run(no_question, tmp_path, log):
+    tiny_configs()["upernet-convnext"].save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["backbone_config"]["auto_map"] = plant_code(tmp_path) | {"AutoBackbone": "modeling_mine.MyModel"}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    load_model(from_scratch=str(tmp_path), id2label=ID2LABEL).save_pretrained(tmp_path / "out")
+    assert "transformers' own convnext is used" in log() and not (tmp_path / "executed").exists()
+    assert "auto_map" not in (tmp_path / "out" / "config.json").read_text()
+    content["backbone_config"]["model_type"] = "mine"
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="configuration .* cannot be read"):
+        load_model(from_scratch=str(tmp_path), id2label=ID2LABEL)
+
+
+@pytest.mark.parametrize("kind", ["SegformerImageProcessor", "MyProcessor", None])
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "processor_config.json"])
+def test_code_of_an_image_processor_is_never_run(no_question, trained_copy, tmp_path, kind, name):
+    settings = {"auto_map": plant_code(trained_copy), "size": {"height": 96, "width": 96}}
+    settings |= {"image_processor_type": kind} if kind else {}
+    edit_json(trained_copy / name, **({"image_processor": settings} if name == "processor_config.json" else settings))
+    if kind == "MyProcessor":
+        with pytest.raises(
+            UserError, match=f"the image processor of {trained_copy} is code of its own .* never run"
+        ) as e:
+            load_image_processor(str(trained_copy))
+        assert "\n" not in str(e.value)
+    else:
+        processor = load_image_processor(str(trained_copy))
+        processor.save_pretrained(tmp_path / "out")
+        assert "auto_map" not in (tmp_path / "out" / "preprocessor_config.json").read_text()
+        assert processor.size == {"height": 96, "width": 96}
+    assert not (trained_copy / "executed").exists()
 
 
 # ---- from scratch, configuration ------------------------------------------------------------------------------------
