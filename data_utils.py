@@ -28,7 +28,7 @@ from cli_utils import UserError, shorten
 from data.arguments import ClassArguments, DatasetArguments
 from data.augmentation import TrainTransform
 from data.classes import MAX_LABELS, ClassMap, edit_classes, map_classes, read_class_list, read_label_mapping
-from data.hub_datasets import load_through_datasets, standard_columns, standard_splits
+from data.hub_datasets import class_list_folder, load_through_datasets, standard_columns, standard_splits
 from data.image_files import read_channels, rgb_view
 from data.pairing import find_dataset
 from data.preparation import annotation_values
@@ -60,7 +60,7 @@ class Data:
         published: the key of `PUBLISHED` whose classes and label reduction are taken for it by default, if any.
         class_names: value in the masks → class, where the annotations themselves name classes (outlines).
         images_alone, masks_alone: files that are left out as they have no counterpart.
-        folder: where it lies on this disk.
+        folder: where it lies on this disk; of a Hub dataset, the cached part of its repository if it has a class list.
         num_channels: bands of its images.
         stream: with `--streaming`, the training images as {"bytes", "path"} of "image" and "label"; `splits` then has
             the images to evaluate alone.
@@ -124,7 +124,8 @@ def load_data(
             columns = args.image_column, args.label_column
             splits = DatasetDict({split: standard_columns(rows, split, *columns) for split, rows in loaded.items()})
         published = "ADE20K" if ADE20K_ON_THE_HUB in source else None
-        data = Data(source, splits, published=published, num_channels=num_channels, stream=stream)
+        folder = class_list_folder(source, CLASS_LIST_FILES, token)
+        data = Data(source, splits, published=published, folder=folder, num_channels=num_channels, stream=stream)
     if args.train_val_split is not None:
         parts = split_train(data.splits, args.train_val_split, seed, split_file, args.split_groups)
         data = replace(data, splits=parts)
@@ -168,10 +169,10 @@ def find_classes(
 ) -> ClassMap:
     """Decides which classes a dataset has and whether its labels are to be reduced; logs both.
 
-    The class list is, in this order: that of `--id2label`; one of `CLASS_LIST_FILES` in the dataset's folder; the
-    names in annotations that outline objects, which a file must not contradict; that of the published dataset it is
-    taken for; else the values that occur in the masks, each called `class_` and its value. A value that never occurs
-    is then no class and gets no id.
+    The class list is, in this order: that of `--id2label`; one of `CLASS_LIST_FILES` in the dataset's folder or Hub
+    repository; the names in annotations that outline objects, which a file must not contradict; that of the published
+    dataset it is taken for; else the values that occur in the masks, each called `class_` and its value. A value that
+    never occurs is then no class and gets no id.
 
     Args:
         data: of `load_data`; masks are read only where the classes come from them.

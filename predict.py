@@ -50,6 +50,9 @@ class PredictArguments:
     device: str | None = field(
         default=None, metadata={"help": "cuda, mps, cpu …; the accelerator if left out, or cpu where there is none"}
     )
+    model_revision: str | None = field(
+        default=None, metadata={"help": "branch, tag or commit of a model on the Hub; main if left out"}
+    )
     fused_ops: bool = field(default=True, metadata={"help": "the exact speed-ups of the head and the upsampling"})
 
 
@@ -106,7 +109,9 @@ def find_device(name: str | None) -> torch.device:
         raise UserError(f"--device {name} cannot be used here: {one_line(error)}") from None
 
 
-def find_class_map(name_or_path: str, config: PretrainedConfig, image_processor) -> ClassMap:
+def find_class_map(
+    name_or_path: str, config: PretrainedConfig, image_processor, revision: str | None = None
+) -> ClassMap:
     """A trained model's classes with their colours and the values that stand for them in annotation files.
 
     Models trained here have the values in their configuration; of others the image processor says whether labels were
@@ -116,7 +121,7 @@ def find_class_map(name_or_path: str, config: PretrainedConfig, image_processor)
     files = sorted((Path(__file__).parent / "labels").glob("*.json"))
     own_file = None
     try:
-        own_file = cached_file(name_or_path, "labels.json")
+        own_file = cached_file(name_or_path, "labels.json", revision=revision)
         files.insert(0, own_file)
     except OSError:
         pass  # only models trained here have it
@@ -138,7 +143,7 @@ def find_class_map(name_or_path: str, config: PretrainedConfig, image_processor)
     try:
         # As it stands in the file: older models, NVIDIA's own among them, say `reduce_labels`, which transformers 5
         # reads without acting on it.
-        settings = type(image_processor).get_image_processor_dict(name_or_path)[0]
+        settings = type(image_processor).get_image_processor_dict(name_or_path, revision=revision)[0]
     except OSError:
         settings = {}  # a model without an image processor
     reduced = settings.get("do_reduce_labels", settings.get("reduce_labels", False))
@@ -159,11 +164,12 @@ def main(argv: list[str] | None = None) -> list[Path]:
     images = find_images(args.inputs, args.output_dir)
     device = find_device(args.device)
 
-    model = load_trained_model(args.model, args.fused_ops).to(device)
-    image_processor = load_image_processor(args.model, image_size=evaluation_args.image_size)
-    class_map = find_class_map(args.model, model.config, image_processor)
+    revision = args.model_revision
+    model = load_trained_model(args.model, args.fused_ops, revision=revision).to(device)
+    image_processor = load_image_processor(args.model, revision=revision, image_size=evaluation_args.image_size)
+    class_map = find_class_map(args.model, model.config, image_processor, revision)
     evaluation_args.check_classes(class_map.num_labels, args.model)
-    protocol = evaluation_protocol(model, image_processor, evaluation_args)
+    protocol = evaluation_protocol(model.config, image_processor, evaluation_args)
     logger.info(f"{describe_model(model)}, on {device}; short side {protocol.short_side}")
     values = [f"{value} {class_map.id2label[i]}" for i, value in enumerate(class_map.raw_values)]
     logger.info(f"values in the PNGs: {values[0]} … {values[-1]}")

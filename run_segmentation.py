@@ -40,7 +40,7 @@ from metrics_utils import per_category_table, save_confusion, without_per_catego
 from models.adapters import add_lora, enable_activation_checkpointing, freeze_encoder, merge_lora
 from models.image_processor import load_image_processor, save_processor_config
 from models.inference import evaluation_protocol
-from models.loading import describe_model, load_model, load_trained_model
+from models.loading import describe_model, find_config, load_model, load_trained_model
 from reports.intervals import bootstrap_interval, save_per_image
 from reports.model_card import write_model_card
 from reports.predictions import write_predictions
@@ -65,14 +65,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     set_seed(args.training.seed)
     resolve_checkpoint(args.training)
     with output_folder(args) as output_dir:
-        # What cannot be reached is found before data is prepared: the repository to publish to, and the model.
+        # What cannot be reached or does not run is found before data is prepared: the repository to publish to, and
+        # the model.
         repo_id = open_repository(args.training)
+        config = find_config(*args.model.location)
         image_processor = load_image_processor(
-            args.model.source,
-            args.model.from_scratch,
-            args.evaluation.image_size,
-            num_channels=args.dataset.num_channels,
+            *args.model.location, args.evaluation.image_size, num_channels=args.dataset.num_channels
         )
+        protocol = evaluation_protocol(config, image_processor, args.evaluation)
 
         # Data. The main process prepares it, the others read its cache.
         with args.training.main_process_first(desc="preparing the dataset"):
@@ -95,7 +95,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if args.training.do_train:
             check_output_dir(output_dir, class_map, args.training)
         model = build_model(args, class_map)
-        protocol = evaluation_protocol(model, image_processor, args.evaluation)
         logger.info(describe_model(model))
         logger.info(f"evaluation: {protocol.describe()}")
 
@@ -236,7 +235,9 @@ def choose_splits(
 def build_model(args: Arguments, class_map: ClassMap) -> PreTrainedModel:
     """The model to train, frozen and adapted as the flags ask, or the trained one to evaluate."""
     if not args.training.do_train:
-        return load_trained_model(args.model.source, args.model.fused_ops, id2label=class_map.id2label)
+        return load_trained_model(
+            args.model.source, args.model.fused_ops, class_map.id2label, args.model.model_revision
+        )
     model = load_model(
         args.model.source,
         class_map.id2label,
@@ -244,6 +245,7 @@ def build_model(args: Arguments, class_map: ClassMap) -> PreTrainedModel:
         args.model.from_scratch,
         args.model.single_logit,
         args.dataset.num_channels,
+        args.model.model_revision,
     )
     model.config.segmentation_label_map = class_map.to_config()
     if args.optimization.freeze_encoder:

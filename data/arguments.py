@@ -173,7 +173,8 @@ class EvaluationArguments:
 
     def __post_init__(self):
         check_positive(self, "image_size")
-        EvaluationProtocol(**self.options())  # raises on values that do not fit together
+        # Raises on values that do not fit together. What the sides must be multiples of, the model decides.
+        EvaluationProtocol(size_divisor=1, **self.options())
 
     def options(self) -> dict:
         """What the flags add to the protocol that an image processor gives (`EvaluationProtocol`)."""

@@ -1,10 +1,13 @@
 """What `--dataset_name` takes: Hub datasets, parquet files, folders of `save_to_disk`; their splits and columns."""
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import datasets
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, Value
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
 from cli_utils import UserError, one_line
 from data.columns import find_columns
@@ -46,6 +49,30 @@ def load_through_datasets(
     if isinstance(loaded, Dataset):
         loaded = DatasetDict({standard_split_name(str(loaded.split)) or "train": loaded})
     return loaded
+
+
+def class_list_folder(name: str, files: Iterable[str], token: str | None = None) -> Path | None:
+    """Where the class list of what `--dataset_name` names is to be looked for: its own folder; of a dataset on the Hub
+    the cached part of its repository, to which the first of `files` that it has is downloaded. None: nowhere.
+    """
+    path = Path(name)
+    if path.exists() or path.suffix == ".parquet":
+        return path if path.is_dir() else path.parent
+    out_of_reach = None
+    for file in files:
+        try:
+            found = hf_hub_download(name, file, repo_type="dataset", token=token, local_files_only=bool(out_of_reach))
+            return Path(found).parent
+        except LocalEntryNotFoundError as error:
+            out_of_reach = out_of_reach or one_line(error)
+        except EntryNotFoundError:
+            continue
+        except (HFValidationError, OSError) as error:  # no repository, or one that must not be read
+            out_of_reach = one_line(error)
+            break
+    if out_of_reach:
+        logger.info(f"{name}: no class list of its repository could be read, of {', '.join(files)} ({out_of_reach})")
+    return None
 
 
 def standard_splits(dataset: DatasetDict, name) -> DatasetDict:

@@ -1,10 +1,10 @@
 """The evaluation protocol: at which sizes an image is shown to the network, whole or in windows, and how normalised.
 
 The protocol of the SegFormer paper and of mmsegmentation: aspect kept, short side `short_side`, long side at most four
-times that, both sides rounded up to a multiple of 32, the whole image in one pass, logits resized bilinearly to the
-original size, then argmax. Where asked for, also as published: a sliding window instead of the whole image, and
-test-time augmentation, the average over several scales and mirror images. `models.inference` builds the protocol of a
-run and carries it out.
+times that, both sides rounded up to a multiple of 32 (14, 28 or 64 where the architecture takes no other), the whole
+image in one pass, logits resized bilinearly to the original size, then argmax. Where asked for, also as published: a
+sliding window instead of the whole image, and test-time augmentation, the average over several scales and mirror
+images. `models.inference` builds the protocol of a run and carries it out.
 """
 
 import math
@@ -29,8 +29,9 @@ class EvaluationProtocol:
 
     Attributes:
         short_side: pixels of the short side after resizing.
-        size_divisor: both sides are rounded up to a multiple of it.
-        square: resize to short_side × short_side instead, for architectures with a fixed input size.
+        size_divisor: both sides are rounded up to a multiple of it, which the architecture decides
+            (`models.geometry`).
+        square: resize to short_side × short_side instead, for architectures that take squares only.
         image_mean, image_std: per channel, after scaling to 0…1.
         flip_channels: the network expects BGR (MobileViT).
         slide_crop, slide_stride: side and step in pixels of a square window that slides over the resized image, logits
@@ -100,24 +101,22 @@ class EvaluationProtocol:
         raise UserError(problem)
 
     @classmethod
-    def from_image_processor(cls, image_processor, fixed_size: int | None = None, **options) -> "EvaluationProtocol":
+    def from_image_processor(cls, image_processor, **options) -> "EvaluationProtocol":
         """The protocol for a model's image processor.
 
         Args:
-            fixed_size: side in pixels for architectures that take one input size only
-                (`models.loading.fixed_input_size`).
-            options: other attributes, which no image processor knows (`EvaluationArguments.options`).
+            options: attributes that no image processor knows, as the architecture and the flags have them, and those
+                that are to differ from what it says.
         """
         settings = image_processor.to_dict()
         normalizes, num_channels = settings.get("do_normalize", False), num_channels_of(image_processor)
-        return cls(
-            short_side=fixed_size or short_side_of(image_processor),
-            square=fixed_size is not None,
-            image_mean=tuple(settings["image_mean"]) if normalizes else (0.0,) * num_channels,
-            image_std=tuple(settings["image_std"]) if normalizes else (1.0,) * num_channels,
-            flip_channels=bool(settings.get("do_flip_channel_order")),
-            **options,
-        )
+        said = {
+            "short_side": short_side_of(image_processor),
+            "image_mean": tuple(settings["image_mean"]) if normalizes else (0.0,) * num_channels,
+            "image_std": tuple(settings["image_std"]) if normalizes else (1.0,) * num_channels,
+            "flip_channels": bool(settings.get("do_flip_channel_order")),
+        }
+        return cls(**said | options)
 
     @property
     def num_channels(self) -> int:

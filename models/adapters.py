@@ -173,6 +173,12 @@ def _plain(key: str) -> str:
 # ---- channels -------------------------------------------------------------------------------------------------------
 
 
+def config_parts(config: PretrainedConfig) -> list[PretrainedConfig]:
+    """The configuration, and that of its backbone if it has one."""
+    parts = [config, *(getattr(config, name) for name in config.sub_configs_defaults)]
+    return [part for part in parts if part is not None]
+
+
 def set_num_channels(config: PretrainedConfig, num_channels: int) -> None:
     """Sets how many channels images have, in place.
 
@@ -181,7 +187,7 @@ def set_num_channels(config: PretrainedConfig, num_channels: int) -> None:
     """
     if num_channels < 1:
         raise UserError(f"--num_channels is {num_channels}; it must be at least 1")
-    parts = [part for part in _parts(config) if "num_channels" in part.to_dict()]
+    parts = [part for part in config_parts(config) if "num_channels" in part.to_dict()]
     if not parts:
         raise UserError(f"--num_channels: the configuration of {config.model_type} has no such field")
     for part in parts:
@@ -200,7 +206,7 @@ def with_channels(model: PreTrainedModel, num_channels: int) -> PreTrainedModel:
     """
     config = copy.deepcopy(model.config)
     set_num_channels(config, num_channels)
-    grown = AutoModelForSemanticSegmentation.from_config(config, dtype=torch.float32).eval()
+    grown = AutoModelForSemanticSegmentation.from_config(config, dtype=torch.float32, trust_remote_code=False).eval()
     state = model.state_dict()
     changed = [key for key, tensor in grown.state_dict().items() if tensor.shape != state[key].shape]
     if not changed:
@@ -216,9 +222,3 @@ def with_channels(model: PreTrainedModel, num_channels: int) -> PreTrainedModel:
     filters = torch.cat([kept, mean.expand(-1, num_channels - kept.shape[1], -1, -1)], dim=1)
     grown.load_state_dict(state | {changed[0]: filters * (3 / num_channels)})
     return grown
-
-
-def _parts(config: PretrainedConfig) -> list[PretrainedConfig]:
-    """The configuration, and that of its backbone if it has one."""
-    parts = [config, *(getattr(config, name) for name in config.sub_configs_defaults)]
-    return [part for part in parts if part is not None]

@@ -13,6 +13,9 @@ class ModelArguments:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Hub id or folder of a pretrained model; nvidia/mit-b0 if left out"}
     )
+    model_revision: str | None = field(
+        default=None, metadata={"help": "branch, tag or commit of the pretrained model on the Hub; main if left out"}
+    )
     from_scratch: str | None = field(
         default=None,
         metadata={
@@ -25,6 +28,15 @@ class ModelArguments:
     single_logit: bool = field(
         default=False, metadata={"help": "of two classes: one output with a sigmoid instead of two with a softmax"}
     )
+
+    def __post_init__(self):
+        if self.model_revision is not None and self.from_scratch:
+            raise UserError("--model_revision is of a pretrained model, and --from_scratch starts without one")
+
+    @property
+    def location(self) -> tuple[str, str | None, str | None]:
+        """Where the model comes from: `source`, what it is to be built from instead, and the revision."""
+        return self.source, self.from_scratch, self.model_revision
 
     @property
     def source(self) -> str:

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 def load_image_processor(
     name_or_path: str = "nvidia/mit-b0",
     from_scratch: str | None = None,
+    revision: str | None = None,
     image_size: int | None = None,
     do_reduce_labels: bool | None = None,
     num_channels: int | None = None,
@@ -28,6 +29,7 @@ def load_image_processor(
     Args:
         name_or_path: Hub id or folder; where it has no image processor, SegFormer's with its defaults is taken.
         from_scratch: as for `models.loading.load_model`; not None means SegFormer's.
+        revision: branch, tag or commit of a model on the Hub.
         image_size: side in pixels of its squares; None for the short side that the checkpoint's says.
         do_reduce_labels: None keeps the checkpoint's.
         num_channels: None keeps the checkpoint's. Mean and standard deviation of the first three channels stay; others
@@ -39,10 +41,19 @@ def load_image_processor(
     if from_scratch:
         image_processor = SegformerImageProcessor()
     else:
-        read_config(name_or_path)  # so that an unreachable Hub is not taken for a missing preprocessor_config.json
+        read_config(
+            name_or_path, revision
+        )  # so that an unreachable Hub is not taken for a missing preprocessor_config.json
         try:
-            image_processor = AutoImageProcessor.from_pretrained(name_or_path)
+            image_processor = AutoImageProcessor.from_pretrained(
+                name_or_path, revision=revision, trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
+            if "trust_remote_code" in str(error):
+                raise UserError(
+                    f"the image processor of {name_or_path} is code of its own (auto_map in its configuration), which "
+                    "is never run here; one of transformers' image processors in preprocessor_config.json would do"
+                ) from None
             files = [Path(name_or_path, f"{name}_config.json") for name in ("preprocessor", "processor")]
             found = [file for file in files if file.exists()]
             if found:
@@ -52,6 +63,8 @@ def load_image_processor(
     settings = image_processor.to_dict()
     # The name of `do_reduce_labels` in old files, which transformers 5 hands on without acting on it.
     settings.pop("reduce_labels", None)
+    # Saved with the model it would ask whoever loads it to run that code.
+    settings.pop("auto_map", None)
     # A mask has to cover the image, whole and at the size that was asked for.
     changes = {key: False for key in ("do_center_crop", "keep_aspect_ratio") if settings.get(key)}
     side = image_size or short_side_of(image_processor)
@@ -72,7 +85,7 @@ def save_processor_config(
     """Saves the image processor so that stock transformers shows the model what it was evaluated on, where it can.
 
     Where `protocol` resizes all images to one size, or to squares for an architecture that takes nothing else, that
-    size is written and agreement is complete. Else no file can say that sides are rounded up to a multiple of 32:
+    size is written and agreement is complete. Else no file can say that sides are rounded up to a multiple:
     `preprocessor_config.json`, which every release reads, has squares, and `processor_config.json`, which
     transformers 5 reads first, short side `short_side` and long side at most four times that. Sliding windows and
     test-time augmentation cannot be written at all; the whole image is shown in one pass.

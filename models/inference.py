@@ -1,6 +1,6 @@
 """From a model and an image to logits, and from these to a prediction at the image's own size.
 
-    protocol = evaluation_protocol(model, image_processor, evaluation_args)
+    protocol = evaluation_protocol(model.config, image_processor, evaluation_args)
     ids = predict_ids(model, image, protocol)
 
 Training's evaluation, `--do_predict` and `predict.py` all go through here, one image at a time, so that they agree to
@@ -10,6 +10,7 @@ the last pixel. Evaluation takes the two steps of `predict_ids` one by one, the 
     prediction, loss_sum, valid_pixels = score_logits(logits, labels)
 """
 
+import logging
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -18,26 +19,45 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvF
+from transformers import PretrainedConfig
 
 from data.arguments import EvaluationArguments
 from data.preprocessing import EvaluationProtocol, short_side_of
 from metrics_utils import IGNORE_INDEX
-from models.loading import fixed_input_size
+from models.geometry import input_geometry
 from models.losses import check_shapes, log_likelihood, targets_of
 from models.upsampling import TiledUpsampling, empty_prediction, full_precision, upsampled_argmax
 
+logger = logging.getLogger(__name__)
 
-def evaluation_protocol(model, image_processor, args: EvaluationArguments) -> EvaluationProtocol:
+
+def evaluation_protocol(config: PretrainedConfig, image_processor, args: EvaluationArguments) -> EvaluationProtocol:
     """The protocol of a run: what the architecture can take, what the image processor says, what the flags ask for.
 
-    Architectures differ in one thing so far, whether they take squares of one size; all others are shown sides that
-    are multiples of the protocol's default `size_divisor`. One with another divisor gets it here.
+    The short side is one that the architecture sees whole, and so is the training crop, whose side it is.
+
+    Args:
+        config: of the model.
 
     Raises:
-        UserError: flags that do not fit the architecture.
+        UserError: flags that do not fit the architecture, or a configuration whose model does not run.
     """
-    square = fixed_input_size(model, short_side_of(image_processor))
-    return EvaluationProtocol.from_image_processor(image_processor, square, **args.options())
+    geometry = input_geometry(config)
+    asked = short_side_of(image_processor)
+    short_side = geometry.fit(asked)
+    if short_side != asked:
+        takes = "takes images of one size only" if geometry.side else f"takes multiples of {geometry.divisor} only"
+        logger.warning(
+            f"short side {asked}: {config.model_type} {takes}, so images are shown and cropped at {short_side} pixels "
+            f"(--image_size {geometry.nearest(asked)} would fit)"
+        )
+    return EvaluationProtocol.from_image_processor(
+        image_processor,
+        short_side=short_side,
+        size_divisor=geometry.divisor,
+        square=geometry.square,
+        **args.options(),
+    )
 
 
 class PassLogits(NamedTuple):

@@ -23,8 +23,9 @@ from transformers import (
 
 from cli_utils import UserError, nearest, one_line, shorten
 from metrics_utils import IGNORE_INDEX
-from models.adapters import encoder_name, set_num_channels, with_channels
+from models.adapters import config_parts, encoder_name, set_num_channels, with_channels
 from models.fused_segformer import fuse_model
+from models.geometry import input_channels, input_geometry
 
 logger = logging.getLogger(__name__)
 # Where they differ from SegformerConfig's defaults, which are B0's, with drop path and head dropout 0.1 for all.
@@ -51,6 +52,7 @@ def load_model(
     from_scratch: str | None = None,
     single_logit: bool = False,
     num_channels: int | None = None,
+    revision: str | None = None,
     **kwargs,
 ) -> PreTrainedModel:
     """A float32 segmentation model with the given classes, ready to be trained.
@@ -71,31 +73,37 @@ def load_model(
             sigmoid of z (`models.inference.two_class_logits`). The configuration names the second class alone.
         num_channels: of the images; None for what the checkpoint takes. RGB filters are taken over as
             `models.adapters.with_channels` says.
+        revision: branch, tag or commit of a model on the Hub.
         kwargs: fields of the model's configuration, for instance `drop_path_rate=0.2`.
 
     Raises:
         UserError: the checkpoint cannot be reached or read, is no segmentation architecture, or lacks or contradicts
-            part of the encoder; an unknown variant or configuration field; `single_logit` without two classes; a
-            number of channels that the architecture or the checkpoint cannot be given.
+            part of the encoder; an unknown variant or configuration field; a configuration that does not run;
+            `single_logit` without two classes; a number of channels that the architecture or the checkpoint cannot be
+            given.
     """
     source = from_scratch or name_or_path
-    config = _scratch_config(from_scratch) if from_scratch else read_config(name_or_path)
+    config = find_config(name_or_path, from_scratch, revision)
     old_id2label = config.id2label
     _configure(config, source, id2label, single_logit, kwargs)
+    if from_scratch and num_channels is not None:
+        set_num_channels(config, num_channels)
+    geometry = input_geometry(config)
     if from_scratch:
-        if num_channels is not None:
-            set_num_channels(config, num_channels)
-        model = _build(config, source)
+        model = _build(config)
     else:
-        model = _load_pretrained(name_or_path, config, old_id2label)
+        model = _load_pretrained(name_or_path, config, old_id2label, revision)
         if num_channels is not None:
             model = with_channels(model, num_channels)
-    _freeze_unused_parameters(model)
+    _freeze_unused_parameters(model, geometry.fit(64))
     return fuse_model(model) if fused_ops else model
 
 
 def load_trained_model(
-    name_or_path: str, fused_ops: bool = True, id2label: dict[int, str] | None = None
+    name_or_path: str,
+    fused_ops: bool = True,
+    id2label: dict[int, str] | None = None,
+    revision: str | None = None,
 ) -> PreTrainedModel:
     """A trained segmentation model in evaluation mode, float32, with nothing in it fresh.
 
@@ -104,12 +112,13 @@ def load_trained_model(
         fused_ops: as for `load_model`.
         id2label: the classes of the data it is to be evaluated on; None for those it was trained on. Two classes fit
             a model with a single logit.
+        revision: branch, tag or commit of a model on the Hub.
 
     Raises:
         UserError: as `load_model`, and where the checkpoint is no trained segmentation model or has another number of
             classes.
     """
-    config = read_config(name_or_path)
+    config = read_config(name_or_path, revision)
     if not _is_segmentation_checkpoint(config):
         raise UserError(
             f"{name_or_path} is no trained segmentation model but {' '.join(config.architectures or ['unnamed'])}; "
@@ -123,57 +132,79 @@ def load_trained_model(
             f"data has {len(id2label)} ({shorten(id2label.values(), 4)})"
         )
     _configure(config, name_or_path, id2label, single_logit, {})
-    model = _load_pretrained(name_or_path, config, old_id2label).eval()
+    model = _load_pretrained(name_or_path, config, old_id2label, revision).eval()
     return fuse_model(model) if fused_ops else model
 
 
-def read_config(name_or_path: str) -> PretrainedConfig:
-    """The configuration of a segmentation architecture from the Hub, a folder, or a `config.json`.
+def find_config(
+    name_or_path: str = "nvidia/mit-b0", from_scratch: str | None = None, revision: str | None = None
+) -> PretrainedConfig:
+    """The configuration of the model that `load_model` makes of the same arguments.
 
     Raises:
-        UserError: it cannot be reached or read, or is of an architecture that does not segment.
+        UserError: as `read_config`, or an unknown variant.
+    """
+    if from_scratch is None:
+        return read_config(name_or_path, revision)
+    if from_scratch in MIT_VARIANTS:
+        return SegformerConfig(**MIT_VARIANTS[from_scratch])
+    if Path(from_scratch).exists():
+        return read_config(from_scratch)
+    raise UserError(
+        f"--from_scratch {from_scratch}{nearest(from_scratch, MIT_VARIANTS)} is neither a file or folder here nor one "
+        f"of {', '.join(MIT_VARIANTS)}"
+    )
+
+
+def read_config(name_or_path: str, revision: str | None = None) -> PretrainedConfig:
+    """The configuration of a segmentation architecture from the Hub (at a revision), a folder, or a `config.json`.
+
+    Raises:
+        UserError: it cannot be reached or read, or is of an architecture that does not segment, or that transformers
+            does not build as it says.
     """
     path = Path(name_or_path)
+    if revision is not None and path.exists():
+        raise UserError(
+            f"--model_revision {revision} is for models of the Hub, and {path} is on this disk: leave it out"
+        )
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(
             f"folder {path} holds no config.json, so no model (found: {shorten((p.name for p in path.iterdir()), 4)})"
         )
+    known = sorted(config_class.model_type for config_class in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING)
     try:
-        config = AutoConfig.from_pretrained(name_or_path)
+        config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
     except Exception as error:  # a damaged file can raise anything
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{name_or_path} is a model with code of its own (auto_map in config.json), which is never run here; "
+                f"known without it are {', '.join(known)}"
+            ) from None
         if path.exists():
             raise UserError(f"the configuration in {path} cannot be read: {one_line(error)}") from error
+        at_revision = f" at revision {revision}" if revision is not None else ""
         raise UserError(
-            f"{name_or_path} is no folder here, and the Hub did not give it: {one_line(error)} (private and gated "
-            f"models need `hf auth login`; {WITHOUT_NETWORK})"
+            f"{name_or_path} is no folder here, and the Hub did not give it{at_revision}: {one_line(error)} (private "
+            f"and gated models need `hf auth login`; {WITHOUT_NETWORK})"
         ) from error
     if type(config) not in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
-        known = sorted(config_class.model_type for config_class in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING)
         raise UserError(
-            f"{name_or_path} is of type {config.model_type}; transformers segments images with {', '.join(known)}"
+            f"{name_or_path} is of type {config.model_type}; trained and used here are per-pixel classifiers: "
+            f"{', '.join(known)}"
         )
+    if config.model_type == "dpt" and not config.is_hybrid and config.backbone_config is not None:
+        # DPTForSemanticSegmentation always builds a DPTModel; test_backbones_are_built_or_refused tells of another.
+        raise UserError(
+            f"{name_or_path}: transformers ignores the {config.backbone_config.model_type} backbone of a dpt "
+            "configuration and would build a plain ViT; upernet takes such a backbone, and tipsv2_dpt is a dpt head "
+            "over dinov2_with_registers"
+        )
+    for part in config_parts(config):
+        if hasattr(part, "auto_map"):  # saved with the model it would ask whoever loads it to run that code
+            logger.warning(f"{name_or_path}: auto_map is left out; transformers' own {part.model_type} is used")
+            del part.auto_map
     return config
-
-
-def fixed_input_size(model: PreTrainedModel, image_size: int | None = None) -> int | None:
-    """Side in pixels of the squares that the model must be shown; None where any multiple of 32 will do, each way.
-
-    Any size: SegFormer, UperNet, BEiT (interpolates its position embeddings), MobileViT, MobileNetV2.
-
-    Args:
-        image_size: the side asked for, where the architecture leaves a choice; None for the configuration's.
-    """
-    config = model.config
-    if config.model_type == "data2vec-vision" or (config.model_type == "dpt" and config.is_hybrid):
-        # Position embeddings of one size, or feature maps reshaped to the configured one.
-        return config.image_size
-    if config.model_type == "dpt":
-        # The neck reshapes its tokens to a square of any size.
-        return _round_up(image_size or config.image_size, 2 * config.patch_size)
-    if config.model_type == "mobilevitv2" and config.output_stride == 32:
-        # Cuts the last stage into 2 × 2 patches and leaves an odd last row or column zero.
-        return _round_up(image_size or config.image_size, 64)
-    return None
 
 
 def describe_model(model: PreTrainedModel) -> str:
@@ -190,17 +221,6 @@ def describe_model(model: PreTrainedModel) -> str:
 
 
 # ---- configuration and weights --------------------------------------------------------------------------------------
-
-
-def _scratch_config(from_scratch: str) -> PretrainedConfig:
-    if from_scratch in MIT_VARIANTS:
-        return SegformerConfig(**MIT_VARIANTS[from_scratch])
-    if Path(from_scratch).exists():
-        return read_config(from_scratch)
-    raise UserError(
-        f"--from_scratch {from_scratch}{nearest(from_scratch, MIT_VARIANTS)} is neither a file or folder here nor one "
-        f"of {', '.join(MIT_VARIANTS)}"
-    )
 
 
 def _configure(
@@ -239,11 +259,8 @@ def _configure(
         logger.info(f"{source}: the auxiliary head is left out, the loss is that of the main logits")
 
 
-def _build(config: PretrainedConfig, source: str) -> PreTrainedModel:
-    try:
-        model = AutoModelForSemanticSegmentation.from_config(config, dtype=torch.float32)
-    except Exception as error:  # lists of different lengths, sizes that do not divide: each fails in its own way
-        raise UserError(f"no model can be built from the configuration of {source}: {one_line(error)}") from error
+def _build(config: PretrainedConfig) -> PreTrainedModel:
+    model = AutoModelForSemanticSegmentation.from_config(config, dtype=torch.float32, trust_remote_code=False)
     if isinstance(model, SegformerForSemanticSegmentation):
         _initialize_convolutions(model)
     return model
@@ -262,12 +279,20 @@ def _initialize_convolutions(model: SegformerForSemanticSegmentation) -> None:
             module.weight.normal_(0, math.sqrt(2 / fan_out))
 
 
-def _load_pretrained(name_or_path: str, config: PretrainedConfig, old_id2label: dict[int, str]) -> PreTrainedModel:
+def _load_pretrained(
+    name_or_path: str, config: PretrainedConfig, old_id2label: dict[int, str], revision: str | None
+) -> PreTrainedModel:
     """The checkpoint's weights in a model of this configuration; raises unless all that must be there fits."""
     trained = _is_segmentation_checkpoint(config)
     try:
         model, info = AutoModelForSemanticSegmentation.from_pretrained(
-            name_or_path, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            name_or_path,
+            config=config,
+            revision=revision,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     except Exception as error:  # missing, truncated and foreign files raise anything from OSError to IndexError
         raise UserError(
@@ -330,14 +355,15 @@ def _judge_loading(
         )
 
 
-def _freeze_unused_parameters(model: PreTrainedModel) -> None:
-    """`requires_grad=False` for the parameters that do not reach the logits; they would never get a gradient."""
-    channels = next(module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
-    side = fixed_input_size(model, 64) or 64
+def _freeze_unused_parameters(model: PreTrainedModel, side: int) -> None:
+    """`requires_grad=False` for the parameters that do not reach the logits; they would never get a gradient.
+
+    side: of an image that the architecture takes, in pixels.
+    """
     names, parameters = zip(*model.named_parameters(), strict=True)
     training = model.training
     model.eval()  # BatchNorm can do without a batch, and no random number is drawn
-    logits = model(pixel_values=torch.zeros(1, channels, side, side, device=model.device)).logits
+    logits = model(pixel_values=torch.zeros(1, input_channels(model), side, side, device=model.device)).logits
     gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
     model.train(training)
     unused = [index for index, gradient in enumerate(gradients) if gradient is None]
@@ -363,7 +389,3 @@ def _modules(all_keys: Iterable[str], keys: set[str]) -> str:
         return next(whole, key).removesuffix(".")
 
     return shorten((dict.fromkeys(outermost(key) for key in all_keys if key in keys)), 4)
-
-
-def _round_up(side: int, multiple: int) -> int:
-    return math.ceil(side / multiple) * multiple

@@ -17,9 +17,12 @@ os.environ |= {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
+import datasets  # noqa: E402
+import huggingface_hub  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from factories.datasets import LAYOUT_FILES, save_pair  # noqa: E402
+from factories.hub_server import HubServer  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -60,3 +63,33 @@ def make_dataset(tmp_path):
         return root
 
     return make
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A server on the loopback interface that is this process's Hub, with an empty cache."""
+    with HubServer() as server:
+        constants = {
+            "ENDPOINT": server.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_CACHE": f"{tmp_path}/hub",
+            "HF_HUB_DISABLE_XET": True,
+        }
+        for name, value in constants.items():
+            monkeypatch.setattr(huggingface_hub.constants, name, value)
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.url)
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield server
+
+
+@pytest.fixture
+def go_offline(monkeypatch):
+    """A function after which the Hub is out of reach."""
+
+    def go():
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+    return go

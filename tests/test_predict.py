@@ -390,6 +390,23 @@ def test_a_model_that_cannot_be_had(photos, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_revision_of_a_model_on_the_hub(hub, photos, tmp_path):
+    """Its weights, its classes and the values that stand for them."""
+    for revision, options in (("main", {}), ("v1", {"reduce_labels": True, "names": {0: "sea", 1: "ice", 2: "land"}})):
+        folder = save_model(tmp_path / revision, colors=COLORS, **options)
+        hub.offer("somebody/model", {path.name: path.read_bytes() for path in folder.iterdir()}, revision)
+    found = {}
+    for revision in ("main", "v1"):
+        flags = [] if revision == "main" else ["--model_revision", "v1"]
+        png = run("somebody/model", tmp_path / f"hub {revision}", photos / "a.png", flags=flags)[0]
+        expected = run(tmp_path / revision, tmp_path / f"local {revision}", photos / "a.png")[0]
+        assert png.read_bytes() == expected.read_bytes()
+        found[revision] = set(np.unique(np.array(Image.open(png))).tolist())
+    assert found["main"] <= {0, 1, 2} and found["v1"] <= {1, 2, 3} and found["main"] != found["v1"]
+    with pytest.raises(UserError, match="--model_revision v1 is for models of the Hub"):
+        run(tmp_path / "v1", tmp_path / "out", photos / "a.png", flags=["--model_revision", "v1"])
+
+
 def test_the_log_says_what_the_values_mean(model_dir, photos, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging, "basicConfig", lambda **kwargs: None)  # it would take caplog's handler away
     with caplog.at_level(logging.INFO):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from factories.architectures import backbone_configs
 from factories.hub_server import HubServer
 from PIL import Image
 from safetensors.torch import load_file
@@ -310,7 +311,14 @@ def test_two_processes_equal_one(flags, run, data, tiny_config, tmp_path):
         (["--dataset_dir", "x", "--do_train", "--resume_from_checkpoint", "last"], "no complete checkpoint"),
         (["--dataset_dir", "x", "--do_train", "--resume_from_checkpoint", "y"], "no checkpoint folder"),
         (["--dataset_dir", "x", "--do_train", "--push_to_hub", "--hub_strategy", "every_save"], "pickled"),
-        (["--dataset_dir", "x", "--do_train", "--slide_crop", "100"], "--slide_crop is 100"),
+        (
+            ["--dataset_dir", "x", "--do_train", "--from_scratch", "mit-b0", "--slide_crop", "100"],
+            "--slide_crop is 100",
+        ),
+        (
+            ["--dataset_dir", "x", "--do_train", "--from_scratch", "mit-b0", "--model_revision", "v1"],
+            "--model_revision is of a pretrained model",
+        ),
         (["--dataset_dir", "no/such/place", "--do_train", "--from_scratch", "mit-b0"], "no/such/place"),
         (["--dataset_dir", "x", "--do_train"], "nvidia/mit-b0.*--from_scratch"),
         (["--dataset_dir", "x", "--do_train", "--freeze_encoder", "--lora_r", "4"], "exclude each other"),
@@ -382,6 +390,36 @@ def test_windows_scales_and_mirror_images_are_scored_and_predicted_alike(run, da
         prediction, truth = (np.array(Image.open(f)) for f in (tmp_path / "predictions" / mask_file.name, mask_file))
         total += confusion_matrix(prediction, truth, 3).numpy()
     np.testing.assert_array_equal(total, np.load(tmp_path / "confusion_matrix.npy"))
+
+
+def test_evaluating_a_revision_of_a_model_on_the_hub(hub, run, data, tmp_path):
+    trained, metrics = run
+    files = [path for path in trained.glob("*") if path.suffix in (".json", ".safetensors")]
+    commit = hub.offer("somebody/disc", {path.name: path.read_bytes() for path in files}, "v1")
+    argv = ["--model_name_or_path", "somebody/disc", "--dataset_dir", str(data), "--use_cpu", "--do_eval"]
+    argv += ["--id2label", str(data / "classes.json"), "--output_dir", str(tmp_path)]
+    with pytest.raises(UserError, match="^somebody/disc is no folder here, and the Hub did not give it: "):
+        run_segmentation.main(argv)
+    for revision in ("v1", commit):
+        again = run_segmentation.main([*argv, "--model_revision", revision])
+        assert again["eval_mean_iou"] == metrics["eval_mean_iou"] and again["eval_loss"] == metrics["eval_loss"]
+
+
+def test_patches_of_14(data, tmp_path):
+    """The short side that was asked for does not fit them; it is rounded up for training and evaluation alike, and a
+    second command repeats the numbers."""
+    backbone_configs()["dinov2"].save_pretrained(tmp_path / "config")
+    argv = ["--dataset_dir", str(data), "--use_cpu", "--report_to", "none", "--do_eval"]
+    train = ["--from_scratch", str(tmp_path / "config"), "--image_size", "64", "--do_train", "--max_steps", "1"]
+    train += ["--per_device_train_batch_size", "2", "--eval_strategy", "no"]
+    out = tmp_path / "out"
+    metrics = run_segmentation.main([*argv, *train, "--output_dir", str(out)])
+    assert (
+        "short side 70 " in metrics["eval_protocol"] and "rounded up to a multiple of 14;" in metrics["eval_protocol"]
+    )
+    again = ["--model_name_or_path", str(out), "--id2label", str(out / "labels.json"), "--output_dir"]
+    again = run_segmentation.main([*argv, *again, str(tmp_path / "again")])
+    assert {key: again[key] for key in ("eval_protocol", "eval_mean_iou", "eval_loss")}.items() <= metrics.items()
 
 
 def push(server, flags, output_dir, token="hf_dummy"):

@@ -27,7 +27,7 @@ def test_input_size_as_published(image, network):
 
 
 def test_fixed_size_architectures_get_squares():
-    protocol = EvaluationProtocol.from_image_processor(SegformerImageProcessor(), fixed_size=384)
+    protocol = EvaluationProtocol.from_image_processor(SegformerImageProcessor(), short_side=384, square=True)
     assert protocol.input_size(100, 300) == (384, 384)
     assert protocol.describe().startswith("image resized to 384x384")
 
@@ -168,7 +168,9 @@ def test_stride_is_three_quarters_of_the_window_unless_given():
 
 
 def test_fixed_size_architectures_get_windows_of_their_size():
-    protocol = EvaluationProtocol.from_image_processor(SegformerImageProcessor(), 384, slide_crop=384, flip=True)
+    protocol = EvaluationProtocol.from_image_processor(
+        SegformerImageProcessor(), short_side=384, square=True, slide_crop=384, flip=True
+    )
     assert protocol.input_size(100, 1000) == (384, 1536)  # 153.6 would be too low for a window
     assert protocol.input_size(300, 400) == (384, 512)
     assert "multiple of 32 and to at least 384; sliding window 384x384 with stride 288" in protocol.describe()
@@ -219,3 +221,13 @@ def test_the_threshold_is_a_probability_and_named():
         with pytest.raises(UserError, match=f"--threshold is {threshold:g}; it is a probability between 0 and 1"):
             EvaluationProtocol(threshold=threshold)
     assert EvaluationProtocol(threshold=0.3).describe().endswith("; second class above a probability of 0.3")
+
+
+@pytest.mark.parametrize(("divisor", "network"), [(14, (518, 686)), (28, (532, 700)), (64, (512, 704))])
+def test_sides_are_multiples_of_what_the_architecture_takes(divisor, network):
+    protocol = EvaluationProtocol(512, size_divisor=divisor)
+    assert protocol.input_size(480, 640) == network  # 512 x 682.7
+    assert protocol.input_size(4, 5000)[0] == divisor
+    assert f"sides rounded up to a multiple of {divisor};" in protocol.describe()
+    with pytest.raises(UserError, match=rf"--slide_crop is 500; it must be a positive multiple of {divisor}, as in "):
+        EvaluationProtocol(512, size_divisor=divisor, slide_crop=500)

@@ -1,8 +1,10 @@
-"""A Hub on the loopback interface, as far as creating a repository and pushing a model to it goes.
+"""A Hub on the loopback interface, as far as pushing a model goes, and downloading models and datasets.
 
     with HubServer(fail_on="lfs") as server:
         subprocess.run([...], env=server.env())
     server.files("tester/model")  # {path: bytes} of everything committed
+    server.offer("somebody/model", {"config.json": b"…"}, revision="v1")  # can be downloaded
+    server.offer("datasets/somebody/pictures", {"id2label.json": b"…"})
 
 It takes the basic LFS transfer only, hence HF_HUB_DISABLE_XET in `env()`.
 """
@@ -25,6 +27,9 @@ ROUTES = {
     "create": r"POST /api/repos/create",
     "branch": r"POST /api/models/(?P<repo>.+)/branch/(?P<branch>.+)",
     "info": r"GET /api/models/(?P<repo>[^/]+/[^/]+)(/revision/.+)?",
+    "listing": r"GET /api/datasets/(?P<repo>[^/]+/[^/]+)(/revision/(?P<revision>[^/]+))?",
+    "tree": r"GET /api/datasets/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?",
+    "download": r"(GET|HEAD) /(?P<repo>(datasets/)?[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)",
     "validate": r"POST /api/validate-yaml",
     "preupload": r"POST /api/models/(?P<repo>.+)/preupload/(?P<branch>.+)",
     "lfs_batch": r"POST /(?P<repo>.+)\.git/info/lfs/objects/batch",
@@ -45,12 +50,13 @@ class HubServer:
     Attributes:
         requests: kinds of all requests so far, in order. repos: id → {"private", "branches"}.
         commits: {"repo", "branch", "summary", "files": {path: bytes}} in order.
+        offered: (repository, branch or commit) → {path: bytes}, to be downloaded.
     """
 
     def __init__(self, reject_token=False, role="write", fail_on=None, fail_from=1, fail_status: int | None = 500):
         self.reject_token, self.role = reject_token, role
         self.fail_on, self.fail_from, self.fail_status = fail_on, fail_from, fail_status
-        self.requests, self.repos, self.commits, self.lfs_objects = [], {}, [], {}
+        self.requests, self.repos, self.commits, self.lfs_objects, self.offered = [], {}, [], {}, {}
 
     def __enter__(self):
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
@@ -73,6 +79,12 @@ class HubServer:
         """Path → content of everything committed to a branch."""
         commits = [commit for commit in self.commits if (commit["repo"], commit["branch"]) == (repo, branch)]
         return {path: content for commit in commits for path, content in commit["files"].items()}
+
+    def offer(self, repo: str, files: dict[str, bytes], revision: str = "main") -> str:
+        """Lets files be downloaded, of a dataset if the name begins with `datasets/`; returns the commit's hash."""
+        commit = hashlib.sha1(f"{repo} {revision} {sorted(files)}".encode()).hexdigest()
+        self.offered[repo, revision] = self.offered[repo, commit] = files | {"": commit.encode()}
+        return commit
 
     # One method for each kind of request: (body, fields of the path) → (status, JSON).
 
@@ -99,6 +111,37 @@ class HubServer:
 
     def info(self, body, repo):
         return (200, {"id": repo, "sha": "0" * 40}) if repo in self.repos else (404, {"error": "Repository not found"})
+
+    def listing(self, body, repo, revision="main"):
+        files = self.offered.get((f"datasets/{repo}", unquote(revision)))
+        if files is None:
+            return 404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
+        siblings = [{"rfilename": path} for path in files if path]
+        return 200, {"id": repo, "sha": files[""].decode(), "siblings": siblings, "private": False}
+
+    def tree(self, body, repo, revision, folder=""):
+        """What lies in a folder; the real one lists subfolders as well where it is asked to."""
+        files = self.offered[f"datasets/{repo}", unquote(revision)]
+        prefix = f"{unquote(folder)}/" if folder else ""
+        below = [path for path in files if path and path.startswith(prefix)]
+        names = {path: path.removeprefix(prefix).split("/")[0] for path in below}
+        entries = {prefix + name: {"type": "directory", "path": prefix + name, "oid": ""} for name in names.values()}
+        for path, name in names.items():
+            if path == prefix + name:
+                oid = hashlib.sha1(files[path]).hexdigest()
+                entries[path] = {"type": "file", "path": path, "size": len(files[path]), "oid": oid}
+        return 200, list(entries.values())
+
+    def download(self, body, repo, revision, path):
+        files = self.offered.get((repo, unquote(revision)))
+        if files is None:
+            known = any(offered == repo for offered, _ in self.offered)
+            return 404, {"error": "not found"}, {"X-Error-Code": "RevisionNotFound" if known else "RepoNotFound"}
+        content = files.get(unquote(path)) if path else None
+        headers = {"X-Repo-Commit": files[""].decode()}
+        if content is None:
+            return 404, {"error": "not found"}, headers | {"X-Error-Code": "EntryNotFound"}
+        return 200, content, headers | {"ETag": f'"{hashlib.sha1(content).hexdigest()}"'}
 
     def validate(self, body):
         return 200, {"errors": [], "warnings": []}
@@ -158,7 +201,8 @@ class _Handler(BaseHTTPRequestHandler):
         if match is None:
             return self._send(404, {"error": f"no such page: {path}"}, {"X-Error-Code": "EntryNotFound"})
         hub.requests.append(kind)
-        if kind != "lfs" and (hub.reject_token or self.headers.get("Authorization") != f"Bearer {TOKEN}"):
+        public = kind in ("lfs", "listing", "tree", "download")
+        if not public and (hub.reject_token or self.headers.get("Authorization") != f"Bearer {TOKEN}"):
             message = "Invalid credentials in Authorization header"
             return self._send(401, {"error": message}, {"X-Error-Message": message})
         if kind == hub.fail_on and hub.requests.count(kind) >= hub.fail_from:
@@ -182,8 +226,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(chunks)
 
-    def _send(self, status: int, content: dict, headers: dict[str, str] | None = None):
-        data = json.dumps(content).encode()
+    def _send(self, status: int, content: dict | list | bytes, headers: dict[str, str] | None = None):
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         headers = {"Content-Type": "application/json", "Content-Length": str(len(data)), **(headers or {})}
         for name, value in headers.items():

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -293,14 +292,16 @@ def test_a_threshold_is_for_two_classes():
 
 def test_a_protocol_of_model_image_processor_and_flags(model):
     processor = SegformerImageProcessor(size={"height": 96, "width": 96}, image_mean=[0.5, 0.5, 0.5])
-    protocol = evaluation_protocol(model, processor, EvaluationArguments(eval_scales=[0.5, 1.0], eval_flip=True))
+    protocol = evaluation_protocol(
+        model.config, processor, EvaluationArguments(eval_scales=[0.5, 1.0], eval_flip=True)
+    )
     expected = EvaluationProtocol(96, image_mean=(0.5, 0.5, 0.5), scales=(0.5, 1.0), flip=True)
     assert replace(protocol, image_std=expected.image_std) == expected
 
 
 def test_squares_where_the_architecture_takes_nothing_else():
-    model = SimpleNamespace(config=Data2VecVisionConfig(image_size=64))
-    protocol = evaluation_protocol(model, SegformerImageProcessor(), EvaluationArguments())
+    config = Data2VecVisionConfig(image_size=64)
+    protocol = evaluation_protocol(config, SegformerImageProcessor(), EvaluationArguments())
     assert (protocol.short_side, protocol.square) == (64, True)
     with pytest.raises(UserError, match="64x64 pixels only: give --slide_crop 64"):
-        evaluation_protocol(model, SegformerImageProcessor(), EvaluationArguments(slide_crop=96))
+        evaluation_protocol(config, SegformerImageProcessor(), EvaluationArguments(slide_crop=96))

@@ -6,55 +6,23 @@ import huggingface_hub
 import pytest
 import torch
 import transformers as T
+from factories.architectures import tiny_configs
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSemanticSegmentation
 
 from cli_utils import UserError
 from metrics_utils import IGNORE_INDEX
 from models import fused_segformer, losses
+from models.geometry import input_geometry
 from models.image_processor import load_image_processor
-from models.loading import MIT_VARIANTS, describe_model, fixed_input_size, load_model, load_trained_model
+from models.loading import MIT_VARIANTS, describe_model, load_model, load_trained_model
 
 ID2LABEL = {0: "sky", 1: "road", 2: "car", 3: "tree"}
 LOGGERS = ("models.loading", "models.image_processor")
 OLD_NAMES = {0: "wall", 1: "floor", 2: "lamp"}
 
-STAGES = {"hidden_sizes": [8, 16, 24, 32], "depths": [1] * 4}
-ALL_STAGES = ["stage1", "stage2", "stage3", "stage4"]
-VIT = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 64}
-UPER = {"hidden_size": 16, "auxiliary_channels": 8}
-
-
-def tiny_configs():
-    beit = VIT | {"out_indices": [1, 2, 3, 4], "auxiliary_channels": 8}
-    swin = T.SwinConfig(embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, window_size=2, out_features=ALL_STAGES)
-    return {
-        "segformer": T.SegformerConfig(**STAGES, num_attention_heads=[1] * 4, decoder_hidden_size=16),
-        "upernet-convnext": T.UperNetConfig(
-            backbone_config=T.ConvNextConfig(**STAGES, out_features=ALL_STAGES), **UPER
-        ),
-        "upernet-swin": T.UperNetConfig(backbone_config=swin, **UPER),
-        "beit": T.BeitConfig(**beit, use_relative_position_bias=True),
-        "beit-absolute": T.BeitConfig(**beit, use_absolute_position_embeddings=True),
-        "data2vec": T.Data2VecVisionConfig(**beit, use_relative_position_bias=True),
-        "dpt": T.DPTConfig(
-            **VIT,
-            backbone_out_indices=[0, 1, 2, 3],
-            neck_hidden_sizes=[8, 8, 16, 16],
-            fusion_hidden_size=8,
-        ),
-        "mobilevit": T.MobileViTConfig(
-            hidden_sizes=[16, 24, 32],
-            neck_hidden_sizes=[8, 16, 16, 24, 32, 32, 64],
-            num_attention_heads=2,
-            aspp_out_channels=16,
-        ),
-        "mobilevitv2": T.MobileViTV2Config(width_multiplier=0.25, n_attn_blocks=[1] * 3, aspp_out_channels=16),
-        "mobilenet_v2": T.MobileNetV2Config(depth_multiplier=0.25),
-    }
-
-
 ARCHITECTURES = list(tiny_configs())
+SMALLER = {"hidden_sizes": [8] * 4, "depths": [1] * 4, "num_attention_heads": [1] * 4, "decoder_hidden_size": 16}
 
 
 def save_checkpoint(model_class, config, folder):
@@ -326,8 +294,16 @@ def truncate(path):
         (lambda d: (d / "model.safetensors").write_text("version https://git-lfs"), "cannot be loaded: Safetensor"),
         (lambda d: (d / "config.json").write_text("{ not"), "configuration in .* cannot be read: .*not a valid JSON"),
         (lambda d: (d / "config.json").write_text("{}"), "configuration in .* cannot be read: .*Unrecognized model"),
-        (lambda d: T.BertConfig().save_pretrained(d), "is of type bert; transformers segments images with beit, "),
-        (lambda d: T.ViTConfig().save_pretrained(d), "is of type vit; transformers segments images with beit, "),
+        (
+            lambda d: T.BertConfig().save_pretrained(d),
+            "is of type bert; trained .* per-pixel classifiers: beit, ",
+        ),
+        (
+            lambda d: T.ViTConfig().save_pretrained(d),
+            "is of type vit; trained .* per-pixel classifiers: beit, ",
+        ),
+        (lambda d: T.Mask2FormerConfig().save_pretrained(d), "is of type mask2former; trained .* per-pixel classi"),
+        (lambda d: T.EomtConfig().save_pretrained(d), "is of type eomt; trained .* per-pixel classifiers: "),
     ],
 )
 def test_unusable_folders(trained_copy, damage, message):
@@ -348,6 +324,138 @@ def test_unusable_pickles(trained_copy, content):
         (trained_copy / "pytorch_model.bin").write_bytes(content)
     with pytest.raises(UserError, match="weights of .* cannot be loaded"):
         load_model(str(trained_copy), ID2LABEL)
+
+
+# ---- revisions ------------------------------------------------------------------------------------------------------
+
+
+def offer(hub, repo, folder, revision="main"):
+    return hub.offer(repo, {path.name: path.read_bytes() for path in folder.iterdir()}, revision)
+
+
+def test_a_revision_is_pinned(hub, go_offline, trained, tmp_path):
+    other = save_checkpoint(T.SegformerForSemanticSegmentation, T.SegformerConfig(**SMALLER), tmp_path / "other")
+    T.SegformerImageProcessor(size={"height": 96, "width": 96}).save_pretrained(tmp_path / "other")
+    offer(hub, "somebody/model", trained)
+    commit = offer(hub, "somebody/model", tmp_path / "other", "v1.0")
+    for revision in ("v1.0", commit):
+        for model in (
+            load_model("somebody/model", OLD_NAMES, revision=revision),
+            load_trained_model("somebody/model", revision=revision),
+        ):
+            assert_equal_tensors(model.state_dict(), other.state_dict())
+        assert load_image_processor("somebody/model", revision=revision).size["height"] == 96
+    assert load_model("somebody/model", OLD_NAMES).config.hidden_sizes == [8, 16, 24, 32]
+    assert load_image_processor("somebody/model").size["height"] == 512
+    with pytest.raises(
+        UserError, match="the Hub did not give it at revision v2: .*v2 is not a valid git identifier"
+    ) as e:
+        load_model("somebody/model", OLD_NAMES, revision="v2")
+    assert "\n" not in str(e.value)
+    go_offline()
+    for revision in ("v1.0", commit):
+        model = load_model("somebody/model", OLD_NAMES, revision=revision)
+        assert_equal_tensors(model.state_dict(), other.state_dict())
+    with pytest.raises(UserError, match="at revision v2"):
+        load_model("somebody/model", OLD_NAMES, revision="v2")
+
+
+def test_a_folder_has_no_revisions(trained):
+    for load in (load_model, load_trained_model, load_image_processor):
+        with pytest.raises(UserError, match="--model_revision v1 is for models of the Hub, and .* is on this disk"):
+            load(str(trained), revision="v1")
+
+
+# ---- code of others -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_question(monkeypatch):
+    """Fails where somebody is asked whether to run code, and says yes."""
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *args: asked.append(args) or "y")
+    yield
+    assert not asked
+
+
+def edit_json(file, **fields):
+    content = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(content | fields))
+
+
+def plant_code(folder):
+    """Modules for `auto_map` that leave a file when they are imported."""
+    for name in ("configuration_mine", "modeling_mine", "processing_mine"):
+        (folder / f"{name}.py").write_text(f"open({str(folder / 'executed')!r}, 'w').close()\n")
+    return {
+        "AutoConfig": "configuration_mine.MyConfig",
+        "AutoModelForSemanticSegmentation": "modeling_mine.MyModel",
+        "AutoImageProcessor": "processing_mine.MyProcessor",
+    }
+
+
+@pytest.mark.parametrize("model_type", ["mine", "segformer"])
+@pytest.mark.parametrize("place", ["folder", "repository"])
+def test_code_of_a_model_is_never_run_nor_asked_about(
+    no_question, hub, trained_copy, tmp_path, model_type, place, log
+):
+    code = plant_code(trained_copy)
+    edit_json(trained_copy / "config.json", auto_map=code, model_type=model_type)
+    name = str(trained_copy)
+    if place == "repository":
+        offer(hub, "somebody/mine", trained_copy)
+        name = "somebody/mine"
+    loads = [
+        lambda: load_model(name, ID2LABEL),
+        lambda: load_trained_model(name),
+        lambda: load_model(from_scratch=str(trained_copy / "config.json")),
+    ]
+    for load in loads:
+        if model_type == "mine":
+            with pytest.raises(
+                UserError, match=r"code of its own \(auto_map in config.json\), which is never run"
+            ) as e:
+                load()
+            assert "\n" not in str(e.value)
+        else:
+            load().save_pretrained(tmp_path / "out")
+            assert "auto_map" not in (tmp_path / "out" / "config.json").read_text()
+            assert "auto_map is left out; transformers' own segformer is used" in log()
+    assert not (trained_copy / "executed").exists()
+
+
+def test_code_of_a_backbone_is_never_run(no_question, tmp_path, log):
+    tiny_configs()["upernet-convnext"].save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["backbone_config"]["auto_map"] = plant_code(tmp_path) | {"AutoBackbone": "modeling_mine.MyModel"}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    load_model(from_scratch=str(tmp_path), id2label=ID2LABEL).save_pretrained(tmp_path / "out")
+    assert "transformers' own convnext is used" in log() and not (tmp_path / "executed").exists()
+    assert "auto_map" not in (tmp_path / "out" / "config.json").read_text()
+    content["backbone_config"]["model_type"] = "mine"
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="configuration .* cannot be read"):
+        load_model(from_scratch=str(tmp_path), id2label=ID2LABEL)
+
+
+@pytest.mark.parametrize("kind", ["SegformerImageProcessor", "MyProcessor", None])
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "processor_config.json"])
+def test_code_of_an_image_processor_is_never_run(no_question, trained_copy, tmp_path, kind, name):
+    settings = {"auto_map": plant_code(trained_copy), "size": {"height": 96, "width": 96}}
+    settings |= {"image_processor_type": kind} if kind else {}
+    edit_json(trained_copy / name, **({"image_processor": settings} if name == "processor_config.json" else settings))
+    if kind == "MyProcessor":
+        with pytest.raises(
+            UserError, match=f"the image processor of {trained_copy} is code of its own .* never run"
+        ) as e:
+            load_image_processor(str(trained_copy))
+        assert "\n" not in str(e.value)
+    else:
+        processor = load_image_processor(str(trained_copy))
+        processor.save_pretrained(tmp_path / "out")
+        assert "auto_map" not in (tmp_path / "out" / "preprocessor_config.json").read_text()
+        assert processor.size == {"height": 96, "width": 96}
+    assert not (trained_copy / "executed").exists()
 
 
 # ---- from scratch, configuration ------------------------------------------------------------------------------------
@@ -471,7 +579,7 @@ def test_every_architecture_trains_and_reloads(name, tmp_path, log):
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     before = {key: value.clone() for key, value in model.named_parameters()}
-    side = fixed_input_size(model, 96) or 96  # at 64 MobileViT's attention would be over a single patch
+    side = input_geometry(model.config).fit(96)  # at 64 MobileViT's attention would be over a single patch
     logits = model(pixel_values=tiny_images(side, side)).logits
     assert logits.shape[:2] == (2, 4)
     losses.upsampled_cross_entropy(logits, torch.randint(0, 4, (2, side, side))).backward()
@@ -499,6 +607,7 @@ UNUSED = {
     "data2vec": ("data2vec_vision.encoder.layer.3.",),
     "dpt": ("dpt.layernorm.", "neck.fusion_stage.layers.0.residual_layer1."),
     "mobilenet_v2": ("mobilenet_v2.conv_1x1.",),
+    "tipsv2_dpt": ("backbone.embeddings.mask_token",),
 }
 
 
@@ -511,49 +620,21 @@ def test_what_is_not_trained(name, tmp_path):
     assert bool(expected) == (name in UNUSED)
 
 
-SIZES = {"data2vec": 64, "dpt": 64, "mobilevitv2": 256}
-
-
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_input_sizes(name, tmp_path):
     tiny_configs()[name].save_pretrained(tmp_path)
     model = load_model(from_scratch=str(tmp_path), id2label=ID2LABEL).eval()
-    assert fixed_input_size(model) == SIZES.get(name)
-    side = SIZES.get(name)
+    geometry = input_geometry(model.config)
+    side = geometry.fit(96)
     with torch.inference_mode():
-        if side is not None:
-            assert model(tiny_images(side, side)).logits.shape[2:] in [(s, s) for s in (16, 64, 8)]
-            if name != "mobilevitv2":
-                with pytest.raises(RuntimeError):
-                    model(tiny_images(64, 96))
+        if geometry.square:
+            assert model(tiny_images(side, side)).logits.shape[2:] in [(s, s) for s in (16, 96)]
+            with pytest.raises(RuntimeError):
+                model(tiny_images(64, 96))
             return
-        for height, width in ((64, 96), (160, 32)):
+        for height, width in ((side, 2 * side), (3 * side, side)):
             logits = model(tiny_images(height, width)).logits
             assert logits.shape[2] * width == logits.shape[3] * height
-
-
-def test_a_square_of_another_size(tmp_path):
-    configs = tiny_configs()
-    for name, asked, expected in (
-        ("dpt", 96, 96),
-        ("dpt", 100, 128),
-        ("data2vec", 96, 64),
-        ("mobilevitv2", 96, 128),
-        ("segformer", 96, None),
-    ):
-        model = AutoModelForSemanticSegmentation.from_config(configs[name]).eval()
-        assert fixed_input_size(model, asked) == expected
-        if expected:
-            assert model(tiny_images(expected, expected)).logits.ndim == 4
-
-
-def test_mobilevitv2_still_loses_an_odd_column():
-    """Why `fixed_input_size` asks for a multiple of 64: 96 pixels are 3 columns at stride 32."""
-    model = AutoModelForSemanticSegmentation.from_config(tiny_configs()["mobilevitv2"]).eval()
-    layer = model.mobilevitv2.encoder.layer[-1]
-    features = torch.ones(1, layer.unfolding(torch.ones(1, 4, 2, 2))[0].shape[1], 2, 3)
-    folded = layer.folding(*layer.unfolding(features))
-    assert folded[..., 2].abs().sum() == 0 and folded[..., :2].min() == 1
 
 
 # ---- the rest -------------------------------------------------------------------------------------------------------
