@@ -208,13 +208,18 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 def remove(path: Path) -> None:
     """Deletes a file or a folder with all that is in it, if it is there and can be deleted."""
-    if path.is_dir() and not path.is_symlink():
+    if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path, ignore_errors=True)
     else:
         try:
             path.unlink(missing_ok=True)
         except OSError:
             pass
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """The folder and those above it that are not there, the innermost first."""
+    return [parent for parent in (folder, *folder.parents) if not os.path.lexists(parent)]
 
 
 def check_writable(folder: str | os.PathLike, what: str, advice: str) -> None:
@@ -224,7 +229,7 @@ def check_writable(folder: str | os.PathLike, what: str, advice: str) -> None:
         WriteError: they cannot: "WHAT cannot be written to (reason); ADVICE".
     """
     folder = Path(folder)
-    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    missing = missing_folders(folder)
     probe = folder / f"{PARTIAL}{os.getpid()}-probe"
     try:
         folder.mkdir(parents=True, exist_ok=True)

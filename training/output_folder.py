@@ -28,6 +28,7 @@ from cli_utils import (
     UserError,
     WriteError,
     check_writable,
+    missing_folders,
     remove,
     shorten,
     write_failure,
@@ -143,7 +144,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
     A lock of the process (POSIX), not of the file: a killed one leaves none behind, and workers inherit none.
     """
-    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    missing = missing_folders(folder)
     path = folder / LOCK_FILE
     while True:
         folder.mkdir(parents=True, exist_ok=True)
@@ -170,7 +171,7 @@ def _locked(folder: Path) -> Iterator[None]:
         file.flush()
         yield
     finally:
-        remove(folder / NEW_RUN)
+        _settle(folder)
         remove(path)
         file.close()
         for made in missing:
@@ -297,8 +298,18 @@ def replaced_files(folder: Path, args: Arguments) -> tuple[str, ...]:
     return () if goes_on_in(folder, args.training) else WHOLE_RUN
 
 
+def _settle(folder: Path) -> None:
+    """At the end of a run, whatever ended it: what was moving in gets there, if it can, and half things go."""
+    try:
+        finish_moving_in(folder)
+    except OSError as error:
+        logger.warning(f"{error.filename or folder}: {error.strerror}; the next run in {folder} clears up")
+
+
 def _what_is_safe(folder: Path) -> str:
     """What somebody whose run just stopped wants to know."""
+    if PartialState().is_main_process:
+        _settle(folder)
     if (folder / "train_results.json").is_file():
         return (
             f"The trained model in {folder} is safe; to go on: --model_name_or_path {folder} --do_eval --do_predict "
@@ -331,7 +342,6 @@ def finish_moving_in(folder: Path) -> None:
         for pattern in json.loads((new / REPLACED_FILE).read_text(encoding="utf-8")):
             for path in folder.glob(pattern):
                 remove(path)
-        (new / REPLACED_FILE).rename(new / f"{PARTIAL}{REPLACED_FILE}")
         new.rename(moving)  # from here on nothing is deleted
         _merge(moving, folder)
     for leftover in (new, *folder.glob(f"{PARTIAL}*"), *(folder / "predictions").rglob(f"{PARTIAL}*")):
@@ -339,6 +349,7 @@ def finish_moving_in(folder: Path) -> None:
 
 
 def _merge(source: Path, target: Path) -> None:
+    remove(source / REPLACED_FILE)
     for path in sorted(source.iterdir(), key=lambda path: path.name == "train_results.json"):
         goal = target / path.name
         if path.is_dir() and goal.is_dir() and not has_record(path):
