@@ -61,7 +61,7 @@ from transformers import PreTrainedModel, SegformerImageProcessor, Trainer, defa
 from transformers.trainer_callback import PrinterCallback
 
 from checks.judge import prepare_dataset
-from cli_utils import UserError, check_positive, nearest, parse_arguments, run_cli
+from cli_utils import UserError, check_positive, nearest, parse_arguments, run_cli, write_text
 from data.augmentation import TrainTransform
 from data.classes import ClassMap
 from data.preprocessing import EvaluationProtocol
@@ -554,7 +554,7 @@ def main(argv: list[str] | None = None) -> dict:
         if agreement:
             print(f"{name}: {', '.join(f'{key} {value:.2g}' for key, value in agreement.items())}")
     if args.json:
-        Path(args.json).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_text(args.json, json.dumps(results, indent=2) + "\n")
     return results
 
 

@@ -17,14 +17,13 @@ import logging
 import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from checks.clean_copy import check_out_dir, write_clean_copy
 from checks.judge import find_faults, orphan_faults
 from checks.records import ERROR, DatasetReport, Finding
 from checks.scan import scan
 from checks.values import count_class_pixels
-from cli_utils import UserError, check_positive, parse_arguments, run_cli
+from cli_utils import UserError, check_positive, parse_arguments, run_cli, set_up_logging, write_text
 from data.arguments import ClassArguments, DatasetArguments
 from data.class_weights import class_weights
 from data.classes import ClassMap
@@ -157,14 +156,11 @@ def main(argv: list[str] | None = None) -> int:
     Raises `cli_utils.UserError` for flags that do not fit; what is wrong with the dataset is reported, not raised.
     """
     args, dataset_args, class_args = parse(argv)
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.ERROR)
+    set_up_logging(logging.ERROR)
     report, data, class_map = check(args, dataset_args, class_args)
     print(as_text(report, class_map))
     if args.json:
-        try:
-            Path(args.json).write_text(json.dumps(report.to_json(), indent=1), encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--json {args.json} cannot be written: {error.strerror}") from None
+        write_text(args.json, json.dumps(report.to_json(), indent=1))
     if args.html:
         write_html(report, args.html, data, class_map)
     if args.fix:

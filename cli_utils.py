@@ -1,12 +1,21 @@
-"""What every command-line script here shares: YAML + flags → dataclasses, and errors that a user can act on."""
+"""What every command-line script here shares: YAML + flags → dataclasses, errors that a user can act on, a log without
+secrets, files that are whole or not there, and a quiet end when a signal asks for it."""
 
 import difflib
+import errno
 import json
+import logging
 import os
 import re
+import shutil
+import signal
 import sys
+import threading
+import traceback
+import zlib
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import get_origin
 
@@ -16,12 +25,44 @@ from transformers import HfArgumentParser
 # What HfArgumentParser takes for the value of a switch.
 TRUTH_VALUES = {"yes", "true", "t", "y", "1", "no", "false", "f", "n", "0"}
 
+# What begins so is being written, or was when the program was killed.
+PARTIAL = ".partial-"
+# What the system says where a file cannot be written, and nobody's code is to blame.
+WRITE_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG),
+}
+# Those that cannot be anything else, wherever they come from.
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+# Loggers that write a line for every request to the Hub; huggingface_hub 1 uses the first, 2 the second.
+REQUEST_LOGGERS = ("httpx", "httpx2")
+
+_URL_QUERY = re.compile(r"(\b\w+://[^\s?\"'<>]+)\?[^\s\"'<>]*")
+_TOKEN = re.compile(r"\b(hf|api_org)_\w{6,}")
+_secrets: set[str] = set()
+
 
 class UserError(ValueError):
     """A mistake in the user's input. Its message says what was found, what is allowed and how to mend it.
 
     Scripts print the message alone; any other exception is a bug and keeps its traceback.
     """
+
+
+class WriteError(UserError):
+    """Something cannot be written: a full or read-only disk, or something in the way."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asks the program to end. Its message says what was saved and how to go on.
+
+    Args:
+        signum: SIGINT or SIGTERM; `run_cli` makes 130 or 143 of it.
+    """
+
+    def __init__(self, signum: int, message: str = ""):
+        super().__init__(message)
+        self.signum = signum
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -61,6 +102,161 @@ def check_positive(args, *names: str) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} is {value}; it must be at least 1")
+
+
+# ---- log ------------------------------------------------------------------------------------------------------------
+
+
+def redact(text: str) -> str:
+    """The same text without tokens, and without the queries of URLs: those of uploads and downloads are signed."""
+    for secret in filter(None, (os.environ.get("HF_TOKEN"), *_secrets)):
+        text = text.replace(secret, "…")
+    return _TOKEN.sub(r"\1_…", _URL_QUERY.sub(r"\1?…", text))
+
+
+def keep_secret(value: str | None) -> None:
+    """From now on `redact` knows this value, whatever it looks like."""
+    if value:
+        _secrets.add(value)
+
+
+def set_up_logging(level: int = logging.INFO) -> None:
+    """One stream of lines on stderr, without secrets, and without a line for every request to the Hub."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=level, force=True)
+    logging.setLogRecordFactory(_redacted_record)
+    for name in REQUEST_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _redacted_record(*args, **kwargs) -> logging.LogRecord:
+    record = logging.LogRecord(*args, **kwargs)
+    try:
+        text = record.getMessage()
+    except (TypeError, ValueError):  # arguments that do not fit: the handler will say so
+        return record
+    clean = redact(text)
+    if clean != text:
+        record.msg, record.args = clean, None
+    return record
+
+
+def _redacted_traceback(kind, error, trace) -> None:
+    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def write_failure(error: BaseException, path: str | os.PathLike) -> str | None:
+    """Why `path` could not be written, in the system's words; None where the error is about something else.
+
+    Some libraries (safetensors, torch, numpy, Pillow) leave out what the system said; then a full disk is the reason
+    if the disk is full.
+    """
+    code = getattr(error, "errno", None)
+    if isinstance(error, OSError) and code is not None:
+        return os.strerror(code) if code in WRITE_ERRORS else None
+    folder = next(parent for parent in Path(path).absolute().parents if parent.is_dir())
+    return os.strerror(errno.ENOSPC) if shutil.disk_usage(folder).free < 2**20 else None
+
+
+@contextmanager
+def written_aside(path: str | os.PathLike) -> Iterator[Path]:
+    """A path to write a file, or a folder, to; at the end it becomes `path`, in one step.
+
+    So whatever stops the program, there is a whole file under that name, the new one or the old one, or none. Parent
+    folders are made. The path has the same suffix, by which some libraries choose the format.
+
+    Raises:
+        WriteError: it cannot be written; names `path` and the reason.
+    """
+    path = Path(path)
+    # Short whatever the name is: many a name of 255 bytes is in use.
+    suffix = path.suffix if len(os.fsencode(path.suffix)) < 20 else ""
+    partial = path.with_name(f"{PARTIAL}{os.getpid()}-{zlib.crc32(os.fsencode(path.name)):08x}{suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        os.replace(partial, path)
+    except Exception as error:
+        reason = None if isinstance(error, UserError) else write_failure(error, path)
+        if reason is None:
+            raise
+        raise WriteError(f"{path} cannot be written ({reason})") from error
+    finally:
+        remove(partial)
+
+
+@contextmanager
+def written_together(folder: str | os.PathLike) -> Iterator[Path]:
+    """A new folder to write several files to; at the end they move into `folder`, each in one step.
+
+    Raises:
+        WriteError: as `written_aside`.
+    """
+    folder = Path(folder)
+    aside = folder / f"{PARTIAL}{os.getpid()}"
+    try:
+        aside.mkdir(parents=True, exist_ok=True)
+        yield aside
+        for path in sorted(aside.iterdir()):
+            os.replace(path, folder / path.name)
+    except Exception as error:
+        reason = None if isinstance(error, UserError) else write_failure(error, aside)
+        if reason is None:
+            raise
+        what = Path(error.filename).name if isinstance(error, OSError) and error.filename else "results"
+        raise WriteError(f"{folder / what} cannot be written ({reason})") from error
+    finally:
+        remove(aside)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file (UTF-8) through `written_aside`."""
+    with written_aside(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def remove(path: Path) -> None:
+    """Deletes a file or a folder with all that is in it, if it is there and can be deleted."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError:
+            pass
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """The folder and those above it that are not there, the innermost first."""
+    return [parent for parent in (folder, *folder.parents) if not os.path.lexists(parent)]
+
+
+def check_writable(folder: str | os.PathLike, what: str, advice: str) -> None:
+    """Makes sure, before long work, that files can be written to a folder. Nothing is left, not even the folder.
+
+    Raises:
+        WriteError: they cannot: "WHAT cannot be written to (reason); ADVICE".
+    """
+    folder = Path(folder)
+    missing = missing_folders(folder)
+    probe = folder / f"{PARTIAL}{os.getpid()}-probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(bytes(4096))
+    except OSError as error:
+        raise WriteError(f"{what} cannot be written to ({error.strerror}); {advice}") from None
+    finally:
+        remove(probe)
+        for made in missing:
+            try:
+                made.rmdir()
+            except OSError:
+                break
+
+
+# ---- flags ----------------------------------------------------------------------------------------------------------
 
 
 class _HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter):
@@ -166,6 +362,9 @@ def parse_arguments(
         raise
     except ValueError as error:  # TrainingArguments checks how its values fit together
         raise UserError(" ".join(str(error).split())) from None
+    for instance in instances:
+        for name in ("hub_token", "token"):
+            keep_secret(getattr(instance, name, None))
     for group in exclusive:
         both = [name for name in group if any(getattr(instance, name, None) for instance in instances)]
         if len(both) > 1:
@@ -199,14 +398,62 @@ def _names_of_flags(argv: list[str], fields: dict, aliases: dict[str, str]) -> s
     return names & fields.keys()
 
 
+# ---- running --------------------------------------------------------------------------------------------------------
+
+
 def run_cli(main: Callable) -> None:
-    """Runs a script's `main()`: a UserError becomes one line on stderr and exit code 2; Ctrl-C ends quietly."""
+    """Runs a script's `main()`, and ends as a program should.
+
+    A UserError becomes one line on stderr and exit code 2, and so does a disk that is full or read-only. SIGTERM and
+    Ctrl-C become one line and exit code 143 or 130, also where worker processes are at work; a second one leaves at
+    once.
+    """
+    owner, asked = os.getpid(), []
+
+    def end(signum, frame):
+        if os.getpid() != owner:
+            # A forked worker. Ctrl-C goes to all processes of a terminal, and the main one ends its workers.
+            if signum == signal.SIGTERM:
+                os._exit(128 + signum)
+        elif asked:
+            os._exit(128 + signum)
+        else:
+            asked.append(signum)
+            raise Interrupted(signum)
+
+    # Every process of a distributed run meets the same mistake; one of them says so.
+    speaks = int(os.environ.get("LOCAL_RANK", 0)) <= 0
+
+    def leave(code: int, message: str) -> None:
+        if speaks:
+            print(redact(message), file=sys.stderr, flush=True)
+        sys.exit(code)
+
+    sys.excepthook = _redacted_traceback
+    with handling_signals(end):
+        try:
+            main()
+        except UserError as error:
+            leave(2, f"error: {error}")
+        except KeyboardInterrupt as error:
+            leave(128 + getattr(error, "signum", signal.SIGINT), str(error) or "interrupted")
+        except Exception as error:
+            if asked:  # what libraries made of the interruption
+                leave(128 + asked[0], "interrupted")
+            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                leave(2, f"error: {error.filename or 'a file'} cannot be used ({error.strerror})")
+            raise
+
+
+@contextmanager
+def handling_signals(handler: Callable) -> Iterator[None]:
+    """While the context lasts, `handler(signum, frame)` takes SIGINT and SIGTERM; in threads nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.signal(signum, handler) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
-        main()
-    except UserError as error:
-        # Every process of a distributed run meets the same mistake; one of them says so.
-        if int(os.environ.get("LOCAL_RANK", 0)) <= 0:
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        yield
+    finally:
+        for signum, old in before.items():
+            signal.signal(signum, signal.SIG_DFL if old is None else old)  # None: not set from Python

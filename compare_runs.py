@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cli_utils import UserError, parse_arguments, run_cli
+from cli_utils import UserError, parse_arguments, run_cli, write_text
 from metrics_utils import per_category_iou, score_images
 from reports.intervals import PerImage, load_per_image, match_images, paired_bootstrap
 
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> dict:
         result["warnings"].append(f"evaluated under different protocols: A: {protocols[0]}. B: {protocols[1]}.")
     print(as_text(result))
     if args.json:
-        Path(args.json).write_text(json.dumps(without_nan(result), indent=2) + "\n", encoding="utf-8")
+        write_text(args.json, json.dumps(without_nan(result), indent=2) + "\n")
     return result
 
 

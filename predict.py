@@ -24,7 +24,7 @@ import torch
 from transformers import PretrainedConfig
 from transformers.utils import cached_file
 
-from cli_utils import UserError, one_line, parse_arguments, run_cli, shorten
+from cli_utils import UserError, check_writable, one_line, parse_arguments, run_cli, set_up_logging, shorten
 from data.arguments import EvaluationArguments
 from data.classes import ClassMap, read_class_list
 from data.image_files import read_channels
@@ -159,9 +159,9 @@ def main(argv: list[str] | None = None) -> list[Path]:
     args, evaluation_args = parse_arguments(
         (PredictArguments, EvaluationArguments), argv, description=__doc__, positional="inputs"
     )
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO, force=True)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    set_up_logging()
     images = find_images(args.inputs, args.output_dir)
+    check_writable(args.output_dir, f"--output_dir {args.output_dir}", "give another one")
     device = find_device(args.device)
 
     revision = args.model_revision

@@ -29,7 +29,7 @@ from datasets import Dataset, DatasetDict
 from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 
 from checks.judge import judge_example, prepare_and_judge, prepare_dataset
-from cli_utils import UserError, run_cli
+from cli_utils import UserError, run_cli, set_up_logging, written_aside, written_together
 from data.augmentation import TrainTransform
 from data.class_weights import find_class_weights
 from data.classes import ClassMap
@@ -46,9 +46,20 @@ from reports.model_card import write_model_card
 from reports.predictions import write_predictions
 from reports.publishing import check_hub_access, push_run
 from training.arguments import Arguments, RunArguments, SegmentationTrainingArguments
-from training.checkpoints import check_output_dir, resolve_checkpoint
+from training.checkpoints import check_same_run, check_steps, started_with
 from training.dry_run import dry_run
+from training.interruption import Interruption
 from training.optimizer import batch_norm_warning
+from training.output_folder import (
+    NEW_RUN,
+    check_room,
+    in_main_process,
+    open_output_dir,
+    replaced_files,
+    results_of_training,
+    save_results,
+    split_file,
+)
 from training.trainer import SegmentationTrainer
 
 logger = logging.getLogger(__name__)
@@ -61,13 +72,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     Raises `cli_utils.UserError` for anything wrong with flags, data or model, before training starts.
     """
     args = Arguments.parse(argv, description=__doc__)
-    set_up_logging(args.training)
+    log_to_terminal(args.training)
     set_seed(args.training.seed)
-    resolve_checkpoint(args.training)
+    # What cannot be used or reached is found before data is prepared: the folder, the repository, and the model.
     with output_folder(args) as output_dir:
-        # What cannot be reached or does not run is found before data is prepared: the repository to publish to, and
-        # the model.
-        repo_id = open_repository(args.training)
+        repo_id = open_repository(args)
         config = find_config(*args.model.location)
         image_processor = load_image_processor(
             *args.model.location, args.evaluation.image_size, num_channels=args.dataset.num_channels
@@ -79,8 +88,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             data = load_data(
                 args.dataset,
                 args.training.seed,
-                output_dir / "split.json",
-                args.training.hub_token,
+                split_file(output_dir, args),
+                args.token,
                 args.run.max_eval_samples,
                 num_channels_of(image_processor),
             )
@@ -92,8 +101,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
         # Model.
         image_processor.do_reduce_labels = class_map.do_reduce_labels
-        if args.training.do_train:
-            check_output_dir(output_dir, class_map, args.training)
         model = build_model(args, class_map)
         logger.info(describe_model(model))
         logger.info(f"evaluation: {protocol.describe()}")
@@ -106,10 +113,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         elif train_split is not None:
             train_dataset = SegmentationDataset(train_split, transform, args.training.seed)
         if args.run.preview:
-            augmentation_preview(train_dataset, class_map).save(args.run.preview)
+            with written_aside(args.run.preview) as file:
+                augmentation_preview(train_dataset, class_map).save(file)
             logger.info(f"augmented training images: {args.run.preview}")
             return {}
         patience = args.optimization.early_stopping_patience if args.training.do_train else None
+        class_weights = find_class_weights(args.loss.class_weights, train_split, class_map.id2label)
         trainer = SegmentationTrainer(
             model=model,
             args=args.training,
@@ -120,9 +129,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             fused_ops=args.model.fused_ops,
             id2label=class_map.id2label,
             losses=args.loss.names,
-            class_weights=find_class_weights(args.loss.class_weights, train_split, class_map.id2label),
+            class_weights=class_weights,
             head_lr_multiplier=args.optimization.head_lr_multiplier,
             ema_decay=args.optimization.ema_decay,
+            record=started_with(args, train_split, class_weights),
+            replaced=replaced_files(output_dir, args),
             callbacks=[EarlyStoppingCallback(patience)] if patience else None,
         )
         if args.run.dry_run:
@@ -131,10 +142,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         # Train, evaluate, predict, publish.
         train_metrics, eval_metrics = {}, {}
         if args.training.do_train:
-            if trainer.is_world_process_zero():
-                args.save(output_dir)
-                class_map.save(output_dir / "labels.json")
-            train_metrics = train(trainer, output_dir)
+            train_metrics = train(trainer, args, class_map)
         if args.training.do_eval:
             eval_metrics = evaluate(trainer, class_map, output_dir)
         if args.run.eval_on_train:
@@ -148,21 +156,17 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if args.training.do_train and trainer.is_world_process_zero():
             write_model_card(output_dir, repo_id)
             if repo_id:
-                publish(output_dir, repo_id, args.training)
+                publish(output_dir, repo_id, args)
         return train_metrics | eval_metrics
 
 
 # ---- the steps ------------------------------------------------------------------------------------------------------
 
 
-def set_up_logging(args: SegmentationTrainingArguments) -> None:
+def log_to_terminal(args: SegmentationTrainingArguments) -> None:
     """One stream of INFO lines from the main process; errors alone from the others."""
     main_process = args.local_process_index == 0
-    logging.basicConfig(
-        format="%(levelname)s %(name)s: %(message)s", level=logging.INFO if main_process else logging.ERROR, force=True
-    )
-    # One line for every request to the Hub is noise.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    set_up_logging(logging.INFO if main_process else logging.ERROR)
     if not main_process:
         transformers.logging.set_verbosity_error()
         datasets.disable_progress_bars()
@@ -170,9 +174,10 @@ def set_up_logging(args: SegmentationTrainingArguments) -> None:
 
 @contextmanager
 def output_folder(args: Arguments) -> Iterator[Path]:
-    """`--output_dir`, or, for a run that keeps nothing, a temporary folder in its place."""
+    """`--output_dir`, free for this run, or, for a run that keeps nothing, a temporary folder in its place."""
     if not args.run.keeps_nothing:
-        yield Path(args.training.output_dir)
+        with open_output_dir(args) as folder:
+            yield folder
         return
     with TemporaryDirectory() as folder:
         args.training.output_dir = folder
@@ -180,16 +185,17 @@ def output_folder(args: Arguments) -> Iterator[Path]:
         yield Path(folder)
 
 
-def open_repository(args: SegmentationTrainingArguments) -> str | None:
+def open_repository(args: Arguments) -> str | None:
     """With `--push_to_hub`: makes sure that the push at the end can succeed, and returns the repository's full id.
 
     The Trainer is not told to push: it would upload the whole output folder, pickled training arguments included.
     """
-    asked, args.push_to_hub = args.push_to_hub, False
-    if not asked or args.process_index > 0:
+    training = args.training
+    asked, training.push_to_hub = training.push_to_hub, False
+    if not asked or training.process_index > 0:
         return None
     return check_hub_access(
-        args.hub_model_id, args.hub_token, args.output_dir, args.hub_private_repo, args.hub_revision
+        training.hub_model_id, args.token, training.output_dir, training.hub_private_repo, training.hub_revision
     )
 
 
@@ -262,19 +268,40 @@ def build_model(args: Arguments, class_map: ClassMap) -> PreTrainedModel:
     return model
 
 
-def train(trainer: SegmentationTrainer, output_dir: Path) -> dict[str, float]:
+def train(trainer: SegmentationTrainer, args: Arguments, class_map: ClassMap) -> dict[str, float]:
     """Trains; leaves the model, its image processor, the Trainer's state and `train_results.json`."""
-    metrics = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics
+    folder, checkpoint = Path(trainer.args.output_dir), trainer.args.resume_from_checkpoint
+    in_main_process(lambda: check_before_training(trainer, checkpoint), trainer.args)
+    if trainer.is_world_process_zero():
+        args.save(folder / NEW_RUN)
+        class_map.save(folder / NEW_RUN / "labels.json")
+    interruption = Interruption()
+    trainer.add_callback(interruption)
+    with interruption.awaited():
+        metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
     metrics["num_processes"] = trainer.args.world_size
     merge_lora(trainer.model)
-    trainer.save_model()
-    if trainer.is_world_process_zero():
-        split = trainer.eval_dataset and trainer.eval_dataset.split
-        sizes = zip(split["height"], split["width"], strict=True) if split else ()
-        save_processor_config(output_dir, trainer.processing_class, trainer.protocol, sizes)
-    trainer.save_state()
-    trainer.save_metrics("train", metrics)
+    with results_of_training(trainer) as new:
+        trainer.save_model(new)
+        if trainer.is_world_process_zero():
+            split = trainer.eval_dataset and trainer.eval_dataset.split
+            sizes = zip(split["height"], split["width"], strict=True) if split else ()
+            save_processor_config(new, trainer.processing_class, trainer.protocol, sizes)
+            trainer.state.save_to_json(str(new / "trainer_state.json"))
+            save_results(new, "train", metrics)
     return metrics
+
+
+def check_before_training(trainer: SegmentationTrainer, checkpoint: str | None) -> None:
+    """Raises UserError where the run is not the one that the checkpoint is of, or the disk has no room for it."""
+    _, steps_per_epoch, *_, max_steps = trainer.set_initial_training_values(
+        trainer.args, trainer.get_train_dataloader()
+    )
+    done = 0
+    if checkpoint:
+        check_same_run(checkpoint, trainer.record, trainer.model)
+        done = check_steps(checkpoint, max_steps, trainer.args)
+    check_room(trainer, max_steps, steps_per_epoch, done)
 
 
 def evaluate(trainer: SegmentationTrainer, class_map: ClassMap, output_dir: Path) -> dict[str, float]:
@@ -287,10 +314,11 @@ def evaluate(trainer: SegmentationTrainer, class_map: ClassMap, output_dir: Path
     metrics["eval_protocol"] = trainer.protocol.describe()
     trainer.save_metrics("eval", metrics)
     if trainer.is_world_process_zero():
-        save_confusion(output_dir, statistics.confusion_matrix, class_map.id2label)
         class_names = [name for _, name in sorted(class_map.id2label.items())]
         names = trainer.eval_dataset.split["name"]
-        save_per_image(output_dir, names, statistics.counts, statistics.boundary, class_names)
+        with written_together(output_dir) as folder:
+            save_confusion(folder, statistics.confusion_matrix, class_map.id2label)
+            save_per_image(folder, names, statistics.counts, statistics.boundary, class_names)
         logger.info(f"\n{per_category_table(statistics.confusion_matrix, class_map.id2label)}")
     return metrics
 
@@ -302,8 +330,8 @@ def evaluate_on_train(trainer: SegmentationTrainer, split: Dataset) -> dict[str,
     )
 
 
-def publish(output_dir: Path, repo_id: str, args: SegmentationTrainingArguments) -> None:
-    push_run(output_dir, repo_id, args.hub_token, args.hub_private_repo, revision=args.hub_revision)
+def publish(output_dir: Path, repo_id: str, args: Arguments) -> None:
+    push_run(output_dir, repo_id, args.token, args.training.hub_private_repo, revision=args.training.hub_revision)
 
 
 if __name__ == "__main__":

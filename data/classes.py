@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 
 import visual_utils
-from cli_utils import UserError, nearest, shorten
+from cli_utils import UserError, nearest, shorten, write_text
 from metrics_utils import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
@@ -201,8 +201,7 @@ class ClassMap:
             json.dumps({"id": i, "name": self.id2label[i], "color": color}, ensure_ascii=False)
             for i, color in enumerate(self.colors().tolist())
         ]
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text("[\n" + ",\n".join(entries) + "\n]\n", encoding="utf-8")
+        write_text(path, "[\n" + ",\n".join(entries) + "\n]\n")
 
 
 # ---- class lists ----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from datasets import DatasetDict
 
-from cli_utils import UserError, shorten
+from cli_utils import UserError, shorten, write_text
 from data.preparation import COLOR_VALUES, values_by_image
 from metrics_utils import IGNORE_INDEX
 
@@ -73,7 +73,7 @@ def split_train(
             listed = {side: [names[index] for index in indices] for side, indices in sides.items()}
             content = {"train_val_split": fraction, "seed": seed, "split_groups": groups, **listed}
             Path(split_file).parent.mkdir(parents=True, exist_ok=True)
-            Path(split_file).write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+            write_text(split_file, json.dumps(content, indent=1, ensure_ascii=False))
     outcome = ", ".join(f"{side} {len(indices)}" for side, indices in sides.items())
     if groups is not None:
         outcome += "; groups: " + ", ".join(f"{side} {len({keys[i] for i in sides[side]})}" for side in sides)

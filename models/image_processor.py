@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import AutoImageProcessor, SegformerImageProcessor
 from transformers.image_processing_base import ImageProcessingMixin
 
-from cli_utils import UserError, one_line
+from cli_utils import UserError, one_line, write_text
 from data.preprocessing import MAX_ASPECT_RATIO, EvaluationProtocol, short_side_of
 from models.loading import read_config
 
@@ -104,8 +104,7 @@ def save_processor_config(
     settings, kind = image_processor.to_dict(), type(image_processor)
     kind.from_dict(settings | {"size": for_old}).save_pretrained(output_dir)
     content = {"image_processor": json.loads(kind.from_dict(settings | {"size": for_new}).to_json_string())}
-    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-    Path(output_dir, "processor_config.json").write_text(text, encoding="utf-8")
+    write_text(Path(output_dir, "processor_config.json"), json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def _for_channels(values: list[float], num_channels: int) -> list[float]:

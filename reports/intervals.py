@@ -6,7 +6,6 @@ ratio of sums of these, so drawing other sets of images costs a matrix product a
 A run writes them to `per_image.npz`; `compare_runs.py` reads two of those files.
 """
 
-import os
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cli_utils import UserError
+from cli_utils import UserError, written_aside
 from metrics_utils import score_images, summands
 
 PER_IMAGE_FILE = "per_image.npz"
@@ -148,13 +147,9 @@ def save_per_image(
     expected = (len(names), 3, len(class_names))
     if counts.shape != expected or boundary.shape != expected:
         raise ValueError(f"counts {counts.shape} and boundary {boundary.shape}; {expected} is needed")
-    path = Path(output_dir, PER_IMAGE_FILE)
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:  # given a name, numpy would add .npz to it
-        np.savez_compressed(
-            file, names=np.array(names, str), class_names=np.array(class_names, str), counts=counts, boundary=boundary
-        )
-    os.replace(partial, path)
+    content = {"names": np.array(names, str), "class_names": np.array(class_names, str)}
+    with written_aside(Path(output_dir, PER_IMAGE_FILE)) as partial:
+        np.savez_compressed(partial, **content, counts=counts, boundary=boundary)
 
 
 def load_per_image(folder: str | Path) -> PerImage:

@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from cli_utils import written_aside
 from data.classes import ClassMap, read_class_list
 from models.arguments import ModelArguments
 from reports.templates import render
@@ -71,7 +72,8 @@ def write_model_card(output_dir: str | Path, repo_id: str | None = None, license
         version=version,
     )
     path = run / "README.md"
-    path.write_bytes(content)
+    with written_aside(path) as partial:
+        partial.write_bytes(content)
     return path
 
 

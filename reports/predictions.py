@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 import visual_utils
+from cli_utils import written_aside
 from data.classes import ClassMap
 from data.image_files import rgb_view
 
@@ -58,17 +59,20 @@ def write_predictions(
         image, truth = found
         ids = np.asarray(predict(image)).astype(np.uint8)
         png, overlay = prediction_files(folder, names[index])
-        visual_utils.save_indexed_png(png, class_map.to_raw(ids), raw_palette)
+        with written_aside(png) as partial:
+            visual_utils.save_indexed_png(partial, class_map.to_raw(ids), raw_palette)
         truth = None if truth is None else np.asarray(truth)
         panels = visual_utils.side_by_side(rgb_view(image), truth, ids, palette, class_map.id2label)
-        overlay.parent.mkdir(parents=True, exist_ok=True)
-        panels.save(overlay, quality=90)
+        with written_aside(overlay) as partial:
+            panels.save(partial, quality=90)
         written.append(index)
     files = [prediction_files(folder, names[index]) for index in sorted(gather_object(written))]
     if files and state.is_main_process:
-        visual_utils.contact_sheet([overlay for _, overlay in files]).save(contact_sheet)
+        with written_aside(contact_sheet) as partial:
+            visual_utils.contact_sheet([overlay for _, overlay in files]).save(partial)
         if sample is not None:
-            shutil.copyfile(files[0][1], sample)
+            with written_aside(sample) as partial:
+                shutil.copyfile(files[0][1], partial)
         images = "1 image" if len(files) == 1 else f"{len(files)} images"
         logger.info(f"predictions of {images} in {folder}; at a glance: {contact_sheet}")
     return files

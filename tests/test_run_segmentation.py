@@ -13,6 +13,7 @@ import pytest
 import torch
 from factories.architectures import backbone_configs
 from factories.hub_server import HubServer
+from factories.runs import CLASSES, flags_for, make_dataset, save_tiny_config
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, SegformerConfig, SegformerForSemanticSegmentation, pipeline
@@ -24,41 +25,7 @@ from reports.intervals import load_per_image
 from training.checkpoints import newest_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-CLASSES = {"0": "background", "1": "disc", "2": "bar"}
 FIRST_CONVOLUTION = "segformer.encoder.patch_embeddings.0.proj.weight"
-
-
-def draw_pair(rng, height, width, offset):
-    """An image whose colours tell its classes, and its mask: a disc and a bar on a background, one ignored corner."""
-    y, x = np.mgrid[:height, :width]
-    mask = np.zeros((height, width), np.uint8)
-    mask[(y - rng.integers(10, height - 10)) ** 2 + (x - rng.integers(10, width - 10)) ** 2 < 90] = 1
-    mask[:, (left := rng.integers(4, width - 12)) : left + 8] = 2
-    colors = np.array([[90, 120, 60], [220, 40, 40], [40, 60, 220]])
-    image = np.clip(colors[mask] + rng.normal(0, 20, (height, width, 3)), 0, 255).astype(np.uint8)
-    mask = mask + offset
-    mask[:5, :5] = 0 if offset else 255
-    return Image.fromarray(image), Image.fromarray(mask)
-
-
-def make_dataset(folder, ade20k=False, train=6, validation=5):
-    """ADE20K layout (annotation 0 ignored, classes from 1), or {train,val}/{images,masks} (classes from 0)."""
-    rng = np.random.default_rng(0)
-    for split, count in (("training" if ade20k else "train", train), ("validation" if ade20k else "val", validation)):
-        images, masks = (
-            (folder / "images" / split, folder / "annotations" / split)
-            if ade20k
-            else (folder / split / "images", folder / split / "masks")
-        )
-        images.mkdir(parents=True)
-        masks.mkdir(parents=True)
-        for i in range(count):
-            image, mask = draw_pair(rng, 40 + 7 * (i % 3), 64 - 5 * (i % 2), int(ade20k))
-            image.save(images / f"{split}_{i}.png")
-            mask.save(masks / f"{split}_{i}.png")
-    names = folder / "classes.json"
-    names.write_text(json.dumps(CLASSES))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -68,21 +35,13 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tiny_config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    SegformerConfig(
-        hidden_sizes=[8, 16, 24, 32], depths=[1] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=16
-    ).save_pretrained(folder)
-    return folder / "config.json"
+    return save_tiny_config(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
 def flags(data, tiny_config):
     """Everything but the output folder and what to do."""
-    return [
-        *("--from_scratch", str(tiny_config), "--dataset_dir", str(data), "--id2label", str(data / "classes.json")),
-        *("--image_size", "64", "--learning_rate", "1e-2", "--num_train_epochs", "3", "--use_cpu", "--seed", "7"),
-        *("--logging_steps", "1", "--report_to", "none", "--disable_tqdm", "true"),
-    ]
+    return flags_for(data, tiny_config)
 
 
 def read(path):
@@ -343,14 +302,6 @@ def test_mistakes_end_in_one_line(argv, message, tmp_path):
         run_segmentation.main([*argv, "--output_dir", str(tmp_path / "out"), "--use_cpu"])
 
 
-def test_a_folder_with_other_classes_is_refused(run, flags, data, tmp_path):
-    output_dir, _ = run
-    other = tmp_path / "other.json"
-    other.write_text(json.dumps(CLASSES | {"3": "cloud"}))
-    with pytest.raises(UserError, match=r"holds a run with other classes \(3: .*now 4: .*give another --output_dir"):
-        run_segmentation.main([*flags, "--id2label", str(other), "--do_train", "--output_dir", str(output_dir)])
-
-
 def test_evaluating_with_other_classes_is_refused(run, data, tmp_path):
     output_dir, _ = run
     other = tmp_path / "other.json"
@@ -367,15 +318,6 @@ def test_predicting_alone_needs_no_evaluation(run, data, tmp_path):
         == {}
     )
     assert len(list((tmp_path / "predictions").glob("*.png"))) == 2 and (tmp_path / "contact_sheet.png").is_file()
-
-
-def test_a_finished_run_is_replaced(flags, tmp_path):
-    argv = [*flags, "--do_train", "--max_steps", "1", "--eval_strategy", "no", "--output_dir", str(tmp_path)]
-    run_segmentation.main(argv)
-    assert (tmp_path / "checkpoint-1").is_dir()
-    (tmp_path / "checkpoint-99").mkdir()
-    run_segmentation.main([*argv, "--max_steps", "2"])
-    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2"]
 
 
 def test_windows_scales_and_mirror_images_are_scored_and_predicted_alike(run, data, tmp_path):

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 import yaml
+from PIL import Image
 from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
-from cli_utils import UserError, check_positive, given_flags, parse_arguments
+from cli_utils import UserError, check_positive, check_writable, given_flags, keep_secret, parse_arguments, write_text
 from data.arguments import AugmentationArguments, ClassArguments, DatasetArguments, EvaluationArguments
 from data.streaming import NO_CLASS_LIST
 from data_utils import ADE20K_ON_THE_HUB
@@ -76,6 +77,13 @@ class RunArguments:
     preview: str | None = field(
         default=None, metadata={"help": "only write a picture of augmented training images to this file"}
     )
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={
+            "help": "replace the run that --output_dir holds; nothing of it goes before the new run has its first "
+            "checkpoint or result"
+        },
+    )
     dry_run: bool = field(
         default=False,
         metadata={"help": "run every stage once on a few images, report time and memory, and keep nothing"},
@@ -83,6 +91,11 @@ class RunArguments:
 
     def __post_init__(self):
         check_positive(self, "max_train_samples", "max_eval_samples", "max_predict_samples")
+        if self.preview is not None:
+            file = Path(self.preview)
+            if file.suffix.lower() not in Image.registered_extensions():
+                raise UserError(f"--preview {file}: the name must end in that of a picture, as in preview.png")
+            check_writable(file.absolute().parent, f"--preview {file}", "give another file")
 
     @property
     def keeps_nothing(self) -> bool:
@@ -135,6 +148,9 @@ class SegmentationTrainingArguments(TrainingArguments):
         batch = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
         check_positive(self, *batch)
         super().__post_init__()
+        # Every run does what it is for (`training.interruption`). The Trainer's own way saves in the middle of a step,
+        # resumes differently from there, and lets the run go on as if it were finished.
+        self.enable_jit_checkpoint = False
         if self.push_to_hub and self.hub_strategy != "end":
             raise UserError(
                 f"--hub_strategy {self.hub_strategy.value} would upload pickled training arguments with every "
@@ -170,6 +186,7 @@ class Arguments:
     run: RunArguments
     training: SegmentationTrainingArguments
     given: tuple[str, ...] = ()  # names of the flags that the command line or the file of `--config` sets
+    token: str | None = None  # of `--hub_token`, from which it is taken away: the Trainer pickles its arguments
 
     @classmethod
     def parse(cls, argv: list[str] | None = None, description: str | None = None) -> "Arguments":
@@ -179,6 +196,8 @@ class Arguments:
         return cls(*parse_arguments(types, argv, description, exclusive), given=given_flags(types, argv))
 
     def __post_init__(self):
+        self.token, self.training.hub_token = self.training.hub_token or self.token, None
+        keep_secret(self.token)
         self.dataset.source  # noqa: B018 - raises where there is no data
         self._check_tasks()
         if self.dataset.streaming:
@@ -233,11 +252,13 @@ class Arguments:
 
     def save(self, output_dir: str | Path) -> None:
         """Writes `arguments.yaml`: every flag that was given, but for tokens, as `--config` takes it."""
-        values = {name: getattr(group, name) for group in self.groups() for name in self.given if hasattr(group, name)}
-        content = {name: _plain(value) for name, value in values.items() if name not in SECRETS}
-        file = Path(output_dir, ARGUMENTS_FILE)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        content = {name: value for name, value in self.values().items() if name in self.given}
+        write_text(Path(output_dir, ARGUMENTS_FILE), yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+    def values(self) -> dict:
+        """Name → value, as YAML and JSON can hold it, of every flag but tokens."""
+        fields = [(group, name) for group in self.groups() for name, f in group.__dataclass_fields__.items() if f.init]
+        return {name: _plain(getattr(group, name)) for group, name in fields if name not in SECRETS}
 
     def groups(self) -> list:
         return [getattr(self, name) for name in GROUPS]
@@ -249,4 +270,4 @@ def _plain(value):
     return value if isinstance(value, bool | int | float | str | list | dict | None) else str(value)
 
 
-GROUPS = {name: kind for name, kind in Arguments.__annotations__.items() if name != "given"}
+GROUPS = {name: kind for name, kind in Arguments.__annotations__.items() if name not in ("given", "token")}

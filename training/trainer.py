@@ -5,26 +5,38 @@ What differs from the stock Trainer, and why:
 * resuming and loading the best checkpoint restore every tensor, or raise;
 * the loss is the cross-entropy summed over all valid pixels of all accumulated batches of all processes, divided by
   their number, so that gradient accumulation and more processes change nothing but rounding;
-* evaluation happens at each image's original resolution and keeps counts, not logits.
+* evaluation happens at each image's original resolution and keeps counts, not logits;
+* a checkpoint is whole or not there, and a run that goes on from it is the run that was not interrupted: its losses,
+  logged and in the mean, are those of the whole run, and flags that may change are really used.
 """
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from PIL import Image
-from transformers import SchedulerType, Trainer, TrainerCallback
+from safetensors import SafetensorError
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import SchedulerType, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
+from cli_utils import UserError, WriteError, one_line, remove, write_failure
 from data.preprocessing import EvaluationProtocol
 from data_utils import collate_eval, collate_train
 from metrics_utils import IGNORE_INDEX, ComputeMetrics, boundary_counts, confusion_matrix, without_per_category
 from models.adapters import merged_state_dict, save_adapters, with_adapters
 from models.inference import predict_ids, protocol_logits, score_logits, two_class_logits
 from models.losses import segmentation_loss
+from training.checkpoints import fault_of, newest_checkpoint, read_record, seal
 from training.ema import WeightAverage
 from training.optimizer import groups_table, parameter_groups, poly_schedule, takes_parameter_groups
+from training.output_folder import NEW_RUN, checkpoints_after, move_in, save_results
+from training.run_loss import RunLoss
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +50,26 @@ class _EpochCallback(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs):
         # After a resume in the middle of an epoch `state.epoch` is fractional.
         self.dataset.set_epoch(int(state.epoch + 1e-6))
+
+
+class _BestCheckpointCallback(TrainerCallback):
+    """Finds the best checkpoint of a run that goes on where its folder has another name now, or is on another machine.
+
+    The Trainer keeps its path, and forgets it where nothing is there. One that is damaged is found now, not when it
+    is loaded at the end.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not state.best_global_step:
+            return
+        here = Path(args.output_dir, f"checkpoint-{state.best_global_step}")
+        best = here if here.is_dir() else Path(state.best_model_checkpoint or here)
+        fault = fault_of(best) if best.is_dir() else "it is not there"
+        if fault is None:
+            state.best_model_checkpoint = str(best)
+        else:
+            logger.warning(f"{best}, the best so far, cannot be used: {fault}. The best of those to come is taken.")
+            state.best_model_checkpoint = state.best_global_step = state.best_metric = None
 
 
 def _concise(callback: type[TrainerCallback]) -> type[TrainerCallback]:
@@ -66,6 +98,8 @@ class SegmentationTrainer(Trainer):
         class_weights: float (num_labels,), for the losses that take them.
         head_lr_multiplier: of the learning rate outside the encoder.
         ema_decay: of the average of the weights that is evaluated and saved; 0 for the weights themselves.
+        record: of `training.checkpoints.started_with`, kept in every checkpoint.
+        replaced: patterns of files that go from the output folder as the first checkpoint moves in.
     """
 
     def __init__(
@@ -78,6 +112,8 @@ class SegmentationTrainer(Trainer):
         class_weights: torch.Tensor | None = None,
         head_lr_multiplier: float = 1.0,
         ema_decay: float = 0.0,
+        record: dict | None = None,
+        replaced: Sequence[str] = (),
         **kwargs,
     ):
         self.protocol = protocol
@@ -86,6 +122,8 @@ class SegmentationTrainer(Trainer):
         self.class_weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
         self.head_lr_multiplier = head_lr_multiplier
         self.weight_average = WeightAverage(ema_decay)
+        self.record, self.replaced = record or {}, replaced
+        self.saves_aside = False
         super().__init__(
             *args,
             data_collator=collate_train,
@@ -97,7 +135,9 @@ class SegmentationTrainer(Trainer):
         # The loss is computed outside the model; handed on, `num_items_in_batch` would reach modules that ignore it.
         # (Upstream: huggingface/transformers#47688.)
         self.model_accepts_loss_kwargs = False
+        self.run_loss = RunLoss(self.args.device)
         self.add_callback(self.weight_average)
+        self.add_callback(_BestCheckpointCallback())
         if self.train_dataset is not None:
             self.add_callback(_EpochCallback(self.train_dataset))
         for display in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # the first is a table in notebooks
@@ -212,7 +252,107 @@ class SegmentationTrainer(Trainer):
         with self.compute_loss_context_manager():
             return predict_ids(self.accelerator.unwrap_model(self.model).eval(), image, self.protocol, self.fused_ops)
 
+    # ---- loss of the run ------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        """As `Trainer.train`. A checkpoint with all steps behind it is taken as it is, for the stock loop would take
+        one step more where they end in the middle of an epoch.
+
+        Raises:
+            cli_utils.Interrupted: see `training.interruption`.
+        """
+        if resume_from_checkpoint is None:
+            self.run_loss = RunLoss(self.args.device)
+            return super().train(resume_from_checkpoint=None, **kwargs)
+        record, args = read_record(resume_from_checkpoint), self.args
+        self.run_loss = RunLoss(args.device, record["loss"], args.process_index, args.world_size)
+        *_, max_steps = self.set_initial_training_values(args, self.get_train_dataloader())
+        if record["global_step"] >= max_steps:
+            return self._take_trained(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _take_trained(self, checkpoint: str) -> TrainOutput:
+        """What training would return, from its last checkpoint; the model gets the weights that it would have."""
+        self.state = TrainerState.load_from_json(os.path.join(checkpoint, "trainer_state.json"))
+        _BestCheckpointCallback().on_train_begin(self.args, self.state, self.control)
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            self._load_best_model()
+        else:
+            self._load_weights(checkpoint)
+        metrics = {"train_loss": self.run_loss.mean(self.state.global_step), "total_flos": self.state.total_flos}
+        self.log(metrics)
+        return TrainOutput(self.state.global_step, metrics["train_loss"], metrics)
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        self.run_loss.add(loss)
+        return loss
+
+    def log(self, logs, *args, **kwargs):
+        """As `Trainer.log`, with the losses of the whole run in the place of those since the last resume."""
+        if "loss" in logs:
+            logs["loss"] = self.run_loss.log(self.state.global_step)
+        if "train_loss" in logs:
+            logs["train_loss"] = self.run_loss.mean(self.state.global_step)
+        super().log(logs, *args, **kwargs)
+
+    def save_metrics(self, split, metrics, combined=True):
+        """As `Trainer.save_metrics`, in files that are whole or not there."""
+        if self.is_world_process_zero():
+            save_results(self.args.output_dir, split, metrics)
+
     # ---- checkpoints ----------------------------------------------------------------------------------------------
+
+    # Where a checkpoint is written, and when older ones go, is decided in two methods without a public hook.
+    # tests/training/test_trainer.py::test_stock_trainer_still_saves_in_place tells when these two can go.
+    def _get_output_dir(self, trial):
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, NEW_RUN) if self.saves_aside else folder
+
+    def _save_checkpoint(self, model, trial):
+        """As the stock method, aside: with what the run is and with hashes, the checkpoint then moves in, whole, and
+        only then older ones go.
+
+        Raises:
+            WriteError: it cannot be written.
+        """
+        args, state, loss = self.args, self.state, self.run_loss.state()
+        folder = Path(args.output_dir)
+        name = f"checkpoint-{state.global_step}"
+        aside = folder / NEW_RUN / name
+        with self._saving_aside(aside):
+            super()._save_checkpoint(model, trial)
+            best = folder / f"checkpoint-{state.best_global_step}"
+            if best.name == name or best.is_dir():
+                state.best_model_checkpoint = str(best)
+            self.accelerator.wait_for_everyone()  # the random numbers of all are saved
+            if args.should_save:
+                state.save_to_json(str(aside / "trainer_state.json"))
+                steps = {"global_step": state.global_step, "max_steps": state.max_steps}
+                seal(aside, self.record | steps | {"loss": loss})
+                move_in(folder, self.replaced)
+                for later in checkpoints_after(folder, state.global_step):
+                    logger.warning(f"{later}, of a later step of another course of this run, goes")
+                    remove(later)
+                rotate_checkpoints(str(folder), args.save_total_limit, state.best_model_checkpoint)
+        self.replaced = ()
+        self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def _saving_aside(self, aside: Path) -> Iterator[None]:
+        self.saves_aside = True
+        try:
+            yield
+        except (OSError, SafetensorError, RuntimeError) as error:
+            reason = write_failure(error, aside)
+            if reason is None and not isinstance(error, SafetensorError) and "inline_container" not in str(error):
+                raise
+            remove(aside)
+            raise WriteError(
+                f"{aside.name} cannot be written to {self.args.output_dir} ({reason or one_line(error)})"
+            ) from error
+        finally:
+            self.saves_aside = False
 
     def save_model(self, output_dir=None, _internal_call=False):
         """Saves the weights that are evaluated; in a checkpoint, those in training go beside them."""
@@ -231,7 +371,10 @@ class SegmentationTrainer(Trainer):
     def _load_weights(self, folder: str) -> None:
         model = self.accelerator.unwrap_model(self.model)
         saved = type(model).from_pretrained(folder, dtype=torch.float32).state_dict()
-        model.load_state_dict(with_adapters(saved, model, folder), strict=True)
+        try:
+            model.load_state_dict(with_adapters(saved, model, folder), strict=True)
+        except RuntimeError as error:
+            raise UserError(f"{folder} holds the weights of another model: {' '.join(str(error).split())}") from None
         logger.info(f"restored all {len(saved)} tensors from {folder}")
 
     # `save_pretrained` writes the key names of older transformers; the two methods below load the raw file without
@@ -246,5 +389,40 @@ class SegmentationTrainer(Trainer):
     def _load_best_model(self):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return super()._load_best_model()
+        best = self.state.best_model_checkpoint
+        fault = fault_of(best)
+        if fault:
+            raise UserError(
+                f"{best} holds the best model of this run, and {fault}; the last one that is whole is "
+                f"{newest_checkpoint(self.args.output_dir)}: evaluate it with --model_name_or_path"
+            )
         logger.info(f"best {self.args.metric_for_best_model} {self.state.best_metric:.4f}")
-        self._load_weights(self.state.best_model_checkpoint)
+        self._load_weights(best)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        """As the stock method; then the flags hold, not what was saved of them: learning rate, weight decay and so on.
+
+        Raises:
+            UserError: another learning rate, and a schedule that is no function of the step.
+        """
+        now = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in self.optimizer.param_groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return
+        groups, scheduler = self.optimizer.param_groups, self.lr_scheduler
+        before = [group.get("initial_lr") for group in groups]
+        for group, flags in zip(groups, now, strict=True):
+            group.update(flags)
+        rates = [group.get("initial_lr") for group in groups]
+        if isinstance(scheduler, LambdaLR):
+            step = scheduler.last_epoch
+            for group, factor in zip(groups, scheduler.lr_lambdas, strict=True):
+                group["lr"] = group["initial_lr"] * factor(step)
+            scheduler.load_state_dict(
+                scheduler.state_dict() | {"base_lrs": rates, "_last_lr": [group["lr"] for group in groups]}
+            )
+        elif rates != before:
+            raise UserError(
+                f"--learning_rate is {self.args.learning_rate:g} and {checkpoint} was trained with another; "
+                f"--lr_scheduler_type {self.args.lr_scheduler_type.value} cannot go on with a new one"
+            )

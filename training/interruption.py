@@ -1,0 +1,94 @@
+"""SIGTERM and Ctrl-C while a model trains: the step is finished, a checkpoint saved, and the program ends.
+
+Source of the way: a flag that the signal sets, read at the end of a step, in all processes at once, so that what is
+saved is what any checkpoint of that step is. A run that goes on from it is bit for bit the run that was not stopped.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate.utils import gather
+from transformers import TrainerCallback
+
+from cli_utils import Interrupted, handling_signals
+
+
+class Interruption(TrainerCallback):
+    """Within `awaited`, the first SIGTERM or SIGINT lets the Trainer save after the step and raises `Interrupted`.
+
+    Where an evaluation is due after the step it is done first, as it would have been without the signal; else the run
+    that goes on would lack it. A second signal ends the process at once.
+    """
+
+    def __init__(self):
+        self.signum = 0  # that this process was sent, or in the end any
+        self.awaiting = False  # within `awaited`
+        self.leaving = False  # with the next checkpoint
+
+    @contextmanager
+    def awaited(self) -> Iterator[None]:
+        """While the context lasts signals are noted. Raises Interrupted at its end for one that nothing came after."""
+        owner = os.getpid()
+
+        def note(signum, frame):
+            if os.getpid() != owner:  # a data loader's worker: the main process ends it
+                if signum == signal.SIGTERM:
+                    os._exit(128 + signum)
+                return
+            if self.signum:
+                os._exit(128 + signum)
+            self.signum = signum
+            if int(os.environ.get("LOCAL_RANK", 0)) <= 0:
+                name = signal.Signals(signum).name
+                # Not through the log, which may be what was interrupted.
+                os.write(2, f"\n{name}: this step is finished and saved; once more to leave at once\n".encode())
+
+        self.awaiting = True
+        try:
+            with handling_signals(note):
+                yield
+        finally:
+            self.awaiting = False
+        if self.signum:
+            raise Interrupted(self.signum)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        # What ends an epoch, or training, may be followed by an evaluation; see `on_epoch_end`.
+        last = control.should_training_stop or float(state.epoch).is_integer()
+        if self._agreed(args) and not last:
+            self._stop(args, control)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self._agreed(args):
+            self._stop(args, control)
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if self._agreed(args):
+            self._stop(args, control)
+
+    def on_save(self, args, state, control, **kwargs):
+        if self.leaving:
+            checkpoint = Path(args.output_dir, f"checkpoint-{state.global_step}")
+            raise Interrupted(
+                self.signum,
+                f"interrupted after step {state.global_step}, which {checkpoint} holds; to go on: the same command "
+                "with --resume_from_checkpoint last",
+            )
+
+    def _agreed(self, args) -> bool:
+        """Whether any process was sent a signal; the same answer in all."""
+        if not self.awaiting:  # in an evaluation after training
+            return False
+        signum = torch.tensor([self.signum], device=args.device)
+        if args.world_size > 1:
+            signum = gather(signum)
+        self.signum = int(signum.max())
+        return self.signum > 0
+
+    def _stop(self, args, control) -> None:
+        args.save_only_model = False
+        control.should_save = self.leaving = True
