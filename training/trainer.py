@@ -52,14 +52,16 @@ class _EpochCallback(TrainerCallback):
         self.dataset.set_epoch(int(state.epoch + 1e-6))
 
 
-class _BestCheckpointCallback(TrainerCallback):
-    """Finds the best checkpoint of a run that goes on where its folder has another name now, or is on another machine.
+class _ResumedStateCallback(TrainerCallback):
+    """Fits the state of a run that goes on to this one.
 
-    The Trainer keeps its path, and forgets it where nothing is there. One that is damaged is found now, not when it
-    is loaded at the end.
+    The Trainer takes over how often to log, evaluate and save, against the flags; and it keeps the path of the best
+    checkpoint, and forgets it where the folder has another name now, or is on another machine. A best checkpoint that
+    is damaged is found now, not when it is loaded at the end.
     """
 
     def on_train_begin(self, args, state, control, **kwargs):
+        state.compute_steps(args, state.max_steps)
         if not state.best_global_step:
             return
         here = Path(args.output_dir, f"checkpoint-{state.best_global_step}")
@@ -137,7 +139,7 @@ class SegmentationTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.run_loss = RunLoss(self.args.device)
         self.add_callback(self.weight_average)
-        self.add_callback(_BestCheckpointCallback())
+        self.add_callback(_ResumedStateCallback())
         if self.train_dataset is not None:
             self.add_callback(_EpochCallback(self.train_dataset))
         for display in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # the first is a table in notebooks
@@ -274,7 +276,7 @@ class SegmentationTrainer(Trainer):
     def _take_trained(self, checkpoint: str) -> TrainOutput:
         """What training would return, from its last checkpoint; the model gets the weights that it would have."""
         self.state = TrainerState.load_from_json(os.path.join(checkpoint, "trainer_state.json"))
-        _BestCheckpointCallback().on_train_begin(self.args, self.state, self.control)
+        _ResumedStateCallback().on_train_begin(self.args, self.state, self.control)
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             self._load_best_model()
         else:
@@ -410,19 +412,20 @@ class SegmentationTrainer(Trainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return
         groups, scheduler = self.optimizer.param_groups, self.lr_scheduler
-        before = [group.get("initial_lr") for group in groups]
         for group, flags in zip(groups, now, strict=True):
             group.update(flags)
-        rates = [group.get("initial_lr") for group in groups]
         if isinstance(scheduler, LambdaLR):
-            step = scheduler.last_epoch
+            step, rates = scheduler.last_epoch, [group["initial_lr"] for group in groups]
             for group, factor in zip(groups, scheduler.lr_lambdas, strict=True):
                 group["lr"] = group["initial_lr"] * factor(step)
             scheduler.load_state_dict(
                 scheduler.state_dict() | {"base_lrs": rates, "_last_lr": [group["lr"] for group in groups]}
             )
-        elif rates != before:
+            return
+        trained_with = read_record(checkpoint).get("arguments", {})
+        if trained_with.get("learning_rate", self.args.learning_rate) != self.args.learning_rate:
             raise UserError(
-                f"--learning_rate is {self.args.learning_rate:g} and {checkpoint} was trained with another; "
-                f"--lr_scheduler_type {self.args.lr_scheduler_type.value} cannot go on with a new one"
+                f"--learning_rate is {self.args.learning_rate:g} and {checkpoint} was trained with "
+                f"{trained_with['learning_rate']:g}; --lr_scheduler_type {self.args.lr_scheduler_type.value} cannot "
+                "go on with a new one"
             )

@@ -1,0 +1,274 @@
+"""SIGTERM, Ctrl-C and kill -9 at chosen and at random moments: what is saved, and what becomes of the run."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from factories.runs import ForkedRun, flags_for, make_dataset, save_tiny_config
+from safetensors.torch import load_file
+
+import check_dataset
+import predict
+import run_segmentation
+from training.checkpoints import newest_checkpoint
+from training.output_folder import NEW_RUN
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TIMING = ("runtime", "per_second")
+CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    return make_dataset(folder / "set", train=8), save_tiny_config(folder)
+
+
+@pytest.fixture(scope="module")
+def flags(inputs):
+    """Twelve steps in three epochs, with an evaluation and a checkpoint after each epoch."""
+    return [*flags_for(*inputs), "--do_train", "--do_eval"]
+
+
+@pytest.fixture(scope="module")
+def whole(flags, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run_segmentation.main([*flags, "--output_dir", str(folder)])
+    return folder
+
+
+def steps_logged(run):
+    return run.text().count("'loss'")
+
+
+def logged(folder):
+    """Every logged number, but for times."""
+    log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [{key: value for key, value in entry.items() if not key.endswith(TIMING)} for entry in log]
+
+
+def assert_equal_runs(one, other):
+    for name in ("model.safetensors", "confusion_matrix.npy", "eval_results.json"):
+        first, second = ((folder / name) for folder in (one, other))
+        if name.endswith("json"):
+            first, second = (
+                {key: value for key, value in json.loads(file.read_text()).items() if not key.endswith(TIMING)}
+                for file in (first, second)
+            )
+            assert first == second
+        else:
+            assert first.read_bytes() == second.read_bytes()
+    assert logged(one) == logged(other)
+    newest = [Path(newest_checkpoint(folder)) for folder in (one, other)]
+    assert newest[0].name == newest[1].name
+    states = [torch.load(folder / "optimizer.pt", weights_only=True)["state"] for folder in newest]
+    for key, moments in states[0].items():
+        assert all(torch.equal(moments[name], states[1][key][name]) for name in moments)
+    for name in ("raw_weights.safetensors", "model.safetensors"):
+        if (newest[0] / name).exists():
+            tensors = [load_file(folder / name) for folder in newest]
+            assert all(torch.equal(tensors[0][key], tensors[1][key]) for key in tensors[0])
+
+
+def nothing_is_finished(folder):
+    return not [name for name in ("train_results.json", "model.safetensors", "README.md") if (folder / name).exists()]
+
+
+# ---- a signal, and on -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("signum", CODES)
+@pytest.mark.parametrize(
+    ("step", "options"),
+    [
+        (2, []),  # in the middle of an epoch
+        (4, []),  # at the end of one, where an evaluation is due
+        (6, ["--dataloader_num_workers", "2"]),
+        (5, ["--save_strategy", "no", "--load_best_model_at_end", "False"]),
+        (3, ["--enable_jit_checkpoint", "True", "--ema_decay", "0.9"]),
+    ],
+    ids=str,
+)
+def test_a_signal_saves_and_the_run_that_goes_on_is_the_same(flags, tmp_path, signum, step, options):
+    run_segmentation.main([*flags, *options, "--output_dir", str(tmp_path / "whole")])
+    folder = tmp_path / "run"
+    argv = [*flags, *options, "--output_dir", folder]
+    run = ForkedRun(argv, tmp_path / "log")
+    assert run.wait_for(lambda: steps_logged(run) >= step)
+    run.send(signum, everybody=True)  # its workers, too
+    assert run.wait() == CODES[signum]
+    log = run.text()
+    assert "Traceback" not in log
+    last = log.splitlines()[-1]
+    assert last.startswith("interrupted after step") and "--resume_from_checkpoint last" in last
+    assert nothing_is_finished(folder) and not (folder / NEW_RUN).exists() and not (folder / ".lock").exists()
+    saved = int(newest_checkpoint(folder).split("-")[-1])
+    assert step <= saved < 12 and f"checkpoint-{saved}" in last
+    run_segmentation.main([*map(str, argv), "--resume_from_checkpoint", "last"])
+    if "no" in options:  # the one that was stopped has a checkpoint
+        shutil.rmtree(newest_checkpoint(folder))
+        assert (folder / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+        assert logged(folder) == logged(tmp_path / "whole")
+    else:
+        assert_equal_runs(folder, tmp_path / "whole")
+
+
+def test_a_second_signal_leaves_at_once(flags, tmp_path):
+    run = ForkedRun([*flags, "--num_train_epochs", "1000", "--output_dir", tmp_path / "run"], tmp_path / "log")
+    assert run.wait_for(lambda: steps_logged(run) >= 2)
+    os.kill(run.pid, signal.SIGSTOP)  # so that no step ends in between
+    run.send(signal.SIGINT)
+    run.send(signal.SIGTERM)
+    os.kill(run.pid, signal.SIGCONT)
+    assert run.wait(20) in CODES.values()
+    assert "Traceback" not in run.text() and nothing_is_finished(tmp_path / "run")
+
+
+@pytest.mark.parametrize("signum", CODES)
+def test_a_signal_before_training_ends_quietly(flags, tmp_path, signum):
+    options = ["--num_train_epochs", "1000", "--output_dir", tmp_path / "run"]
+    run = ForkedRun([*flags, *options], tmp_path / "log")
+    assert run.wait_for(lambda: (tmp_path / "run" / ".lock").exists())
+    run.send(signum)
+    assert run.wait() == CODES[signum]
+    assert "Traceback" not in run.text() and run.text().splitlines()[-1].startswith("interrupted")
+    assert not (tmp_path / "run").exists() or newest_checkpoint(tmp_path / "run")
+
+
+@pytest.mark.parametrize("signum", CODES)
+def test_a_signal_after_training_says_that_the_model_is_safe(flags, inputs, tmp_path, signum, whole):
+    shutil.copytree(whole, tmp_path / "run")
+    evaluate = [*flags, "--model_name_or_path", whole, "--do_predict", "--output_dir", tmp_path / "run"]
+    at = evaluate.index("--from_scratch")
+    del evaluate[at : at + 2]
+    evaluate.remove("--do_train")
+    evaluate[evaluate.index("--model_name_or_path") + 1] = tmp_path / "run"
+    run = ForkedRun(evaluate, tmp_path / "log")
+    assert run.wait_for(lambda: "evaluation: short side" in run.text())
+    run.send(signum)
+    assert run.wait() == CODES[signum]
+    assert "Traceback" not in run.text()
+    last = run.text().splitlines()[-1]
+    assert last.startswith("interrupted") and f"The trained model in {tmp_path / 'run'} is safe" in last
+
+
+@pytest.mark.parametrize("signum", CODES)
+def test_the_other_scripts_end_quietly(inputs, whole, tmp_path, signum):
+    data, _ = inputs
+    photos = [data / "train" / "images"] * 1
+    runs = {
+        "predict": ForkedRun(
+            ["--model", whole, "--output_dir", tmp_path / "out", *photos, "--eval_scales", *["1"] * 200],
+            tmp_path / "predict",
+            predict.main,
+        ),
+        "check": ForkedRun([data, "--num_proc", "2"], tmp_path / "check", lambda argv: slow_check(argv)),
+    }
+    assert runs["predict"].wait_for(lambda: "predicting" in runs["predict"].text())
+    assert runs["check"].wait_for(lambda: "scanning" in runs["check"].text())
+    for run in runs.values():
+        run.send(signum, everybody=True)
+        assert run.wait(60) == CODES[signum]
+        assert "Traceback" not in run.text(), run.text()
+        assert run.text().splitlines()[-1] == "interrupted"
+    assert not list((tmp_path / "out").rglob(".partial*"))
+
+
+def slow_check(argv):
+    """The check over the same files many times, in worker processes, so that there is time for a signal."""
+    print("scanning", flush=True)
+    while True:
+        check_dataset.main(argv)
+
+
+# ---- the real launcher ----------------------------------------------------------------------------------------------
+
+
+def launch(script, flags, log, processes=2):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    command += "--num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0".split()
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with open(log, "wb") as stream:
+        return subprocess.Popen(
+            [*command, str(script), *map(str, flags)], env=environment, stdout=stream, stderr=stream, cwd=REPOSITORY
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", CODES)
+def test_a_signal_to_the_launcher_of_two_processes(flags, tmp_path, signum):
+    flags = [*flags, "--per_device_train_batch_size", "1", "--num_train_epochs", "3", "--dataloader_num_workers", "1"]
+    script, log = REPOSITORY / "run_segmentation.py", tmp_path / "log"
+    whole = launch(script, [*flags, "--output_dir", tmp_path / "whole"], tmp_path / "log_whole")
+    assert whole.wait(600) == 0
+    folder = tmp_path / "run"
+    process = launch(script, [*flags, "--output_dir", folder], log)
+    deadline = time.monotonic() + 300
+    while log.read_text().count("'loss'") < 5:
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.001)
+    process.send_signal(signum)
+    process.wait(60)
+    text = log.read_text()
+    assert "interrupted after step" in text, text[-3000:]
+    ours = [line for line in text.splitlines() if "/work" in line or "run_segmentation" in line and "File" in line]
+    assert not [line for line in ours if line.strip().startswith('File "') and "site-packages" not in line], text
+    assert nothing_is_finished(folder) and newest_checkpoint(folder)
+    again = launch(script, [*flags, "--output_dir", folder, "--resume_from_checkpoint", "last"], tmp_path / "log2")
+    assert again.wait(600) == 0, (tmp_path / "log2").read_text()[-3000:]
+    assert_equal_runs(folder, tmp_path / "whole")
+
+
+# ---- kill -9 --------------------------------------------------------------------------------------------------------
+
+
+def kill_and_go_on(flags, folder, log, rng, seconds, in_save):
+    """Kills a run until one gets to the end; returns how often."""
+    kills = 0
+    while True:
+        resume = ["--resume_from_checkpoint", "last"] if newest_checkpoint(folder) else []
+        run = ForkedRun([*flags, "--output_dir", folder, *resume], log)
+        if in_save:
+            started = run.wait_for(lambda: any((folder / NEW_RUN).glob("checkpoint-*/*")))
+            time.sleep(rng.uniform(0, 0.02))
+        else:
+            time.sleep(rng.uniform(0, seconds))
+            started = run.poll() is None
+        if started and kills < 6:
+            run.kill()
+            kills += run.returncode == -signal.SIGKILL
+        if run.wait() == 0:
+            return kills
+        assert run.returncode == -signal.SIGKILL, run.text()[-3000:]
+
+
+def survive_kills(flags, whole, tmp_path, runs, seed, options=()):
+    rng, killed = random.Random(seed), 0
+    for number in range(runs):
+        folder, log = tmp_path / f"run{number}", tmp_path / f"log{number}"
+        killed += kill_and_go_on([*flags, *options], folder, log, rng, seconds=4, in_save=number % 2 == 0)
+        assert_equal_runs(folder, whole)
+    return killed
+
+
+def test_kills_cost_nothing(flags, whole, tmp_path):
+    assert survive_kills(flags, whole, tmp_path, runs=2, seed=0) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--dataloader_num_workers", "2", "--ema_decay", "0.9"]], ids=str)
+def test_many_kills_cost_nothing(flags, tmp_path, options):
+    """With KILLED_RUNS in the environment as many runs; the seed of each is its number, so any can be repeated."""
+    run_segmentation.main([*flags, *options, "--output_dir", str(tmp_path / "whole")])
+    runs = int(os.environ.get("KILLED_RUNS", "6"))
+    killed = survive_kills(flags, tmp_path / "whole", tmp_path, runs, seed=1, options=options)
+    print(f"{killed} kills in {runs} runs, nothing lost")
+    assert killed >= runs
