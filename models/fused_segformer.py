@@ -7,11 +7,17 @@ them, and those that are cheap to make again are not kept.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, SegformerForSemanticSegmentation
-from transformers.models.segformer.modeling_segformer import SegformerDecodeHead, SegformerMixMLP, SegformerStage
+from transformers.models.segformer.modeling_segformer import (
+    SegformerDecodeHead,
+    SegformerMixMLP,
+    SegformerMLP,
+    SegformerStage,
+)
 
 
 class _AddLinear(torch.autograd.Function):
@@ -23,10 +29,8 @@ class _AddLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, total, hidden, weight):
         ctx.save_for_backward(hidden, weight)
-        rows = total.permute(0, 2, 3, 1).view(-1, weight.shape[0])
-        rows.addmm_(hidden.reshape(-1, weight.shape[1]), weight.T)
         ctx.mark_dirty(total)
-        return total
+        return _add_linear(total, hidden, weight)
 
     @staticmethod
     @once_differentiable
@@ -36,6 +40,12 @@ class _AddLinear(torch.autograd.Function):
         # A frozen encoder needs none.
         grad_hidden = (rows @ weight).view_as(hidden) if ctx.needs_input_grad[1] else None
         return gradient, grad_hidden, rows.T @ hidden.reshape(-1, weight.shape[1])
+
+
+def _add_linear(total: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
+    rows = total.permute(0, 2, 3, 1).view(-1, weight.shape[0])
+    rows.addmm_(hidden.reshape(-1, weight.shape[1]), weight.T)
+    return total
 
 
 class _ReluDropout(torch.autograd.Function):
@@ -48,12 +58,7 @@ class _ReluDropout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, p):
-        dropped = round(p * 2**16)
-        x.relu_()
-        if dropped:
-            numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
-            bits = numbers.view(torch.int16)[: x.numel()].as_strided(x.shape, x.stride())
-            x.mul_(torch.gt(bits, dropped - 2**15 - 1))
+        _relu_dropout(x, p)
         ctx.mark_dirty(x)
         ctx.save_for_backward(x)
         return x
@@ -63,6 +68,16 @@ class _ReluDropout(torch.autograd.Function):
     def backward(ctx, grad_output):
         (result,) = ctx.saved_tensors
         return torch.ops.aten.threshold_backward(grad_output, result, 0), None
+
+
+def _relu_dropout(x: Tensor, p: float) -> Tensor:
+    dropped = round(p * 2**16)
+    x.relu_()
+    if dropped:
+        numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        bits = numbers.view(torch.int16)[: x.numel()].as_strided(x.shape, x.stride())
+        x.mul_(torch.gt(bits, dropped - 2**15 - 1))
+    return x
 
 
 def dropout_scale(p: float) -> float:
@@ -77,7 +92,11 @@ class FusedSegformerDecodeHead(SegformerDecodeHead):
     Between `linear_projections[i]` and `linear_fuse` there is no non-linearity, and bilinear upsampling acts on each
     channel alone with weights that sum to one, so it commutes with 1x1 convolutions:
     `linear_fuse(cat(up(W_i x_i + b_i))) = sum_i up((F_i W_i) x_i) + sum_i F_i b_i`, F_i the block of `linear_fuse` for
-    stage i. Each product runs at its stage's own resolution. Hooks on the replaced modules do not fire.
+    stage i. Each product runs at its stage's own resolution.
+
+    The modules themselves are not called. Where one of them would do more than multiply by its weights (adapters,
+    hooks, parametrizations, quantised or other modules in its place), and while TorchScript traces, which knows no
+    autograd functions, the stock forward pass runs instead.
     """
 
     def forward(self, encoder_hidden_states: tuple[Tensor, ...], **kwargs) -> Tensor:
@@ -85,18 +104,22 @@ class FusedSegformerDecodeHead(SegformerDecodeHead):
 
         With `reshape_last_stage=False` the last stage is (B, h_i * w_i, C_i).
         """
+        encoder_hidden_states = self._as_maps(encoder_hidden_states)
+        if torch.jit.is_tracing() or not self._is_plain():
+            return super().forward(encoder_hidden_states, **kwargs)
+        # Exporters do not know what autograd functions change in place; without gradients there is no need of these.
+        with_gradients = torch.is_grad_enabled()
+        add_linear = _AddLinear.apply if with_gradients else _add_linear
+        relu_dropout = _ReluDropout.apply if with_gradients else _relu_dropout
         weights, bias = self._folded_weights(encoder_hidden_states[0].device.type)
         size = encoder_hidden_states[0].shape[-2:]
         # From the smallest stage up: it takes the bias, since a constant survives upsampling, and every later stage is
         # added into its upsampled map, in place (adding into a view would make autograd copy whole maps).
         fused = None
         for hidden_state, weight in reversed(list(zip(encoder_hidden_states, weights, strict=True))):
-            if hidden_state.ndim == 3:
-                hidden_state = hidden_state.unflatten(1, self._last_stage_size(encoder_hidden_states[-2].shape[-2:]))
-            else:
-                hidden_state = hidden_state.permute(0, 2, 3, 1)
+            hidden_state = hidden_state.permute(0, 2, 3, 1)
             if fused is not None and hidden_state.shape[1:3] == size:
-                fused = _AddLinear.apply(fused, hidden_state.to(fused.dtype), weight.to(fused.dtype))
+                fused = add_linear(fused, hidden_state.to(fused.dtype), weight.to(fused.dtype))
                 continue
             product = F.linear(hidden_state, weight, bias if fused is None else None).permute(0, 3, 1, 2)
             if product.shape[-2:] != size:
@@ -105,7 +128,7 @@ class FusedSegformerDecodeHead(SegformerDecodeHead):
         if self.batch_norm.training:
             fused = self.batch_norm(fused)
         p = self.dropout.p if self.dropout.training else 0.0
-        hidden_states = _ReluDropout.apply(fused, p).permute(0, 2, 3, 1)
+        hidden_states = relu_dropout(fused, p).permute(0, 2, 3, 1)
         logits = F.linear(hidden_states, self.classifier.weight.flatten(1) * dropout_scale(p), self.classifier.bias)
         return logits.permute(0, 3, 1, 2)
 
@@ -127,11 +150,49 @@ class FusedSegformerDecodeHead(SegformerDecodeHead):
                 bias = scale * (bias - norm.running_mean) + norm.bias
             return [block @ projection.weight for block, projection in zip(blocks, projections, strict=True)], bias
 
-    def _last_stage_size(self, previous_size: tuple[int, int]) -> tuple[int, int]:
-        """(h, w) that the last stage's patch embedding makes of the stage before it; stock guesses a square."""
+    def _as_maps(self, hidden_states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The last stage as a map (B, C, h, w) where it is a sequence; stock guesses a square."""
+        *others, last = hidden_states
+        if last.ndim == 4:
+            return hidden_states
+        # What the stage's patch embedding makes of the stage before it.
         kernel, stride = self.config.patch_sizes[-1], self.config.strides[-1]
-        height, width = ((side + 2 * (kernel // 2) - kernel) // stride + 1 for side in previous_size)
-        return height, width
+        size = [(side + 2 * (kernel // 2) - kernel) // stride + 1 for side in others[-1].shape[-2:]]
+        return *others, last.reshape(len(last), *size, last.shape[-1]).permute(0, 3, 1, 2)
+
+    def _is_plain(self) -> bool:
+        """Whether the weights of the modules say all that the modules do."""
+        projections = [projection.proj for projection in self.linear_projections]
+        norm, fuse, classifier = self.batch_norm, self.linear_fuse, self.classifier
+        return (
+            _are_plain(SegformerMLP, *self.linear_projections)
+            and _are_plain(nn.Linear, *projections)
+            and _are_plain(nn.Conv2d, fuse, classifier)
+            and (_are_plain(nn.BatchNorm2d, norm) or _are_plain(nn.SyncBatchNorm, norm))
+            and _are_plain(nn.ReLU, self.activation)
+            and _are_plain(nn.Dropout, self.dropout)
+            and fuse.kernel_size == classifier.kernel_size == (1, 1)
+            and fuse.bias is None
+            and all(projection.bias is not None for projection in projections)
+            and norm.affine
+            and norm.track_running_stats
+        )
+
+
+# Where a module keeps what is called around its `forward`: hooks of modules, of state and of pruning do not matter.
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def _are_plain(kind: type[nn.Module], *modules: nn.Module) -> bool:
+    """Whether the modules are of this very class, nothing is called before, after or in place of their `forward`, and
+    their weights are tensors like any other (those that are quantised, or lie on several devices, are not)."""
+    return all(
+        type(module) is kind
+        and "forward" not in vars(module)
+        and not any(getattr(module, hooks) for hooks in _HOOKS)
+        and not any(is_traceable_wrapper_subclass(weight) for weight in module.parameters(recurse=False))
+        for module in modules
+    )
 
 
 def fuse_decode_head(model: PreTrainedModel) -> PreTrainedModel:
@@ -140,14 +201,22 @@ def fuse_decode_head(model: PreTrainedModel) -> PreTrainedModel:
     Only the class of the head changes: `state_dict`, saved files, `copy.deepcopy` and pickling stay what they were.
     """
     if isinstance(model, SegformerForSemanticSegmentation):
-        model.decode_head.__class__ = FusedSegformerDecodeHead
+        _change_class(model.decode_head, SegformerDecodeHead, FusedSegformerDecodeHead)
     return model
+
+
+def _change_class(module: nn.Module, stock: type[nn.Module], fused: type[nn.Module]) -> None:
+    # What stands in a stock module's place, as a wrapper of peft does, stays what it is.
+    if type(module) is stock:
+        module.__class__ = fused
 
 
 class ChannelsLastSegformerStage(SegformerStage):
     """An encoder stage that hands its map (B, C, h, w) on as it is in memory, channels-last, without a copy."""
 
     def forward(self, hidden_states: Tensor, **kwargs) -> Tensor:
+        if torch.jit.is_tracing():  # so that what is exported is the stock graph
+            return super().forward(hidden_states, **kwargs)
         hidden_states, height, width = self.patch_embeddings(hidden_states)
         for block in self.blocks:
             hidden_states = block(hidden_states, height, width, **kwargs)
@@ -162,7 +231,7 @@ class RecomputingSegformerMixMLP(SegformerMixMLP):
     """
 
     def forward(self, hidden_states: Tensor, height: int, width: int) -> Tensor:
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or torch.jit.is_tracing():
             return super().forward(hidden_states, height, width)
         return checkpoint(
             super().forward,
@@ -170,7 +239,7 @@ class RecomputingSegformerMixMLP(SegformerMixMLP):
             height,
             width,
             use_reentrant=False,
-            preserve_rng_state=self.training and self.dropout.p > 0,
+            preserve_rng_state=self.training,  # adapters may draw, even where the dropout here does not
         )
 
 
@@ -182,7 +251,7 @@ def fuse_model(model: PreTrainedModel) -> PreTrainedModel:
     if isinstance(model, SegformerForSemanticSegmentation):
         fuse_decode_head(model)
         for stage in model.segformer.stages:
-            stage.__class__ = ChannelsLastSegformerStage
+            _change_class(stage, SegformerStage, ChannelsLastSegformerStage)
             for block in stage.blocks:
-                block.mlp.__class__ = RecomputingSegformerMixMLP
+                _change_class(block.mlp, SegformerMixMLP, RecomputingSegformerMixMLP)
     return model
