@@ -4,7 +4,9 @@ import difflib
 import json
 import os
 import re
+import signal
 import sys
+import time
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,6 +24,10 @@ class UserError(ValueError):
 
     Scripts print the message alone; any other exception is a bug and keeps its traceback.
     """
+
+    def __init__(self, message: str = ""):
+        # What a worker of a data loader raises comes back as text: its traceback, and the message at the end of it.
+        super().__init__(str(message).rpartition(f"{__name__}.{type(self).__name__}: ")[2].rstrip())
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -188,14 +194,40 @@ def _names_of_flags(argv: list[str], fields: dict, aliases: dict[str, str]) -> s
     return names & fields.keys()
 
 
+# In a run of several processes, seconds in which one waits to be ended by the launcher before it speaks.
+PATIENCE = 3
+# What the end of another process looks like from here: gloo's words, and the class names of torch.distributed.
+PEER_ENDED = re.compile(r"Connection (closed|reset) by peer|Broken pipe|Dist(Backend|Network|Store)?Error")
+
+
 def run_cli(main: Callable) -> None:
-    """Runs a script's `main()`: a UserError becomes one line on stderr and exit code 2; Ctrl-C ends quietly."""
+    """Runs a script's `main()`: a UserError becomes one line on stderr and exit code 2; Ctrl-C ends quietly.
+
+    Of several processes of one run (`accelerate launch`) the one that fails ends at once, whereupon the launcher ends
+    the others. They mostly meet the same mistake, so all but the first wait for that before they say anything; and a
+    process that only lost the connection to another has nothing to say.
+    """
     try:
         main()
     except UserError as error:
-        # Every process of a distributed run meets the same mistake; one of them says so.
-        if int(os.environ.get("LOCAL_RANK", 0)) <= 0:
-            print(f"error: {error}", file=sys.stderr)
+        if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+            _wait_for_the_end(PATIENCE)
+        print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            if PEER_ENDED.search(f"{type(error).__name__}: {error}"):
+                _wait_for_the_end(3 * PATIENCE)
+                print(f"error: another process of this run has ended: {one_line(error)}", file=sys.stderr, flush=True)
+                sys.exit(1)
+            if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+                _wait_for_the_end(PATIENCE)
+        raise
+
+
+def _wait_for_the_end(seconds: float) -> None:
+    """Gives the launcher time to end this process, as it does once it sees that another has failed."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(seconds)

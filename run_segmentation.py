@@ -48,6 +48,7 @@ from reports.predictions import write_predictions
 from reports.publishing import check_hub_access, push_run
 from training.arguments import Arguments, RunArguments, SegmentationTrainingArguments
 from training.checkpoints import check_output_dir, resolve_checkpoint
+from training.divergence import SKIPPED, skipped_steps
 from training.dry_run import dry_run
 from training.optimizer import batch_norm_warning
 from training.trainer import SegmentationTrainer
@@ -125,6 +126,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             class_weights=find_class_weights(args.loss.class_weights, train_split, class_map.id2label),
             head_lr_multiplier=args.optimization.head_lr_multiplier,
             ema_decay=args.optimization.ema_decay,
+            skip_nonfinite=args.optimization.skip_nonfinite,
             callbacks=[EarlyStoppingCallback(patience)] if patience else None,
         )
         if args.run.dry_run:
@@ -264,6 +266,7 @@ def train(trainer: SegmentationTrainer, output_dir: Path) -> dict[str, float]:
     """Trains; leaves the model, its image processor, the Trainer's state and `train_results.json`."""
     metrics = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics
     metrics["num_processes"] = trainer.args.world_size
+    metrics |= {SKIPPED: count} if (count := skipped_steps(trainer.state)) else {}
     merge_lora(trainer.model)
     trainer.save_model()
     if trainer.is_world_process_zero():

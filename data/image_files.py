@@ -319,6 +319,28 @@ def read_channels(source: str | os.PathLike | bytes, num_channels: int, name: st
     raise UserError(f"{name or (f'{len(source)} bytes' if isinstance(source, bytes) else source)} ({reason})")
 
 
+def decode_image(image: dict, name: str, num_channels: int = 3) -> Image.Image | torch.Tensor:
+    """An image as models are to see it, upright: PIL RGB, or uint8 (num_channels, H, W) for other numbers than three.
+
+    Args:
+        image: {"bytes", "path"}. name: of its row.
+        num_channels: see `read_channels`.
+
+    Raises:
+        UserError: it cannot be read; names the file.
+    """
+    file = image["path"] or name
+    if num_channels != 3:
+        return read_channels(image["path"] if image["bytes"] is None else image["bytes"], num_channels, file)
+    try:
+        picture = open_image(image, name)
+    except FileProblem as problem:
+        raise UserError(f"{file} can no longer be read: {problem.detail}") from None
+    if picture.getexif().get(EXIF_ORIENTATION) is not None:
+        picture = ImageOps.exif_transpose(picture)
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
 def rgb_view(image: Image.Image | torch.Tensor) -> Image.Image:
     """Something to look at: a PIL image as it is; of uint8 (C, H, W) the first three bands, or the first in grey."""
     if isinstance(image, Image.Image):
