@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -204,30 +205,44 @@ def run_cli(main: Callable) -> None:
     """Runs a script's `main()`: a UserError becomes one line on stderr and exit code 2; Ctrl-C ends quietly.
 
     Of several processes of one run (`accelerate launch`) the one that fails ends at once, whereupon the launcher ends
-    the others. They mostly meet the same mistake, so all but the first wait for that before they say anything; and a
-    process that only lost the connection to another has nothing to say.
+    the others and repeats the error at the end of its own report. Processes mostly meet the same mistake, so all but
+    the first wait for their end before they say anything, and one that only lost the connection to another waits
+    longer: it has nothing to say.
     """
     try:
         main()
     except UserError as error:
-        if int(os.environ.get("LOCAL_RANK", 0)) > 0:
-            _wait_for_the_end(PATIENCE)
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            _fail_among_others(error, 2)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            if PEER_ENDED.search(f"{type(error).__name__}: {error}"):
-                _wait_for_the_end(3 * PATIENCE)
-                print(f"error: another process of this run has ended: {one_line(error)}", file=sys.stderr, flush=True)
-                sys.exit(1)
-            if int(os.environ.get("LOCAL_RANK", 0)) > 0:
-                _wait_for_the_end(PATIENCE)
+            _fail_among_others(error, 1)
         raise
 
 
-def _wait_for_the_end(seconds: float) -> None:
-    """Gives the launcher time to end this process, as it does once it sees that another has failed."""
+def _fail_among_others(error: Exception, exit_code: int) -> None:
+    """Ends this process of several, without waiting for the others as an orderly end would."""
+    lost_another = PEER_ENDED.search(f"{type(error).__name__}: {error}")
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(seconds)
+    time.sleep(4 * PATIENCE if lost_another else PATIENCE if int(os.environ.get("LOCAL_RANK", 0)) > 0 else 0)
+    message = str(error) if isinstance(error, UserError) else one_line(error)
+    if lost_another:
+        message = f"another process of this run has ended ({message})"
+    if isinstance(error, UserError) or lost_another:
+        print(f"error: {message}", file=sys.stderr)
+    else:
+        sys.excepthook(type(error), error, error.__traceback__)
+    # What torch.distributed.elastic, the launcher, looks for. Source: its `ErrorHandler.record_exception`.
+    report = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if report:
+        told = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(int(time.time()))}}
+        Path(report).write_text(json.dumps({"message": told}), encoding="utf-8")
+    for child in multiprocessing.active_children():  # workers of data loaders
+        child.kill()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
