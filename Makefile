@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-.PHONY: install demo test benchmark style quality clean
+.PHONY: install demo test test-slow benchmark style quality clean
 .DELETE_ON_ERROR:
 
 # Installed again only when a requirements file changed.
@@ -24,7 +24,11 @@ demo: install
 	@echo "the pictures: $(CURDIR)/outputs/toy_overfit/contact_sheet.png"
 
 test: install
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -m "not slow"
+
+# pytest ends with 5 where it finds no test: not a failure.
+test-slow: install
+	$(BIN)/python -m pytest tests -m slow || [ $$? -eq 5 ]
 
 benchmark: install
 	mkdir -p outputs

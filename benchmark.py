@@ -60,10 +60,10 @@ from torchvision.transforms.v2 import functional as tvF
 from transformers import PreTrainedModel, SegformerImageProcessor, Trainer, default_data_collator, set_seed
 from transformers.trainer_callback import PrinterCallback
 
+from checks.judge import prepare_dataset
 from cli_utils import UserError, check_positive, nearest, parse_arguments, run_cli
 from data.augmentation import TrainTransform
 from data.classes import ClassMap
-from data.preparation import prepare_dataset
 from data.preprocessing import EvaluationProtocol
 from data_utils import SegmentationDataset, load_segmentation_dataset
 from metrics_utils import IGNORE_INDEX
@@ -75,7 +75,7 @@ from training.arguments import SegmentationTrainingArguments
 from training.trainer import SegmentationTrainer
 
 SEED = 0
-# Stock and ours may differ by so much (relative; absolute in numbers below 1), and in so many pixels of a mask.
+# How much stock and ours may differ (relative; absolute in numbers below 1), and in what share of a mask's pixels.
 ROUNDING = {"float32": (1e-4, 0.01), "bfloat16": (3e-2, 0.2)}
 
 
@@ -559,5 +559,5 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    logging.getLogger("data.preparation").setLevel(logging.ERROR)  # of classes that few random masks cannot all have
+    logging.getLogger("checks.judge").setLevel(logging.ERROR)  # of classes that few random masks cannot all have
     run_cli(main)

@@ -44,6 +44,17 @@ def shorten(names: Iterable[str], shown: int = 3) -> str:
     return ", ".join(names[:shown]) + more
 
 
+def count_of(count: int, phrase: str) -> str:
+    """ "1 mask differs", "3 masks differ" for the phrase "mask/masks differs/differ"; "3 masks" for "mask"."""
+    plural = phrase if "/" in phrase else f"{phrase}/{phrase}s"
+    return f"{count} {agree(count, plural)}"
+
+
+def agree(count: int, phrase: str) -> str:
+    """Of words like is/are, in a phrase that comes from no file, the one that goes with a count."""
+    return " ".join(word.split("/")[-(count != 1)] for word in phrase.split(" "))
+
+
 def one_line(error: BaseException) -> str:
     """The first line of what an exception says, with its type where that tells more than a built-in one does."""
     name, lines = type(error).__name__, str(error).strip().splitlines()

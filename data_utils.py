@@ -29,7 +29,7 @@ from data.arguments import ClassArguments, DatasetArguments
 from data.augmentation import TrainTransform
 from data.classes import MAX_LABELS, ClassMap, edit_classes, map_classes, read_class_list, read_label_mapping
 from data.hub_datasets import load_through_datasets, standard_columns, standard_splits
-from data.image_files import decode_image, rgb_view
+from data.image_files import StoredFile, decode_image, rgb_view
 from data.pairing import find_dataset
 from data.preparation import annotation_values
 from data.preprocessing import EvaluationProtocol
@@ -296,12 +296,12 @@ class SegmentationDataset(torch.utils.data.Dataset):
         return self._decode(self.split[index])
 
     def _decode(self, row: dict) -> tuple[Image.Image | torch.Tensor, Image.Image]:
-        label, num_channels = row["label"], self.protocol.num_channels
-        image = decode_image(row["image"], row["name"], num_channels)
+        label, file = row["label"], StoredFile.of(row["image"], row["name"])
+        image = decode_image(file, self.protocol.num_channels)
         height, width = tvF.get_size(image)
         if (width, height) != label.size:
             raise UserError(
-                f"{row['image']['path'] or row['name']} has changed since it was prepared: it is {width}x{height} "
+                f"{file.location} has changed since it was prepared: it is {width}x{height} "
                 f"now, its mask {label.width}x{label.height}; put the old file back and go on with "
                 "--resume_from_checkpoint last, or start again with a new mask"
             )

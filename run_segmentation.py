@@ -28,12 +28,11 @@ import transformers
 from datasets import Dataset, DatasetDict
 from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 
-from checks.judge import quick_check, raise_on_errors
+from checks.judge import judge_example, prepare_and_judge, prepare_dataset
 from cli_utils import UserError, run_cli
 from data.augmentation import TrainTransform
 from data.class_weights import find_class_weights
 from data.classes import ClassMap
-from data.preparation import prepare_dataset
 from data.preprocessing import num_channels_of
 from data.streaming import StreamingDataset
 from data_utils import Data, SegmentationDataset, augmentation_preview, find_classes, load_data
@@ -105,7 +104,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         transform = TrainTransform(protocol, **vars(args.augmentation))
         train_dataset = None
         if data.stream is not None:
-            train_dataset = StreamingDataset(data.stream, class_map, transform, args.training.seed)
+            train_dataset = StreamingDataset(data.stream, class_map, transform, judge_example, args.training.seed)
         elif train_split is not None:
             train_dataset = SegmentationDataset(train_split, transform, args.training.seed)
         if args.run.preview:
@@ -198,11 +197,12 @@ def open_repository(args: SegmentationTrainingArguments) -> str | None:
 
 
 def prepare(data: Data, class_map: ClassMap, args: Arguments) -> DatasetDict:
-    """Judges the data, prepares it, and raises UserError for what is wrong with it."""
-    if args.run.check_data and args.training.do_train and data.stream is None:
-        findings = quick_check(data.splits, class_map, args.evaluation.image_size, num_channels=data.num_channels)
-        raise_on_errors(findings, "all of it: python check_dataset.py, with the same flags for the data")
-    dataset = prepare_dataset(data.splits, class_map, num_channels=data.num_channels)
+    """Prepares the data and judges it; raises UserError for what is wrong with it."""
+    if args.training.do_train and data.stream is None:
+        image_size, check_data = args.evaluation.image_size, args.run.check_data
+        dataset = prepare_and_judge(data.splits, class_map, image_size, data.num_channels, check_data)
+    else:
+        dataset = prepare_dataset(data.splits, class_map, num_channels=data.num_channels)
     if class_map.num_labels == 1:
         raise UserError(
             f"there is but one class ({class_map.id2label[0]}): nothing to tell apart; see check_dataset.py"

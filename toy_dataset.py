@@ -11,16 +11,16 @@ A folder that already holds images and annotations, such as the real ADE20K toy 
 as it is.
 """
 
-import argparse
 import contextlib
 import json
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from cli_utils import UserError, run_cli
+from cli_utils import UserError, parse_arguments, run_cli
 
 SPLITS = {"training": "train", "validation": "val"}
 SUPERSAMPLING = 2  # the image is the mean of 2x2 samples; the mask takes one of them, so ids are never mixed
@@ -467,7 +467,7 @@ def render_toy_dataset(output_dir: str | Path = "ADE20k_toy_dataset", seed: int 
         return output_dir
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         wanted = "images/ and annotations/, each with training/ and validation/, one annotation for every image"
-        raise UserError(f"{output_dir} exists, but is no complete dataset ({wanted}); move it or use another folder")
+        raise UserError(f"{output_dir} exists but is not a complete dataset ({wanted}); move it or use another folder")
     target = output_dir.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
@@ -491,9 +491,19 @@ def render_toy_dataset(output_dir: str | Path = "ADE20k_toy_dataset", seed: int 
     return output_dir
 
 
+@dataclass
+class ToyArguments:
+    """Where to, and which pictures."""
+
+    output_dir: str = field(default="ADE20k_toy_dataset", metadata={"help": "folder to render into"})
+    seed: int = field(default=0, metadata={"help": "another seed gives another world"})
+
+
+def main(argv: list[str] | None = None) -> Path:
+    """`render_toy_dataset` with the flags of the command line, or of `argv`."""
+    (args,) = parse_arguments((ToyArguments,), argv, description=__doc__)
+    return render_toy_dataset(args.output_dir, args.seed)
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output_dir", default="ADE20k_toy_dataset", help="folder to render into")
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives another world")
-    arguments = parser.parse_args()
-    run_cli(lambda: render_toy_dataset(arguments.output_dir, arguments.seed))
+    run_cli(main)

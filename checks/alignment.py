@@ -1,4 +1,4 @@
-"""Masks that lie askew: mirrored, turned or shifted against their images."""
+"""Misaligned masks: mirrored, turned or shifted against their images."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,8 @@ from checks.records import ERROR, Finding, ImageRecord, finding, keys_of, part_o
 
 ALIGNMENT_SIDE, ALIGNMENT_WINDOW = 192, 0.12  # pixels; share of a side that a mask may be off
 ORIENTATIONS = ("as it is", "mirrored left to right", "upside down", "turned by 180 degrees")
-# A split is misaligned if so many of its masks say so, by the same shift, and fit clearly better that way.
+FIT = ("measured mask", "fits/fit its/their image/images better")
+# A split is misaligned if this share of its masks agrees on one shift and fits clearly better that way.
 MIN_ALIGNED, MIN_AGREEMENT, MIN_SCORE, MIN_GAIN, SHIFT_TOLERANCE = 6, 0.7, 0.12, 1.25, 0.012
 
 
@@ -31,8 +32,7 @@ def alignment_faults(records: Sequence[ImageRecord]) -> list[Finding]:
         agree = better & (flipped == orientation)
         if agree.mean() >= MIN_AGREEMENT:
             chosen = [record for record, chosen in zip(telling, agree.tolist(), strict=True) if chosen]
-            how = ORIENTATIONS[orientation]
-            message = f"{split}: {part_of(chosen, telling, 'masks')} looked at fit their image better {how}"
+            message = f"{split}: {part_of(chosen, telling, *FIT)} {ORIENTATIONS[orientation]}"
             fix = "undo what was done to the masks or to the images alone, or do it to the other as well"
             findings.append(finding("mask-flipped", ERROR, message, fix, keys_of(chosen)))
             continue
@@ -43,11 +43,9 @@ def alignment_faults(records: Sequence[ImageRecord]) -> list[Finding]:
         if agree.mean() >= MIN_AGREEMENT:
             chosen = [record for record, chosen in zip(telling, agree.tolist(), strict=True) if chosen]
             right, down = round(middle[0] * chosen[0].width), round(middle[1] * chosen[0].height)
-            message = (
-                f"{split}: {part_of(chosen, telling, 'masks')} looked at fit their image better when moved by "
-                f"{right:+d} pixels to the right and {down:+d} down"
-            )
-            fix = "export masks and images with the same crop; or move the masks by that"
+            shift = f"{right:+d} pixels to the right and {down:+d} down"
+            message = f"{split}: {part_of(chosen, telling, *FIT)} when moved by {shift}"
+            fix = "export masks and images with the same crop, or move the masks by that much"
             findings.append(finding("mask-shifted", ERROR, message, fix, keys_of(chosen)))
     return findings
 
@@ -74,7 +72,7 @@ def alignment(gray: Image.Image, mask: np.ndarray) -> tuple[tuple[float, float, 
         return ()
     picture = np.asarray(gray.resize(size, Image.Resampling.BOX), np.float32)
     small = mask[_centres(mask.shape[0], size[1])[:, None], _centres(mask.shape[1], size[0])]
-    # A few glaring edges shall not outweigh the others.
+    # A few glaring edges must not outweigh the others.
     edges = _neighbour_differences(picture)
     edges = _standardized(np.minimum(edges, np.quantile(edges, 0.98)))
     windows = [max(1, round(side * ALIGNMENT_WINDOW)) for side in edges.shape]

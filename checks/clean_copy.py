@@ -23,14 +23,14 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from checks.records import INFO, DatasetReport, ImageRecord
+from checks.records import HOW_READ, INFO, DatasetReport, ImageRecord
 from checks.values import value_faults
 from cli_utils import UserError
 from data.arguments import ClassArguments, DatasetArguments
 from data.classes import ClassMap
-from data.image_files import EXIF_ORIENTATION, FileProblem, is_lossy_file, open_image, read_pair
+from data.image_files import EXIF_ORIENTATION, StoredFile
 from data.layouts import IMAGE_EXTENSIONS, MASK_EXTENSIONS
-from data.preparation import undecoded
+from data.preparation import decode_pair, undecoded
 from data_utils import Data, find_classes
 from metrics_utils import IGNORE_INDEX
 
@@ -69,6 +69,10 @@ class _Fixed:
     changed: tuple[str, ...] = ()
     pixels_changed: int = 0
     left_out: str = ""
+
+
+class _LeaveOut(Exception):
+    """Why a pair cannot be part of the copy."""
 
 
 def check_out_dir(out_dir: str | os.PathLike, source: str | os.PathLike) -> None:
@@ -128,7 +132,7 @@ def write_clean_copy(
     def fix(task: tuple[str, int, ImageRecord, str]) -> _Fixed:
         split, index, record, target = task
         if record.problem:
-            return _Fixed(split, record.name, left_out=f"{record.problem}: {record.detail}")
+            return _Fixed(split, record.name, left_out=f"{record.problem.value}: {record.detail}")
         try:
             return _write_pair(
                 sources[split][index],
@@ -140,8 +144,8 @@ def write_clean_copy(
                 target,
                 data.num_channels,
             )
-        except FileProblem as problem:
-            return _Fixed(split, record.name, left_out=f"{problem.kind}: {problem.detail}")
+        except _LeaveOut as reason:
+            return _Fixed(split, record.name, left_out=str(reason))
 
     out.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
@@ -161,7 +165,7 @@ def _are_binary(records: Iterable[ImageRecord]) -> bool:
     """Whether 0 and 255 are all there is, but for a few values of each kind that lossy compression brought about."""
     exact, lossy = Counter(), Counter()
     for record in records:
-        (lossy if "lossy mask" in record.oddities else exact).update(record.raw_values)
+        (lossy if record.lossy else exact).update(record.raw_values)
     total = exact + lossy
     limit = RARE * total.total()
     others = [count for value, count in total.items() if value not in (0, IGNORE_INDEX)]
@@ -207,15 +211,19 @@ def _write_pair(
     target: str,
     num_channels: int,
 ) -> _Fixed:
-    """row: with undecoded "image" and "label". known: values that may stay. Raises FileProblem for a pair to leave."""
-    ids, note = read_pair(row["image"], row["label"], row["name"], class_map, num_channels)
-    changed, pixels = [f"mask {note}"] if note else [], 0
+    """row: with undecoded "image" and "label". known: values that may stay. Raises _LeaveOut."""
+    image, mask = (StoredFile.of(row[column], record.name) for column in ("image", "label"))
+    now, decoded = decode_pair(record.split, image, mask, class_map, num_channels)
+    if decoded is None:  # it was usable when it was checked
+        raise _LeaveOut(f"{now.problem.value}: {now.detail}")
+    ids, how = decoded.ids, (record.read_by, record.turned)
+    changed, pixels = [f"mask {HOW_READ[way]}" for way in how if way in HOW_READ], 0
     strays = ~np.isin(ids, list(known))
     if strays.any():
         _check_strays(ids, strays, record, class_map)
         ids, pixels = snap(ids, strays), int(strays.sum())
         if ids is None:
-            raise FileProblem("values", "areas of values that are no class, not only edges")
+            raise _LeaveOut("values: whole areas, not only edges, belong to no class")
         changed.append("stray pixels of the mask set to the value around them")
     if binary:
         pixels += int((ids == IGNORE_INDEX).sum())
@@ -223,13 +231,13 @@ def _write_pair(
         changed.append("mask of 0 and 255 written with 0 and 1")
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high > 65535:
-        raise FileProblem("values", f"{low} to {high} do not fit into a PNG")
+        raise _LeaveOut(f"values: {low} to {high} do not fit into a PNG")
     ids = ids.astype(np.uint8 if high <= 255 else np.uint16)
     others = MASK_EXTENSIONS - {".png"}
     if record.mask_mode != "L" or Path(record.mask_file).suffix.lower() in others:
         changed.append(f"mask stored as PNG of {8 * ids.itemsize} bits")
 
-    image_file, content, note = _image_to_write(row["image"], record, target, num_channels)
+    image_file, content, note = _image_to_write(image, record, target, num_channels)
     changed += [note] if note else []
     changed += [f"named {target}"] if target != record.name else []
     for file in (folder / "images" / image_file, folder / "masks" / f"{target}.png"):
@@ -242,13 +250,13 @@ def _write_pair(
 def _check_strays(ids: np.ndarray, strays: np.ndarray, record: ImageRecord, class_map: ClassMap | None) -> None:
     """Values that are no class are mended where they come from compression or interpolation, and are few."""
     listed = ", ".join(map(str, np.unique(ids[strays])[:5].tolist()))
-    spoilt = "lossy mask" in record.oddities or any(
-        found.kind == "mask-interpolated" for found in value_faults([record], class_map)
-    )
+    spoilt = record.lossy or any(found.kind == "mask-interpolated" for found in value_faults([record], class_map))
     if not spoilt:
-        raise FileProblem("values", f"{listed} are no class")
+        raise _LeaveOut(f"values that belong to no class: {listed}")
     if strays.mean() > MAX_STRAYS:
-        raise FileProblem("values", f"{strays.mean():.0%} of the pixels are no class ({listed} …), too many to guess")
+        raise _LeaveOut(
+            f"values: {strays.mean():.0%} of the pixels belong to no class ({listed} …), too many to guess"
+        )
 
 
 def snap(ids: np.ndarray, strays: np.ndarray) -> np.ndarray | None:
@@ -281,9 +289,10 @@ def snap(ids: np.ndarray, strays: np.ndarray) -> np.ndarray | None:
     return None
 
 
-def _image_to_write(image: dict, record: ImageRecord, target: str, num_channels: int) -> tuple[str, bytes, str]:
+def _image_to_write(image: StoredFile, record: ImageRecord, target: str, num_channels: int) -> tuple[str, bytes, str]:
     """File name, content and what was changed: nothing, where the file is upright and of a kind that is read."""
-    content = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+    with image.stream() as file:
+        content = file.read()
     suffix = Path(record.image_file).suffix
     has_suffix = suffix.lower() in IMAGE_EXTENSIONS
     if num_channels not in (1, 3):  # bands of a file that Pillow may not know
@@ -293,12 +302,12 @@ def _image_to_write(image: dict, record: ImageRecord, target: str, num_channels:
         turned = 1 < opened.getexif().get(EXIF_ORIENTATION, 1) <= 8  # after decoding, Pillow keeps it no more in TIFFs
     if not turned and (has_suffix or kind in SUFFIXES):
         return target + (suffix if has_suffix else SUFFIXES[kind]), content, ""
-    upright = ImageOps.exif_transpose(open_image({"bytes": content, "path": None}, record.name))
+    upright = ImageOps.exif_transpose(image.open())
     # Of a kind that is not among those of the layouts, or that Pillow only reads: PNG loses nothing.
     kind = {"MPO": "JPEG"}.get(kind, kind if kind in SUFFIXES else "PNG")
     options = {"JPEG": {"quality": 95, "subsampling": 0}}.get(kind, {})
     if kind == "WEBP":
-        options = {"quality": 95} if is_lossy_file(image) else {"lossless": True}
+        options = {"quality": 95} if image.is_lossy() else {"lossless": True}
     file = io.BytesIO()
     upright.save(file, kind, exif=upright.getexif(), icc_profile=upright.info.get("icc_profile"), **options)
     suffix = suffix if has_suffix else SUFFIXES[kind]

@@ -1,52 +1,92 @@
 """The judge of a dataset: what is wrong with it, drawn from one record a pair.
 
-    findings = find_faults(records, class_map, image_size)      # records of `checks.scan.scan`
-    raise_on_errors(findings)
+    dataset = prepare_and_judge(dataset, class_map, image_size)     # what training calls
+    dataset = prepare_dataset(dataset, class_map)                   # the same, without a close look
+    findings = find_faults(records, class_map, image_size)          # `check_dataset.py`, of `checks.scan.scan`
+    judge_example(record, class_map)                                # one example of a stream
 
-Training asks it of a sample (`quick_check`), `check_dataset.py` of everything.
+All of them come down to `find_faults`, so the same fault has the same name and the same advice everywhere.
 """
 
 import logging
+import os
 from collections.abc import Sequence
 
 from datasets import DatasetDict
 
 from checks.alignment import alignment_faults
 from checks.duplicates import duplicate_faults
-from checks.records import ERROR, INFO, WARNING, Finding, ImageRecord, finding
-from checks.scan import scan
+from checks.records import CLEAN_COPY, ERROR, INFO, WARNING, Finding, ImageRecord, finding
+from checks.scan import scan_sample
 from checks.storage import exif_faults, file_faults, image_faults, mask_form_faults
 from checks.values import class_faults, presence_faults, split_faults, value_faults
-from cli_utils import UserError, shorten
+from cli_utils import UserError, count_of, shorten
 from data.classes import ClassMap
+from data.preparation import BINARY_MASKS, PairRecord, prepare_pairs
 from data_utils import Data
 
 logger = logging.getLogger(__name__)
 
-QUICK_SAMPLE = 100
+QUICK_SAMPLE = 100  # pairs over all splits that are looked at closely before training
+ALL_OF_IT = "all of it, in pictures too: python check_dataset.py, with the same flags for the data"
 
 
-def quick_check(
-    dataset: DatasetDict,
-    class_map: ClassMap | None,
+def prepare_and_judge(
+    splits: DatasetDict,
+    class_map: ClassMap,
     image_size: int | None = None,
-    num_images: int = QUICK_SAMPLE,
-    seed: int = 0,
     num_channels: int = 3,
-) -> list[Finding]:
-    """What a seeded sample of a dataset shows, errors first; takes seconds.
-
-    What only a whole dataset can tell, as classes that never occur, is left to `data.preparation.prepare_dataset`.
+    check_data: bool = True,
+    seed: int = 0,
+    cache_dir: str | os.PathLike | None = None,
+    num_proc: int | None = None,
+) -> DatasetDict:
+    """Looks closely at a seeded sample, prepares all pairs, each decoded once, and judges them.
 
     Args:
-        dataset: of `data_utils.load_segmentation_dataset`.
-        class_map: what the values in its masks mean.
-        image_size: short side in training, in pixels.
-        num_images: over all splits.
-        num_channels: of the images.
+        splits: of `data_utils.load_segmentation_dataset`.
+        image_size: short side in training, in pixels; None: images are not judged by it.
+        check_data: False: no close look, and nothing said but errors.
+        cache_dir, num_proc, num_channels: as for `data.preparation.prepare_pairs`.
+
+    Returns:
+        Columns "image" (as it was), "label" (PIL L of training ids, upright like the image), "name", "height" and
+        "width" (pixels), "class_pixels" (num_labels integers).
+
+    Raises:
+        UserError: for all errors of the sample together, before the long work; or else for all of the dataset.
     """
-    records = scan(dataset, class_map, num_images, 1, seed, progress=False, num_channels=num_channels)
-    return find_faults(records, class_map, image_size, complete=False)
+    sample, known = [], {}
+    if check_data:
+        sample, known = scan_sample(splits, class_map, QUICK_SAMPLE, seed, num_channels)
+        complete = len(sample) == sum(len(rows) for rows in splits.values())
+        findings = find_faults(sample, class_map, image_size, complete)
+        raise_on_errors([found for found in findings if found.severity == ERROR], ALL_OF_IT)
+    prepared, records = prepare_pairs(splits, class_map, cache_dir, num_proc, num_channels, known)
+    looked_at = {record.key: record for record in sample}
+    records = [looked_at.get(record.key) or ImageRecord(**vars(record)) for record in records]
+    findings = find_faults(records, class_map, image_size)
+    raise_on_errors([found for found in findings if check_data or found.severity == ERROR], ALL_OF_IT)
+    return prepared
+
+
+def prepare_dataset(
+    dataset: DatasetDict,
+    class_map: ClassMap,
+    cache_dir: str | os.PathLike | None = None,
+    num_proc: int | None = None,
+    num_channels: int = 3,
+) -> DatasetDict:
+    """`prepare_and_judge` without a close look: all pairs are prepared, what is odd is logged, errors are raised."""
+    prepared, records = prepare_pairs(dataset, class_map, cache_dir, num_proc, num_channels)
+    raise_on_errors(find_faults([ImageRecord(**vars(record)) for record in records], class_map))
+    return prepared
+
+
+def judge_example(record: PairRecord, class_map: ClassMap) -> None:
+    """Raises UserError for an example of a stream that cannot be used."""
+    findings = find_faults([ImageRecord(**vars(record))], class_map, complete=False)
+    raise_on_errors([found for found in findings if found.severity == ERROR])
 
 
 def raise_on_errors(findings: Sequence[Finding], all_of_it: str = "") -> None:
@@ -66,7 +106,8 @@ def find_faults(
     """All findings, errors first.
 
     Args:
-        records: of `scan`.
+        records: of `checks.scan.scan`; or of pairs that were only prepared, of which findings that need a close look
+            say nothing.
         class_map: None where the classes cannot be told; values are then judged by themselves.
         image_size: short side in training, in pixels; None: images are not judged by it.
         complete: the records are of the whole dataset, so that what they do not show is not there.
@@ -81,7 +122,7 @@ def find_faults(
         *duplicate_faults(records),
     ]
     of_values = value_faults(readable, class_map)
-    if class_map is not None:
+    if class_map is not None and not any(found.kind == BINARY_MASKS[0] for found in of_values):
         of_values += class_faults(readable, class_map, complete)
         # Where values are wrong, that they leave classes out says nothing.
         if complete and not any(found.severity == ERROR for found in of_values):
@@ -98,12 +139,12 @@ def orphan_faults(data: Data) -> list[Finding]:
     if data.layout in ("metadata", "COCO"):
         severity, fix = INFO, "right if the file that lists the images leaves them out on purpose"
     findings = []
-    for kind, what, files in (
-        ("image-without-mask", "images without a mask", data.images_alone),
-        ("mask-without-image", "masks without an image", data.masks_alone),
+    for kind, phrase, files in (
+        ("image-without-mask", "image/images without a mask is/are left out", data.images_alone),
+        ("mask-without-image", "mask/masks without an image is/are left out", data.masks_alone),
     ):
         if files:
-            message = f"{len(files)} {what} are left out: {shorten(path.name for path in files)}"
-            fix_all = f"{fix}; --fix OUT_DIR writes a copy without them"
+            message = f"{count_of(len(files), phrase)}: {shorten(path.name for path in files)}"
+            fix_all = f"{fix}; {CLEAN_COPY} writes a copy without such files"
             findings.append(finding(kind, severity, message, fix_all, map(str, files)))
     return findings

@@ -3,8 +3,22 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 
+from cli_utils import agree, count_of
+from data.image_files import ReadBy, Turned
+from data.preparation import PairRecord
+
 ERROR, WARNING, INFO = "error", "warning", "info"
 MAX_FILES = 20  # that a finding lists
+CLEAN_COPY = "check_dataset.py --fix OUT_DIR"
+# What was done to a mask, or to several.
+HOW_READ = {
+    ReadBy.COLOR: "read by the colours of the classes",
+    ReadBy.CHANNEL: "read from one of several equal channels",
+    ReadBy.PALETTE: "read by the colours in the palette, as the indices belong to no class",
+    ReadBy.INDEX: "read by index, although the palette has the colours of other classes",
+    Turned.LIKE_IMAGE: "turned like the image, as the EXIF orientation of the image says",
+    Turned.AGAINST_ENTRY: "not turned, against the EXIF orientation of the mask, to fit the image",
+}
 
 
 @dataclass(frozen=True)
@@ -29,48 +43,22 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class ImageRecord:
-    """What is known about one image and its mask after both were decoded once. Unknown values keep their default.
+class ImageRecord(PairRecord):
+    """What is known about a pair that was looked at closely; of one that was only prepared, this keeps its defaults.
 
     Attributes:
-        split, name: as in the dataset; "split/name" is its key in `Finding.files`.
-        image_file, mask_file: paths, or names where the dataset keeps bytes.
-        width, height: of the image as it is seen, upright, in pixels.
-        image_mode, mask_mode: Pillow's, as stored.
-        raw_values: value in the mask → pixels.
-        problem_file: the one of the two that `problem` is about.
-        problem, detail, note: what `data.image_files.read_pair` said: a key of `PROBLEMS` ("empty" and "truncated" are
-            kinds of "unreadable"), the file and what was found in it, and how an odd mask was read; empty if all is
-            well.
-        orientation: the image's EXIF entry; 1 is upright.
-        oddities: of "animated image", "animated mask", "blank image", "transparent image", "lossy mask".
-        mask_size: width and height of the mask as stored.
+        oddities: of "animated image", "animated mask", "blank image", "transparent image".
         palette: of an indexed mask, value → "#rrggbb", for those values that occur.
         crossings, ramps: places along rows and columns where one region ends and another begins whose value differs by
             two or more; those of them with thin runs of values in between, as interpolation leaves them.
         ramp_values: value → places where it stands in between.
-        image_digest, mask_digest: of the decoded pixels.
+        image_digest, mask_digest: of the decoded pixels; empty if the pair was not looked at closely.
         image_hash: 64 bits of difference hash. thumbnail: grey, 16x16, uint8.
         alignment: for the mask as it is, mirrored, upside down and turned by 180 degrees: (dx, dy, score, score
             unmoved) of the shift that fits the image best, in shares of its width and height; empty if not measured.
     """
 
-    split: str
-    name: str
-    image_file: str
-    mask_file: str
-    width: int = 0
-    height: int = 0
-    image_mode: str = ""
-    mask_mode: str = ""
-    raw_values: dict[int, int] = field(default_factory=dict)
-    problem: str = ""
-    problem_file: str = ""
-    detail: str = ""
-    note: str = ""
-    orientation: int = 1
     oddities: tuple[str, ...] = ()
-    mask_size: tuple[int, int] = (0, 0)
     palette: dict[int, str] = field(default_factory=dict)
     crossings: int = 0
     ramps: int = 0
@@ -80,10 +68,6 @@ class ImageRecord:
     image_hash: int = 0
     thumbnail: bytes = b""
     alignment: tuple[tuple[float, float, float, float], ...] = ()
-
-    @property
-    def key(self) -> str:
-        return f"{self.split}/{self.name}"
 
 
 @dataclass(frozen=True)
@@ -113,7 +97,7 @@ class DatasetReport:
     def verdict(self) -> str:
         """One line."""
         errors, warnings = self.count(ERROR), self.count(WARNING)
-        found = f"{errors} error{'s' * (errors != 1)} and {warnings} warning{'s' * (warnings != 1)}"
+        found = f"{count_of(errors, 'error')} and {count_of(warnings, 'warning')}"
         if errors:
             return f"not fit for training: {found}"
         return f"fit for training, but look at the warnings: {found}" if warnings else "fit for training"
@@ -136,10 +120,28 @@ def finding(kind: str, severity: str, message: str, fix: str, files: Iterable[st
     return Finding(kind, severity, message, fix, tuple(files[:MAX_FILES]), len(files))
 
 
-def keys_of(records: Iterable[ImageRecord]) -> list[str]:
+def keys_of(records: Iterable[PairRecord]) -> list[str]:
     return [record.key for record in records]
 
 
-def part_of(part: Sequence, whole: Sequence, noun: str) -> str:
-    """ "3 of 20 masks"."""
-    return f"{len(part)} of {len(whole)} {noun}"
+def looked_at(records: Iterable[ImageRecord]) -> list[ImageRecord]:
+    """Those of the pairs that can be used that were looked at closely."""
+    return [record for record in records if record.image_digest]
+
+
+def part_of(part: Sequence, whole: Sequence, noun: str, phrase: str = "") -> str:
+    """ "3 of 20 masks differ" of the phrase "differs/differ", see `cli_utils.agree`."""
+    count, total = len(part), len(whole)
+    counted = count_of(count, noun) if total == 1 else f"{count} of {total} {noun}s"
+    if count == total > 1:
+        counted = f"all {total} {noun}s"
+    return f"{counted} {agree(count, phrase)}".rstrip()
+
+
+def part_finding(
+    kind: str, severity: str, part: Sequence[PairRecord], whole: Sequence[PairRecord], said: str, fix: str
+) -> list[Finding]:
+    """A finding about a part of the pairs, worst first; none where there is no such part. said: "mask is/are …"."""
+    if not part:
+        return []
+    return [finding(kind, severity, part_of(part, whole, *said.split(" ", 1)), fix, keys_of(part))]

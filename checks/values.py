@@ -9,16 +9,31 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from checks.records import ERROR, INFO, WARNING, Finding, ImageRecord, finding, keys_of, part_of
-from cli_utils import shorten
+from checks.records import (
+    ERROR,
+    INFO,
+    WARNING,
+    Finding,
+    ImageRecord,
+    finding,
+    keys_of,
+    looked_at,
+    part_finding,
+    part_of,
+)
+from cli_utils import agree, count_of, shorten
 from data.classes import ClassMap
+from data.preparation import BINARY_MASKS, class_pixels
 from metrics_utils import IGNORE_INDEX
 
 # Pixels along a row or column: what counts as an area, and as what interpolation may put between two areas.
 MIN_AREA_RUN, MAX_RAMP = 3, 8
 # Share of borders with ramps. Measured on masks as they were drawn: at most 0.04 (CamVid, the toy dataset) and 0.35
 # (tiny random shapes, and then of one or two values); resized, softened or compressed: 0.1 to 1, mostly above 0.5.
-MANY_RAMPS, SOME_RAMPS, SOME_RAMPS_VALUES, MIN_RAMPS = 0.5, 0.12, 4, 10
+MANY_RAMPS = 0.5  # a share that tells by itself, or with one value that is no class
+SOME_RAMPS = 0.12  # a share that tells with several values
+SOME_RAMPS_VALUES = 4  # that many
+MIN_RAMPS = 10  # in a mask
 IMBALANCE = 1000  # times as many pixels
 
 
@@ -75,70 +90,57 @@ def _row_transitions(mask: np.ndarray) -> tuple[int, int, np.ndarray]:
 
 def value_faults(records: Sequence[ImageRecord], class_map: ClassMap | None) -> list[Finding]:
     """What the values in masks tell: lossy and interpolated masks, 0/255, ids shifted, scaled or of other classes."""
-    pixels: Counter = Counter()
-    for record in records:
-        pixels.update(record.raw_values)
-    if not pixels:
-        return []
     classes = set(class_map.class_values) if class_map else set()
-    unknown = {record.key: set(_unknown(record, class_map)) for record in records}
+    known = class_map.value_ids if class_map else range(IGNORE_INDEX + 1)
+    unknown = {record.key: sorted(value for value in record.raw_values if value not in known) for record in records}
     findings = []
 
-    lossy = [record for record in records if "lossy mask" in record.oddities]
+    def strays_of(record: ImageRecord) -> str:
+        return f"{record.key} has {shorten(map(str, unknown[record.key]), 5)}"
+
+    lossy = sorted((record for record in records if record.lossy), key=lambda record: -len(unknown[record.key]))
     if lossy:
         harmed = [record for record in lossy if unknown[record.key]]
-        message = f"{part_of(lossy, records, 'masks')} have lossy compression (JPEG or WebP), which changes values"
+        message = part_of(lossy, records, "mask", "has/have lossy compression (JPEG or WebP), which changes values")
         if harmed:
-            listed = shorten(map(str, sorted(unknown[harmed[0].key])), 5)
-            message += f"; {len(harmed)} hold values that are no class, as {harmed[0].key} {listed}"
+            message += f"; {count_of(len(harmed), 'holds/hold values that belong to no class')}: "
+            message += shorten(map(strays_of, harmed))
         fix = "write masks as PNG files from their source; the loss cannot be undone"
-        files = keys_of(sorted(lossy, key=lambda record: -len(unknown[record.key])))
-        findings.append(finding("mask-lossy", ERROR if harmed else WARNING, message, fix, files))
-    others = [record for record in records if record not in lossy]
-    blurred = [record for record in others if _is_interpolated(record, classes)]
+        findings.append(finding("mask-lossy", ERROR if harmed else WARNING, message, fix, keys_of(lossy)))
+    exact, looked = [record for record in records if not record.lossy], looked_at(records)
+    blurred = sorted((r for r in exact if _is_interpolated(r, classes)), key=lambda record: -record.ramps)
     if blurred:
-        blurred.sort(key=lambda record: -record.ramps)
         worst = blurred[0]
         message = (
-            f"{part_of(blurred, records, 'masks')} were resized with interpolation, softened or compressed: in "
-            f"{worst.key} {worst.ramps} of {worst.crossings} borders have thin runs of other values in between "
-            f"({shorten(map(str, sorted(worst.ramp_values)), 5)})"
+            f"{part_of(blurred, looked, 'mask', 'was/were resized with interpolation, softened or compressed')}: in "
+            f"{worst.key} {worst.ramps} of {count_of(worst.crossings, 'border')} have thin runs of other values in "
+            f"between ({shorten(map(str, sorted(worst.ramp_values)), 5)})"
         )
-        fix = "resize the original masks anew with nearest neighbour"
-        severe = len(blurred) > 0.5 * len(records) or any(unknown[record.key] for record in blurred)
+        fix = "resize the original masks again, with nearest neighbour"
+        severe = len(blurred) > 0.5 * len(looked) or any(unknown[record.key] for record in blurred)
         findings.append(finding("mask-interpolated", ERROR if severe else WARNING, message, fix, keys_of(blurred)))
-        others = [record for record in others if record not in blurred]
+    spoilt = set(keys_of(blurred))
+    others = [record for record in exact if record.key not in spoilt]
 
     values = set().union(*(record.raw_values for record in others))
     if values == {0, IGNORE_INDEX}:
-        message = "masks hold the values 0 and 255 alone: they are pictures of two classes, but 255 means ignored"
-        fix = "--fix OUT_DIR writes them with 0 and 1"
+        kind, message, fix = BINARY_MASKS
         chosen = sorted(others, key=lambda record: -record.raw_values.get(IGNORE_INDEX, 0))
-        return [*findings, finding("mask-binary-255", ERROR, message, fix, keys_of(chosen))]
+        return [*findings, finding(kind, ERROR, message, fix, keys_of(chosen))]
     pictures = [record for record in others if record.raw_values.keys() == {0, IGNORE_INDEX}]
-    if pictures and values == {0, 1, IGNORE_INDEX} and len(pictures) < len(others):
-        message = (
-            f"{part_of(pictures, records, 'masks')} hold 0 and 255 where others hold 0 and 1: there the object "
-            "itself is ignored"
-        )
-        fix = "write 1 instead of 255 in them"
-        findings.append(finding("mask-binary-mixed", WARNING, message, fix, keys_of(pictures)))
+    if values == {0, 1, IGNORE_INDEX} and len(pictures) < len(others):
+        said = "mask holds/hold 0 and 255 where others hold 0 and 1: there the object itself is ignored"
+        findings += part_finding("mask-binary-mixed", WARNING, pictures, records, said, "write 1 instead of 255")
     strange = [record for record in others if unknown[record.key]]
     if strange:
         strange.sort(key=lambda r: -sum(r.raw_values[value] for value in unknown[r.key]))
         kind, what, fix = _explain_unknown(values, sorted(set().union(*(unknown[r.key] for r in strange))), class_map)
-        listed = shorten((f"{record.key} {min(unknown[record.key])}" for record in strange), 3)
-        message = f"{part_of(strange, records, 'masks')} hold values that are no class ({listed}). {what}"
+        message = part_of(strange, records, "mask", "holds/hold values that belong to no class")
+        message += f" ({shorten(map(strays_of, strange))}). {what}"
         findings.append(finding(kind, ERROR, message, fix, keys_of(strange)))
-    elif class_map is not None:
+    elif class_map is not None and others:
         findings += _doubtful_values(others, values, class_map)
     return findings
-
-
-def _unknown(record: ImageRecord, class_map: ClassMap | None) -> list[int]:
-    values = np.array(sorted(record.raw_values), np.int64)
-    known = class_map.value_ids if class_map else range(IGNORE_INDEX + 1)
-    return [value for value in values.tolist() if value not in known]
 
 
 def _is_interpolated(record: ImageRecord, classes: set[int]) -> bool:
@@ -159,20 +161,19 @@ def _is_interpolated(record: ImageRecord, classes: set[int]) -> bool:
 
 
 def _explain_unknown(values: set[int], unknown: list[int], class_map: ClassMap | None) -> tuple[str, str, str]:
-    """Kind, cause and fix for masks with values that are no class."""
-    if max(unknown) > IGNORE_INDEX or class_map is None:
+    """Kind, cause and fix for masks with values that belong to no class."""
+    if class_map is None or (unknown[-1] > IGNORE_INDEX and len(unknown) > 2):
         return (
             "mask-instance-ids",
-            f"Values reach {max(unknown)}: they count objects, or belong to a much larger list of classes",
+            f"Values reach {unknown[-1]}: they count objects, or belong to a much larger list of classes",
             "map them to classes with --label_map FILE, or export masks of class ids",
         )
-    known = class_map.describe_values()
-    listed = shorten(map(str, unknown), 5)
+    known = class_map.describe_values() + "; label reduction is on" * class_map.do_reduce_labels
     if unknown == [IGNORE_INDEX - 1]:
         return (
             "mask-reduced-twice",
             "254 is what 0 becomes when labels are reduced twice, and class 0 became 255",
-            "write the masks anew from the originals, not reduced; --do_reduce_labels reduces them in reading",
+            "write the masks again from the originals, not reduced; --do_reduce_labels reduces them in reading",
         )
     factor = _scale(values, class_map.class_values[-1])
     if factor:
@@ -183,16 +184,13 @@ def _explain_unknown(values: set[int], unknown: list[int], class_map: ClassMap |
         )
     if class_map.suggests_reduction(unknown) and 0 not in values:
         return "mask-reduction-needed", f"{known}; 0 never occurs, so ids count from 1", "--do_reduce_labels"
+    fix = "give the list of these classes with --id2label"
+    if len(unknown) < 3:
+        flag, named = " ".join(map(str, unknown)), " and ".join(map(str, unknown))
+        fix = f"--ignore_values {flag} if {named} {agree(len(unknown), 'stands/stand')} for void; else {fix}"
     if class_map.suggests_reduction(unknown):
-        fix = (
-            f"--do_reduce_labels if 0 stands for unlabelled and ids count from 1; --ignore_values {unknown[0]} if "
-            f"{unknown[0]} stands for void; else the list of classes (--id2label) lacks one"
-        )
-        return "mask-values-unknown", f"{known}", fix
-    flag = (
-        f"--ignore_values {' '.join(map(str, unknown))} if {listed} stand for void; else " if len(unknown) < 3 else ""
-    )
-    return "mask-values-unknown", f"{known}; {listed} are not", f"{flag}give the list of these classes with --id2label"
+        fix = f"--do_reduce_labels if 0 stands for unlabelled and ids count from 1; {fix}"
+    return "mask-values-unknown", known, fix
 
 
 def _scale(values: set[int], last: int) -> float | None:
@@ -232,13 +230,9 @@ def _doubtful_values(records: Sequence[ImageRecord], values: set[int], class_map
 
 def count_class_pixels(records: Sequence[ImageRecord], class_map: ClassMap) -> dict[str, np.ndarray]:
     """Split → pixels by training id, int64 (num_labels,)."""
-    value_ids = class_map.value_ids
     counts: dict[str, np.ndarray] = {}
     for record in records:
-        row = counts.setdefault(record.split, np.zeros(class_map.num_labels, np.int64))
-        for value, pixels in record.raw_values.items():
-            if value_ids.get(value, IGNORE_INDEX) != IGNORE_INDEX:
-                row[value_ids[value]] += pixels
+        counts[record.split] = counts.get(record.split, 0) + class_pixels(record, class_map)
     return counts
 
 
@@ -250,25 +244,23 @@ def class_faults(records: Sequence[ImageRecord], class_map: ClassMap, complete: 
     for split in dict.fromkeys(record.split for record in records):
         inside = [record for record in records if record.split == split]
         if all(record.key in empty_keys for record in inside) and split != "test":
-            message = f"{split}: every pixel of all {len(inside)} masks is ignored"
+            message = f"{split}: every pixel of {part_of(inside, inside, 'mask')} is ignored, as in {inside[0].name}"
             fix = "see --do_reduce_labels and --ignore_values"
             return [finding("split-all-ignored", ERROR if complete else WARNING, message, fix, keys_of(inside))]
     if empty:
-        message = f"{part_of(empty, records, 'masks')} are ignored entirely"
-        findings.append(finding("mask-all-ignored", WARNING, message, "label them or leave them out", keys_of(empty)))
+        message = f"{part_of(empty, records, 'mask', 'is/are ignored entirely')}: {shorten(keys_of(empty))}"
+        findings.append(finding("mask-all-ignored", WARNING, message, "label or leave out", keys_of(empty)))
     constant = [record for record in records if len(record.raw_values) == 1 and record.key not in empty_keys]
     ids = {value_ids.get(value) for record in records for value in record.raw_values} - {IGNORE_INDEX}
     if complete and len(ids) == 1 and len(constant) == len(records):
-        message = f"all {len(records)} masks hold one and the same class, so there is nothing to learn"
-        findings.append(
-            finding("masks-all-constant", ERROR, message, "check how they were exported", keys_of(constant))
-        )
-    elif constant:
-        message = f"{part_of(constant, records, 'masks')} hold one class and nothing else"
-        severity = WARNING if len(constant) > 0.5 * len(records) else INFO
-        fix = "right if the images show nothing else; check some"
-        findings.append(finding("mask-constant", severity, message, fix, keys_of(constant)))
-    return findings
+        said, fix = "mask holds/hold one and the same class: nothing can be learnt", "check how they were exported"
+        severity = ERROR if any(record.split == "train" for record in records) else WARNING  # may be so in a test
+        return findings + part_finding("masks-all-constant", severity, constant, records, said, fix)
+    severity = WARNING if len(constant) > 0.5 * len(records) else INFO
+    fix = "right if the images show nothing else; check some"
+    return findings + part_finding(
+        "mask-constant", severity, constant, records, "mask holds/hold one class and nothing else", fix
+    )
 
 
 def presence_faults(records: Sequence[ImageRecord], class_map: ClassMap) -> list[Finding]:
@@ -281,7 +273,8 @@ def presence_faults(records: Sequence[ImageRecord], class_map: ClassMap) -> list
     nowhere = np.flatnonzero(sum(pixels.values()) == 0).tolist()
     if nowhere:
         listed = shorten((names[i] for i in nowhere), 8)
-        message = f"{len(nowhere)} of {len(names)} classes never occur: {listed}"
+        message = f"{len(nowhere)} of {count_of(len(names), 'class/classes')} never "
+        message += f"{agree(len(nowhere), 'occurs/occur')}: {listed}"
         fix = "right if the list of classes is a longer one; else check values against it"
         findings.append(finding("class-nowhere", WARNING, message, fix))
     untrained = [i for i in np.flatnonzero(train == 0).tolist() if i not in nowhere]
@@ -289,14 +282,16 @@ def presence_faults(records: Sequence[ImageRecord], class_map: ClassMap) -> list
         raw = {raw for raw, i in class_map.value_ids.items() if i in untrained}
         files = keys_of(record for record in records if raw & record.raw_values.keys())
         listed = shorten((names[i] for i in untrained), 8)
-        message = f"{len(untrained)} classes occur outside the training split only and cannot be learnt: {listed}"
-        findings.append(finding("class-not-in-train", WARNING, message, "split anew, stratified by class", files))
+        phrase = "class/classes occurs/occur outside training only and cannot be learnt"
+        message = f"{count_of(len(untrained), phrase)}: {listed}"
+        findings.append(finding("class-not-in-train", WARNING, message, "split again, stratified by class", files))
     if validation is not None:
         unmeasured = np.flatnonzero((validation == 0) & (train > 0)).tolist()
         if unmeasured:
             listed = shorten((names[i] for i in unmeasured), 8)
-            message = f"{len(unmeasured)} classes never occur in validation and are not measured there: {listed}"
-            findings.append(finding("class-not-in-validation", INFO, message, "split anew, stratified by class"))
+            phrase = "class/classes never occurs/occur in validation and is/are not measured there"
+            message = f"{count_of(len(unmeasured), phrase)}: {listed}"
+            findings.append(finding("class-not-in-validation", INFO, message, "split again, stratified by class"))
     present = np.flatnonzero(train)
     if len(present) > 1 and train[present].max() > IMBALANCE * train[present].min():
         rare, common = present[train[present].argmin()], present[train[present].argmax()]

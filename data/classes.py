@@ -445,7 +445,7 @@ def _check_names(source: str, wanted: Iterable[str], known: Iterable[str]) -> No
 
 
 def _relabel(targets: dict[int, str | None], before: ClassMap | None, ignore_values: Sequence[int]) -> ClassMap:
-    """The label map in which raw values belong to the classes `targets` names, None being ignored.
+    """The class map in which raw values belong to the classes `targets` names, None being ignored.
 
     Values that `before` knows and `targets` does not are ignored.
     """

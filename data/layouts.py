@@ -29,8 +29,7 @@ SPLIT_NAMES = {
     "test": ("test", "testing"),
 }
 IMAGE_EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
-LOSSY_EXTENSIONS = {".jpg", ".jpeg"}
-MASK_EXTENSIONS = {".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"} | LOSSY_EXTENSIONS
+MASK_EXTENSIONS = {".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".jpg", ".jpeg"}
 # What annotation tools append to the image's name.
 MASK_SUFFIXES = ("_mask", "_masks", "_label", "_labels", "_seg", "_segmentation", "_annotation", "_gt", "_L")
 

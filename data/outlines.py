@@ -11,7 +11,6 @@ inside, so shapes with a common edge share no pixel and areas are right. (`PIL.I
 """
 
 import base64
-import hashlib
 import io
 import json
 import logging
@@ -20,7 +19,6 @@ import os
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +31,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from cli_utils import UserError, nearest, shorten
+from data.bulk import cache_key, map_in_order, processes_for
 from data.image_files import EXIF_ORIENTATION
 from data.layouts import IMAGE_EXTENSIONS, SPLIT_NAMES, Pair, coco_files, files_by_stem, labelme_folders, yolo_file
 from metrics_utils import IGNORE_INDEX
@@ -40,8 +39,8 @@ from metrics_utils import IGNORE_INDEX
 logger = logging.getLogger(__name__)
 
 INDEX = "drawn_masks.json"  # beside the cached masks: classes, pairs and what was odd
-# One process for so many images; starting more would cost more than it saves.
-IMAGES_PER_PROCESS, MAX_PROCESSES = 500, 8
+DRAWING_VERSION = 1  # part of every cache key: raised whenever other masks are drawn
+IMAGES_PER_PROCESS = 500  # starting more processes would cost more than it saves
 # Names of other programs for what is not outlined, and for what is neither.
 BACKGROUND, IGNORED = ("background", "_background_", "__background__"), "__ignore__"
 
@@ -133,13 +132,8 @@ def draw_masks(
 
 
 def _cache_key(root: Path, layout: str) -> str:
-    """Hash of the files that masks are made from, by name, size and time, and of what makes them."""
-    digest = hashlib.sha256(Path(__file__).read_bytes())
-    digest.update(repr((PIL.__version__, layout, str(root.absolute()))).encode())
-    for path in _sources(root, layout):
-        status = path.stat()
-        digest.update(f"{path.relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
-    return digest.hexdigest()[:40]
+    root = root.absolute()
+    return cache_key(DRAWING_VERSION, PIL.__version__, layout, str(root), files=_sources(root, layout))
 
 
 def _sources(root: Path, layout: str) -> list[Path]:
@@ -172,10 +166,10 @@ def _draw_all(root: Path, annotations: Annotations, folder: Path, num_proc: int 
     for parent in {_mask_file(folder, item).parent for item in images}:
         parent.mkdir(parents=True, exist_ok=True)
     if num_proc is None:
-        num_proc = min(os.cpu_count() or 1, MAX_PROCESSES, len(images) // IMAGES_PER_PROCESS)
+        num_proc = processes_for(len(images), IMAGES_PER_PROCESS)
     draw = partial(_draw, values=annotations.values, folder=folder)
     problems = defaultdict(list)
-    results = _map(draw, images, num_proc)
+    results = map_in_order(draw, images, num_proc)
     for found, (kind, detail) in tqdm(results, total=len(images), desc="drawing masks", unit=" images"):
         notes.update(found)
         if kind:
@@ -189,14 +183,6 @@ def _draw_all(root: Path, annotations: Annotations, folder: Path, num_proc: int 
     classes = {value: label for label, value in annotations.values.items() if 0 < value < IGNORE_INDEX}
     index = {"classes": {0: BACKGROUND[0]} | classes, "notes": notes, "splits": pairs}
     (folder / INDEX).write_text(json.dumps(index, indent=1, ensure_ascii=False), encoding="utf-8")
-
-
-def _map(function, items: list, num_proc: int) -> Iterable:
-    if num_proc <= 1:
-        yield from map(function, items)
-        return
-    with ProcessPoolExecutor(num_proc) as pool:
-        yield from pool.map(function, items, chunksize=16)
 
 
 def _mask_file(folder: Path, item: AnnotatedImage) -> Path:

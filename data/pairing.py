@@ -15,11 +15,9 @@ from pathlib import Path
 
 from cli_utils import UserError, nearest, shorten
 from data.columns import find_columns
-from data.image_files import is_lossy
 from data.layouts import (
     IMAGE_EXTENSIONS,
     LAYOUTS,
-    LOSSY_EXTENSIONS,
     MASK_EXTENSIONS,
     MASK_SUFFIXES,
     SPLIT_NAMES,
@@ -77,11 +75,6 @@ def find_dataset(
         raise UserError(f"{root} ({layout} layout) holds no image with a mask")
     counts = ", ".join(f"{split}: {len(pairs)}" for split, pairs in splits.items())
     logger.info(f"{root} has the {layout} layout ({LAYOUTS[layout]}); images with masks: {counts}")
-    lossy = [pair.mask.name for pairs in splits.values() for pair in pairs if _is_lossy_mask(pair.mask)]
-    if lossy:
-        logger.warning(
-            f"{len(lossy)} masks are JPEG or lossy WebP files, whose compression changes values: {shorten(lossy)}"
-        )
     return found
 
 
@@ -94,13 +87,6 @@ def _images_beside(splits: dict[str, list[Pair]]) -> list[Path]:
         path for folder in folders for path in visible_files(Path(folder)) if path.suffix.lower() in IMAGE_EXTENSIONS
     ]
     return [path for path in files if str(path) not in used]
-
-
-def _is_lossy_mask(path: Path) -> bool:
-    if path.suffix.lower() != ".webp":  # which may be either; others need not be opened
-        return path.suffix.lower() in LOSSY_EXTENSIONS
-    with path.open("rb") as file:
-        return is_lossy(file)
 
 
 def _check_folder(root: Path) -> None:

@@ -1,16 +1,19 @@
-"""Preparing a dataset once: every image and mask decoded and checked, labels reduced, pixels counted; cached.
+"""Preparing a dataset once: every image and mask decoded, labels reduced, pixels counted; cached, and not judged.
 
-`prepare_dataset` is what runs need, `prepare_one` what streams do; `annotation_values` and `values_by_image` look at
-the masks alone.
+    prepared, records = prepare_pairs(dataset, class_map)
+
+`prepare_one` does for streams what `prepare_pairs` does for datasets. What is wrong with a pair stands in its
+`PairRecord`, for `checks.judge`. `annotation_values` and `values_by_image` look at the masks alone.
 """
 
-import hashlib
 import io
+import json
 import logging
 import os
-from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 import numpy as np
@@ -19,62 +22,120 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets
 from PIL import Image
 
-from cli_utils import UserError, one_line, shorten
+from cli_utils import UserError, one_line
+from data.bulk import cache_key, processes_for
 from data.classes import ClassMap
 from data.image_files import (
-    BY_CHANNEL,
-    BY_COLOR,
-    BY_INDEX,
-    BY_PALETTE,
-    COLOR_LIST,
+    EXIF_ORIENTATION,
     MAX_COLORS,
-    PROBLEMS,
     FileProblem,
-    file_name,
+    Problem,
+    ReadBy,
+    StoredFile,
+    Turned,
+    describe_problem,
+    fit_mask,
     ids_of,
-    is_lossy_file,
-    open_image,
+    open_picture,
     packed_colors,
-    read_pair,
+    upright_size,
 )
 from metrics_utils import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
 
 # Part of every cache key: raised whenever what is read from a file, or made of it, changes.
-PREPARATION_VERSION = 1
-# One process for so many images; starting more would cost more than it saves.
-IMAGES_PER_PROCESS, MAX_PROCESSES = 500, 8
-EXPORT_AGAIN = "lossy masks have mixed colours; export them again as PNG files, resized with nearest neighbour only"
-SAMPLED_MASKS = 20  # whose colours are listed where there is no list of classes
+PREPARATION_VERSION = 2
+IMAGES_PER_PROCESS = 500  # starting more processes would cost more than it saves
 COLOR_VALUES = 1 << 24  # added to packed colours, so that none is taken for an annotation value
-MASK_VALUES = Features({"raw_values": List(Value("int64")), "colors": List(Value("int64"))})
+# Kind, message and fix of the finding.
+BINARY_MASKS = (
+    "mask-binary-255",
+    "all masks hold the values 0 and 255 alone: they are pictures of two classes, but 255 means ignored",
+    "check_dataset.py --fix OUT_DIR writes them with 0 and 1",
+)
+MASK_VALUES = Features(
+    {
+        "raw_values": List(Value("int64")),
+        "colors": List(Value("int64")),
+        "problem": Value("string"),
+        "detail": Value("string"),
+    }
+)
 
 
-def prepare_dataset(
+@dataclass(frozen=True)
+class PairRecord:
+    """What is known about an image and its mask once both are decoded. Unknown values keep their default.
+
+    Attributes:
+        split, name: as in the dataset.
+        image_file, mask_file: paths, or names where the dataset keeps bytes.
+        width, height: of the image as it is seen, upright, in pixels.
+        image_mode, mask_mode: Pillow's, as stored. orientation: the image's EXIF entry; 1 is upright.
+        mask_size: width and height of the mask as stored.
+        lossy: the mask's file is compressed with loss.
+        raw_values: value in the mask → pixels.
+        read_by, turned: what was done to read these.
+        problem: why the pair cannot be used. problem_file: the file to blame. detail: its name and what was found.
+    """
+
+    split: str
+    name: str
+    image_file: str
+    mask_file: str
+    width: int = 0
+    height: int = 0
+    image_mode: str = ""
+    mask_mode: str = ""
+    orientation: int = 1
+    mask_size: tuple[int, int] = (0, 0)
+    lossy: bool = False
+    raw_values: dict[int, int] = field(default_factory=dict)
+    read_by: ReadBy = ReadBy.IDS
+    turned: Turned = Turned.BY_ENTRY
+    problem: Problem | None = None
+    problem_file: str = ""
+    detail: str = ""
+
+    @property
+    def key(self) -> str:
+        return f"{self.split}/{self.name}"
+
+
+class DecodedPair(NamedTuple):
+    """picture, mask: as stored. ids: raw values of the mask (H, W), upright like the image as it is seen."""
+
+    picture: Image.Image
+    mask: Image.Image
+    ids: np.ndarray
+
+
+def prepare_pairs(
     dataset: DatasetDict,
     class_map: ClassMap,
     cache_dir: str | os.PathLike | None = None,
     num_proc: int | None = None,
     num_channels: int = 3,
-) -> DatasetDict:
-    """Decodes every image and mask once, checks them, and keeps the masks as PNGs of training ids.
+    known: Mapping[str, Mapping[str, dict]] | None = None,
+) -> tuple[DatasetDict, list[PairRecord]]:
+    """Decodes every image and mask once, and keeps the masks as PNGs of training ids. Raises nothing about the data.
 
-    The work is cached in files named after all that it depends on: this code, the label map, the libraries and the
-    data (paths, sizes and times of local files), so that a second run and other processes only read it.
+    The work is cached in files named after all that it depends on: the version of this code, the class map, the
+    libraries and the data (paths, sizes and times of local files), so that a second run and other processes only
+    read it.
 
     Args:
         dataset: of `data_utils.load_segmentation_dataset`.
         cache_dir: default: `segmentation_prepared` in the cache folder of `datasets`.
         num_proc: processes; default: one for every 500 images of a split, as far as there are CPUs, at most 8.
         num_channels: of the images, see `data.image_files.read_channels`.
+        known: split → name → row of `prepared_row`, of pairs that were decoded already.
 
     Returns:
-        Columns "image" (as it was), "label" (PIL L of training ids, upright like the image), "name", "height" and
-        "width" (pixels), "class_pixels" (num_labels integers).
-
-    Raises:
-        UserError: for the unusable files of all splits together.
+        Columns "image" (as it was), "label" (PIL L of training ids, upright like the image; None for a pair that
+        cannot be used, or whose mask holds values that belong to no class), "name", "height" and "width" (pixels),
+        "class_pixels" (num_labels integers); and the record of every pair, in the order of the splits.
     """
     features = Features(
         {
@@ -82,45 +143,43 @@ def prepare_dataset(
             "height": Value("int32"),
             "width": Value("int32"),
             "class_pixels": List(Value("int64"), length=class_map.num_labels),
-            "raw_values": List(Value("int64")),
-            "note": Value("string"),
-            "problem": Value("string"),
-            "detail": Value("string"),
+            "record": Value("string"),
         }
     )
-    options = {"class_map": class_map, "num_channels": num_channels}
-    prepared = {
-        name: cached_map(split, prepare_example, features, options, cache_dir, num_proc, f"{name}: preparing")
-        for name, split in dataset.items()
-    }
-    _raise_problems(dataset, prepared, class_map)
-    result = {}
+    result, records = {}, []
     for name, split in dataset.items():
-        _log_oddities(name, split, prepared[name], class_map)
-        kept = prepared[name].select_columns(["label", "height", "width", "class_pixels"])
-        kept = kept.cast_column("label", datasets.Image())
-        # Side by side with the images, which are neither copied nor encoded anew.
-        result[name] = concatenate_datasets([split.select_columns(["image", "name"]), kept], axis=1)
-    return DatasetDict(result)
+        options = {"split": name, "class_map": class_map, "num_channels": num_channels}
+        more = {"known": (known or {}).get(name, {})}
+        rows = cached_map(split, prepare_example, features, options, cache_dir, num_proc, f"{name}: preparing", **more)
+        records += map(_record, rows["record"])
+        rows = rows.remove_columns("record").cast_column("label", datasets.Image())
+        # Next to the images, which are neither copied nor encoded anew.
+        result[name] = concatenate_datasets([split.select_columns(["image", "name"]), rows], axis=1)
+    return DatasetDict(result), records
 
 
 def annotation_values(
     dataset: DatasetDict, cache_dir: str | os.PathLike | None = None, num_proc: int | None = None
 ) -> set[int]:
-    """The distinct raw values of all masks that can be read. Arguments as for `prepare_dataset`; cached as well.
+    """The distinct raw values of all masks that can be read. Arguments as for `prepare_pairs`; cached as well.
 
     Raises:
         UserError: masks show classes in colours, or are pictures of two classes with the values 0 and 255.
     """
     values: set[int] = set()
-    unread = []
+    details = {Problem.LOSSY_COLORS: [], Problem.COLORS: []}
     for name, split in dataset.items():
         found = cached_map(split, mask_values, MASK_VALUES, {}, cache_dir, num_proc, f"{name}: reading mask values")
         values.update(*found["raw_values"])
-        rows = undecoded(split)
-        unread += [(rows, index) for index, found_here in enumerate(found["raw_values"]) if not found_here]
-    _refuse_colors([rows[index] for rows, index in unread[:SAMPLED_MASKS]], len(unread))
-    _refuse_binary_masks(values, dataset)
+        for problem, detail in zip(found["problem"], found["detail"], strict=True):
+            if problem in (Problem.LOSSY_COLORS, Problem.COLORS):
+                details[Problem(problem)].append(f"{name}/{detail}")
+    for problem, listed in details.items():
+        if listed:
+            message, fix = describe_problem(problem, listed)
+            raise UserError(f"[{problem.value}] {message}: {fix}")
+    if values == {0, IGNORE_INDEX}:
+        raise UserError("[{}] {}: {}".format(*BINARY_MASKS))
     return values
 
 
@@ -139,23 +198,14 @@ def values_by_image(split: Dataset) -> list[set[int]]:
 
 
 def prepare_one(
-    image: dict | None, label: dict | None, name: str, class_map: ClassMap, num_channels: int = 3
-) -> Image.Image:
-    """The mask of a single training example as `prepare_dataset` makes it, PIL L of training ids.
+    image: StoredFile, mask: StoredFile, class_map: ClassMap, num_channels: int = 3
+) -> tuple[PairRecord, Image.Image | None]:
+    """A single training example as `prepare_pairs` makes it: its record, and its mask, PIL L of training ids, or None.
 
-    Args:
-        image, label: {"bytes", "path"}. name: what messages call the example.
-        num_channels: of the image.
-
-    Raises:
-        UserError: where `prepare_dataset` would raise one for this example.
+    num_channels: of the image.
     """
-    row = prepare_example(image, label, name, class_map, num_channels)
-    if row["problem"]:
-        what, fix = PROBLEMS[row["problem"]]
-        fix = fix or likely_cause(set(row["raw_values"]), class_map)
-        raise UserError(f"1 {what} - train: {row['detail']}: {fix}")
-    return Image.open(io.BytesIO(row["label"]["bytes"]))
+    record, decoded = decode_pair("train", image, mask, class_map, num_channels)
+    return record, _label(record, decoded, class_map)
 
 
 # ---- the cache ------------------------------------------------------------------------------------------------------
@@ -168,15 +218,25 @@ def undecoded(split: Dataset) -> Dataset:
 
 
 def cached_map(
-    split: Dataset, function: Callable, features: Features, options: dict, cache_dir, num_proc, description: str
+    split: Dataset,
+    function: Callable,
+    features: Features,
+    options: dict,
+    cache_dir,
+    num_proc,
+    description: str,
+    **more,
 ) -> Dataset:
-    """The columns that `function(image, label, name, **options)` makes, read from a file if it was made before."""
+    """The columns that `function(image, label, name, **options, **more)` makes, read from a file where there is one.
+
+    options: what the result depends on, besides the files. more: what it does not depend on.
+    """
     split = undecoded(split)
     cache_dir = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "segmentation_prepared")
     cache_dir.mkdir(parents=True, exist_ok=True)
     key = _cache_key(split, function, options)
     if num_proc is None:
-        num_proc = min(os.cpu_count() or 1, MAX_PROCESSES, len(split) // IMAGES_PER_PROCESS)
+        num_proc = processes_for(len(split), IMAGES_PER_PROCESS)
 
     def read_or_make() -> Dataset:
         result = split.map(
@@ -184,7 +244,7 @@ def cached_map(
             input_columns=["image", "label", "name"],
             remove_columns=split.column_names,
             features=features,
-            fn_kwargs=options,
+            fn_kwargs=options | more,
             cache_file_name=str(cache_dir / f"{key}.arrow"),
             load_from_cache_file=True,
             new_fingerprint=key,
@@ -209,195 +269,112 @@ def cached_map(
 
 
 def _cache_key(split: Dataset, function: Callable, options: dict) -> str:
-    """Hash of everything that the result of `cached_map` depends on."""
-    digest = hashlib.sha256()
-    versions = (PREPARATION_VERSION, datasets.__version__, PIL.__version__)
-    digest.update(repr((function.__name__, versions, options)).encode())
-    digest.update("\0".join(split["name"]).encode())
-    columns = split.select_columns(["image", "label"]).flatten()
-    files = [path for column in ("image", "label") for path in columns[f"{column}.path"]]
-    table = columns.data
-    in_files = all(table.column(f"{column}.bytes").null_count == table.num_rows for column in ("image", "label"))
-    if not in_files:
+    """Everything that the result of `cached_map` depends on. split: undecoded."""
+    facts = [PREPARATION_VERSION, datasets.__version__, PIL.__version__, function.__name__, options, split["name"][:]]
+    table = split.select_columns(["image", "label"]).flatten()
+    files = [path for column in ("image", "label") for path in table[f"{column}.path"]]
+    if any(table.data.column(f"{column}.bytes").null_count < len(split) for column in ("image", "label")):
         # The images are inside Arrow files; `datasets` knows which, and which of their rows these are.
-        digest.update(split._fingerprint.encode())
+        facts.append(split._fingerprint)
         files = [entry["filename"] for entry in split.cache_files]
-    for path in files:
-        if path and os.path.isfile(path):
-            status = os.stat(path)
-            digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
-        else:
-            digest.update(f"{path} is missing\0".encode())
-    return digest.hexdigest()[:40]
+    return cache_key(*facts, files=files)
 
 
-# ---- one example ----------------------------------------------------------------------------------------------------
+# ---- one pair -------------------------------------------------------------------------------------------------------
+
+
+def decode_pair(
+    split: str, image: StoredFile, mask: StoredFile, class_map: ClassMap | None = None, num_channels: int = 3
+) -> tuple[PairRecord, DecodedPair | None]:
+    """Opens both files of a pair; None where the pair cannot be used, of which the record then says why.
+
+    Args:
+        class_map: gives the colours by which masks in colours are read.
+        num_channels: of the image.
+    """
+    facts = {"image_file": image.location, "mask_file": mask.location}
+    try:
+        picture = open_picture(image, num_channels)
+        width, height = upright_size(picture)
+        facts |= {"image_mode": picture.mode, "width": width, "height": height}
+        facts |= {"orientation": picture.getexif().get(EXIF_ORIENTATION, 1)}
+        stored = mask.open()
+        facts |= {"mask_mode": stored.mode, "mask_size": stored.size, "lossy": mask.is_lossy()}
+        ids, read_by, turned = fit_mask(picture, stored, mask, class_map)
+    except FileProblem as found:
+        facts |= {"problem": found.problem, "problem_file": found.file.location, "detail": found.detail}
+        return PairRecord(split, image.name, **facts), None
+    facts |= {"raw_values": _count_values(ids), "read_by": read_by, "turned": turned}
+    return PairRecord(split, image.name, **facts), DecodedPair(picture, stored, ids)
+
+
+def _count_values(ids: np.ndarray) -> dict[int, int]:
+    """Value → pixels."""
+    if ids.dtype == np.uint8:  # twice as fast as `unique`
+        counts = np.bincount(ids.reshape(-1), minlength=256)
+        values = np.flatnonzero(counts)
+        counts = counts[values]
+    else:
+        values, counts = np.unique(ids, return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def _label(record: PairRecord, decoded: DecodedPair | None, class_map: ClassMap) -> Image.Image | None:
+    if decoded is None or not record.raw_values.keys() <= class_map.value_ids.keys():
+        return None
+    return Image.fromarray(class_map.reduce(decoded.ids))
+
+
+def prepare_example(
+    image: dict, label: dict, name: str, split: str, class_map: ClassMap, num_channels: int, known: Mapping[str, dict]
+) -> dict:
+    """One row of `prepare_pairs`, unless it is known already."""
+    if name in known:
+        return known[name]
+    pair = decode_pair(split, StoredFile.of(image, name), StoredFile.of(label, name), class_map, num_channels)
+    return prepared_row(*pair, class_map)
+
+
+def prepared_row(record: PairRecord, decoded: DecodedPair | None, class_map: ClassMap) -> dict:
+    """What `prepare_pairs` keeps of a pair: its label, its pixels by training id, and its record."""
+    facts = {fact.name: getattr(record, fact.name) for fact in fields(PairRecord)}  # not those of a closer look
+    row = {"label": None, "height": record.height, "width": record.width, "record": json.dumps(facts)}
+    label = _label(record, decoded, class_map)
+    if label is not None:
+        png = io.BytesIO()
+        label.save(png, "PNG", compress_level=3)
+        row["label"] = {"bytes": png.getvalue(), "path": None}
+    return row | {"class_pixels": class_pixels(record, class_map).tolist()}
+
+
+def class_pixels(record: PairRecord, class_map: ClassMap) -> np.ndarray:
+    """Pixels by training id, int64 (num_labels,)."""
+    counts, value_ids = np.zeros(class_map.num_labels, np.int64), class_map.value_ids
+    for value, pixels in record.raw_values.items():
+        if value_ids.get(value, IGNORE_INDEX) != IGNORE_INDEX:
+            counts[value_ids[value]] += pixels
+    return counts
+
+
+def _record(text: str) -> PairRecord:
+    """From what `prepared_row` made of it."""
+    facts = json.loads(text)
+    facts["raw_values"] = {int(value): pixels for value, pixels in facts["raw_values"].items()}
+    facts |= {"mask_size": tuple(facts["mask_size"]), "problem": facts["problem"] and Problem(facts["problem"])}
+    return PairRecord(**(facts | {"read_by": ReadBy(facts["read_by"]), "turned": Turned(facts["turned"])}))
 
 
 def mask_values(image: dict, label: dict, name: str) -> dict:
     """The distinct values of a mask, and the packed colours of one with several channels, unless these are too many
-    for classes; neither for one that cannot be used, of which `prepare_dataset` will tell."""
-    result = {"raw_values": [], "colors": []}
+    for classes; and why it cannot be read."""
+    result = {"raw_values": [], "colors": [], "problem": None, "detail": None}
+    file = StoredFile.of(label, name)
     try:
-        mask = open_image(label, name)
+        mask = file.open()
         if mask.mode in ("RGB", "RGBA"):
             colors = np.unique(packed_colors(np.asarray(mask)[..., :3])).tolist()
             result["colors"] = colors if len(colors) <= MAX_COLORS else []
-        result["raw_values"] = np.unique(ids_of(mask, name)[0]).tolist()
-    except FileProblem:
-        pass
+        result["raw_values"] = np.unique(ids_of(mask, file)[0]).tolist()
+    except FileProblem as found:
+        result |= {"problem": found.problem, "detail": found.detail}
     return result
-
-
-def prepare_example(image: dict, label: dict, name: str, class_map: ClassMap, num_channels: int) -> dict:
-    """One row of `prepare_dataset`. What is wrong is returned, never raised, so that all of it can be told at once."""
-    result = {
-        "label": None,
-        "height": 0,
-        "width": 0,
-        "class_pixels": [0] * class_map.num_labels,
-        "raw_values": [],
-        "note": "",
-        "problem": "",
-        "detail": "",
-    }
-    try:
-        mask, note = read_pair(image, label, name, class_map, num_channels)
-        values, counts = np.unique(mask, return_counts=True)
-        result |= {
-            "height": mask.shape[0],
-            "width": mask.shape[1],
-            "raw_values": values.tolist(),
-            "note": note,
-        }
-        unknown = class_map.unknown_values(values)
-        if len(unknown):
-            file = file_name(label, name)
-            kind = "lossy values" if is_lossy_file(label) else "values"
-            raise FileProblem(kind, f"{file} has {shorten(map(str, unknown), 5)}")
-    except FileProblem as problem:
-        return result | {"problem": problem.kind, "detail": problem.detail}
-    pixels = np.zeros(IGNORE_INDEX + 1, np.int64)
-    np.add.at(pixels, class_map.reduce(values), counts)
-    png = io.BytesIO()
-    Image.fromarray(class_map.reduce(mask)).save(png, "PNG", compress_level=3)
-    return result | {
-        "label": {"bytes": png.getvalue(), "path": None},
-        "class_pixels": pixels[: class_map.num_labels].tolist(),
-    }
-
-
-# ---- the verdict ----------------------------------------------------------------------------------------------------
-
-
-def _raise_problems(dataset: DatasetDict, prepared: dict[str, Dataset], class_map: ClassMap) -> None:
-    """One UserError for everything that was found; a warning where the masks fit the classes better unreduced."""
-    details, all_values = defaultdict(list), set()
-    for split_name, rows in prepared.items():
-        for values in rows["raw_values"]:
-            all_values.update(values)
-        for problem, detail in zip(rows["problem"], rows["detail"], strict=True):
-            if problem:
-                details[problem].append(f"{split_name}: {detail}")
-    lines = []
-    for problem, (what, fix) in PROBLEMS.items():
-        if problem in details:
-            fix = fix or likely_cause(all_values, class_map)
-            lines.append(f"{len(details[problem])} {what} - {shorten(details[problem])}: {fix}")
-    if lines:
-        raise UserError("\n  ".join(lines))
-    _refuse_mixed_masks(dataset, prepared)
-    _refuse_binary_masks(all_values, dataset)
-    num_labels = class_map.num_labels
-    if class_map.do_reduce_labels and set(range(num_labels)) <= all_values and num_labels not in all_values:
-        logger.warning(
-            f"with label reduction annotation value 0 is ignored, yet the masks hold 0 to {num_labels - 1}, one "
-            f"value for each of the {num_labels} classes: --no_do_reduce_labels if 0 is a class"
-        )
-
-
-def _refuse_mixed_masks(dataset: DatasetDict, prepared: dict[str, Dataset]) -> None:
-    """Colours in some masks are evidence against ids in others that could be either."""
-    by_note = defaultdict(list)
-    for split_name, rows in prepared.items():
-        for name, note in zip(dataset[split_name]["name"], rows["note"], strict=True):
-            by_note[note.partition(" (")[0]].append(f"{split_name}: {name}")
-    for colors, ids in ((BY_COLOR, BY_CHANNEL), (BY_PALETTE, BY_INDEX)):
-        if colors in by_note and ids in by_note:
-            raise UserError(
-                f"{len(by_note[colors])} masks were {colors} ({shorten(by_note[colors])}), but {len(by_note[ids])} "
-                f"were {ids} ({shorten(by_note[ids])}): if all show colours, add those that no class has to the list "
-                "of classes (--id2label); else write all with one channel, a class id for each pixel"
-            )
-
-
-def _refuse_colors(rows: list[dict], count: int) -> None:
-    """rows: some of the `count` masks that could not be read without a list of classes."""
-    colors, files = set(), []
-    for row in rows:
-        try:
-            mask = open_image(row["label"], row["name"])
-            ids_of(mask, row["name"])
-        except FileProblem as problem:
-            if problem.kind == "colors" and mask.mode in ("RGB", "RGBA"):
-                colors.update(np.unique(packed_colors(np.asarray(mask)[..., :3])).tolist())
-                files.append(file_name(row["label"], row["name"]))
-    if not colors:
-        return
-    listed = shorten([f"{color >> 16} {color >> 8 & 255} {color & 255}" for color in sorted(colors)], 8)
-    few = len(colors) <= MAX_COLORS
-    raise UserError(
-        f"{count} masks ({files[0]} …) show classes in colours, {len(colors)} different ones in {len(files)} of them "
-        f"({listed}): {COLOR_LIST if few else EXPORT_AGAIN}"
-    )
-
-
-def _refuse_binary_masks(values: set[int], dataset: DatasetDict) -> None:
-    if values == {0, IGNORE_INDEX}:
-        first = undecoded(next(iter(dataset.values())))[0]
-        raise UserError(
-            f"all masks ({file_name(first['label'], first['name'])} …) hold the values 0 and 255 alone: they are "
-            "pictures of two classes, but 255 means ignored; `python check_dataset.py FOLDER --fix NEW_FOLDER` writes "
-            "them with the values 0 and 1"
-        )
-
-
-def likely_cause(all_values: set[int], class_map: ClassMap) -> str:
-    """Why masks may hold values that are no class, and what would mend it."""
-    unknown = class_map.unknown_values(np.array(sorted(all_values))).tolist()
-    listed, known = shorten(map(str, unknown), 5), class_map.describe_values()
-    if class_map.do_reduce_labels and unknown == [class_map.class_values[-1] + 1]:
-        return f"{known}. Label reduction is on: does the list of classes (--id2label) lack one?"
-    if class_map.suggests_reduction(unknown) and 0 not in all_values:
-        return f"{known}; 0 never occurs, so ids seem to count from 1: --do_reduce_labels"
-    if class_map.suggests_reduction(unknown):
-        return (
-            f"{known}. If 0 stands for unlabelled and ids count from 1: --do_reduce_labels. If {unknown[0]} stands "
-            f"for void: --ignore_values {unknown[0]}. Else the list of classes (--id2label) lacks one"
-        )
-    if len(unknown) <= 2:
-        flag = " ".join(map(str, unknown))
-        return f"{known}. If {listed} stands for void: --ignore_values {flag}. Else give another list with --id2label"
-    return f"{known}. These masks have another list of classes: give it with --id2label"
-
-
-def _log_oddities(split_name: str, split: Dataset, prepared: Dataset, class_map: ClassMap) -> None:
-    """What is odd but valid: turned masks, images without labels, classes that cannot be learnt."""
-    for note, count in Counter(filter(None, prepared["note"])).items():
-        level = logging.INFO if note == BY_COLOR else logging.WARNING
-        logger.log(level, f"{split_name}: {count} masks were {note}")
-    class_pixels = np.array(prepared["class_pixels"])
-    empty = np.flatnonzero(class_pixels.sum(axis=1) == 0).tolist()
-    if len(empty) == len(prepared) and split_name != "test":
-        raise UserError(
-            f"{split_name}: every pixel of all {len(empty)} masks is ignored, as {split['name'][0]}; see "
-            "--do_reduce_labels and --ignore_values"
-        )
-    if empty:
-        names = split["name"]
-        logger.warning(f"{split_name}: {len(empty)} masks are ignored entirely: {shorten([names[i] for i in empty])}")
-    absent = [class_map.id2label[i] for i in np.flatnonzero(class_pixels.sum(axis=0) == 0).tolist()]
-    if absent and split_name == "train":
-        logger.warning(
-            f"{len(absent)} of {class_map.num_labels} classes never occur in training: {shorten(absent, 8)}"
-        )

@@ -1,14 +1,14 @@
 """Training on a Hub dataset while it is being read: `--streaming`.
 
     data = load_data(args, max_eval_samples=500)        # of `data_utils`, which calls `open_streams`
-    train_dataset = StreamingDataset(data.stream, class_map, TrainTransform(protocol), seed=42)
+    train_dataset = StreamingDataset(data.stream, class_map, TrainTransform(protocol), judge_example, seed=42)
 
-Training images are checked as they are drawn, by the code and with the messages of `prepare_dataset`.
+Training images are prepared as they are drawn, and judged by the function that judges whole datasets.
 """
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import datasets
@@ -23,9 +23,9 @@ from data.arguments import DatasetArguments
 from data.augmentation import TrainTransform
 from data.classes import ClassMap
 from data.hub_datasets import image_columns, load_through_datasets, standard_columns
-from data.image_files import decode_image
+from data.image_files import StoredFile, decode_image
 from data.layouts import standard_split_name
-from data.preparation import prepare_one
+from data.preparation import PairRecord, prepare_one
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +102,7 @@ class StreamingDataset(torch.utils.data.IterableDataset):
     Args:
         stream: of `open_streams`.
         transform: draws a training example, as in `data_utils.SegmentationDataset`.
+        judge: raises UserError for an example that cannot be used, `checks.judge.judge_example`.
         buffer_size: rows from which the next is drawn.
 
     Raises (while iterating):
@@ -113,12 +114,14 @@ class StreamingDataset(torch.utils.data.IterableDataset):
         stream: IterableDataset,
         class_map: ClassMap,
         transform: TrainTransform,
+        judge: Callable[[PairRecord, ClassMap], None],
         seed: int = 0,
         buffer_size: int = SHUFFLE_BUFFER,
     ):
         self.stream = stream
         self.class_map = class_map
         self.transform = transform
+        self.judge = judge
         self.seed = seed
         self.buffer_size = buffer_size
         self.first_pass = 0
@@ -146,6 +149,9 @@ class StreamingDataset(torch.utils.data.IterableDataset):
 
     def _read(self, row: dict, name: str) -> tuple[Image.Image | torch.Tensor, Image.Image]:
         """Image, as `data_utils.SegmentationDataset.read` has it, and mask of training ids, decoded and checked."""
+        image, mask = (StoredFile.of(row[column], name) for column in ("image", "label"))
         num_channels = self.transform.protocol.num_channels
-        label = prepare_one(row["image"], row["label"], name, self.class_map, num_channels)
-        return decode_image(row["image"], name, num_channels), label
+        record, label = prepare_one(image, mask, self.class_map, num_channels)
+        if label is None:
+            self.judge(record, self.class_map)
+        return decode_image(image, num_channels), label

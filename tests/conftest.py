@@ -22,6 +22,14 @@ import pytest  # noqa: E402
 from factories.datasets import LAYOUT_FILES, save_pair  # noqa: E402
 
 
+@pytest.fixture(scope="session")
+def toy_dataset_dir(tmp_path_factory) -> Path:
+    """The rendered toy dataset, which takes seconds to make: look at it, and leave it as it is."""
+    from toy_dataset import render_toy_dataset
+
+    return render_toy_dataset(tmp_path_factory.mktemp("toy") / "ADE20k_toy_dataset")
+
+
 @pytest.fixture
 def make_dataset(tmp_path):
     """(layout, images of each split, values in every mask) → folder with `train_0`, `val_1` and so on, 12x8 pixels.

@@ -15,11 +15,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import data_utils
+from checks.judge import prepare_dataset
 from cli_utils import UserError
 from data.arguments import ClassArguments, DatasetArguments
 from data.augmentation import TrainTransform
 from data.classes import ClassMap
-from data.preparation import prepare_dataset, undecoded
+from data.preparation import undecoded
 from data.preprocessing import EvaluationProtocol
 from data_utils import (
     NAME_BYTES,

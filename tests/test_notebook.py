@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -39,9 +40,11 @@ def pictures(cell):
 
 
 @pytest.fixture(scope="module")
-def tour(tmp_path_factory):
-    """The executed notebook and the folder in which it ran: two steps, small inputs, no package index."""
+def tour(tmp_path_factory, toy_dataset_dir):
+    """The executed notebook and the folder in which it ran: two steps, small inputs, no package index, and the toy
+    dataset already there, as in a second run."""
     notebook, folder = read_notebook(), tmp_path_factory.mktemp("tour")
+    shutil.copytree(toy_dataset_dir, folder / "ADE20k_toy_dataset")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(REPOSITORY))
         patch.setenv("PIP_NO_INDEX", "1")

@@ -33,8 +33,8 @@ from PIL import Image
 
 import check_dataset
 from checks.clean_copy import snap, write_clean_copy
+from checks.judge import prepare_dataset
 from cli_utils import UserError
-from data.preparation import prepare_dataset
 from data_utils import find_classes, load_data
 
 # Those of which nothing is left in the copy.
@@ -258,7 +258,7 @@ def test_colors(tmp_path, fix):
     after = labels(flags)
     assert before.keys() == after.keys() and all(np.array_equal(before[key], after[key]) for key in before)
     assert json.loads((out / "labels.json").read_text())[3] == {"id": 3, "name": "bar", "color": list(COLORS[3])}
-    assert "mask read by the colours of their classes (12)" in summary
+    assert "mask read by the colours of the classes (12)" in summary
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_unknown_class_is_left_out(clean, tmp_path, fix):
     root = shutil.copytree(clean, tmp_path / "data")
     FAULTS["unknown id"].break_it(root)
     _, _, rows, _ = fix(root)
-    assert rows["train", "scene_01"]["left_out"] == "values: 7 are no class"
+    assert rows["train", "scene_01"]["left_out"] == "values that belong to no class: 7"
 
 
 def test_snap():

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from checks.judge import prepare_dataset
 from data.augmentation import TrainTransform, distort_colors
 from data.classes import ClassMap
-from data.preparation import prepare_dataset
 from data.preprocessing import EvaluationProtocol
 from data_utils import SegmentationDataset, augmentation_preview, load_segmentation_dataset
 from visual_utils import DRAW_SIDE, LINE_HEIGHT, MARGIN

@@ -11,11 +11,12 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
+from checks.judge import prepare_dataset
 from cli_utils import UserError
 from data.augmentation import TrainTransform
 from data.classes import ClassMap
 from data.image_files import read_channels, rgb_view
-from data.preparation import prepare_dataset, undecoded
+from data.preparation import undecoded
 from data.preprocessing import EvaluationProtocol
 from data_utils import SegmentationDataset, load_segmentation_dataset
 
@@ -87,7 +88,7 @@ def test_many_bands(tmp_path):
 )
 def test_another_number_of_bands(tmp_path, mode, num_channels, found):
     Image.new(mode, (3, 2)).save(tmp_path / "a.png")
-    with pytest.raises(UserError, match=rf"a\.png \({found} bands, --num_channels is {num_channels}; all"):
+    with pytest.raises(UserError, match=rf"a\.png \({found} bands?, --num_channels is {num_channels}; all"):
         read_channels(tmp_path / "a.png", num_channels)
 
 
@@ -100,7 +101,7 @@ def test_tiffs_that_are_refused(tmp_path):
             read_channels(path, num_channels)
 
     refused("4 bands, --num_channels is 5", bands, 5)
-    refused("1 bands, --num_channels is 4", bands[0])
+    refused("1 band, --num_channels is 4", bands[0])
     refused("bands of uint16: convert them to 8 bits", bands.astype(np.uint16))
     refused("bands of float32: convert them", bands.astype(np.float32))
     refused("stored turned or mirrored, TIFF orientation 6", bands, extratags=[(274, "H", 1, 6, True)])

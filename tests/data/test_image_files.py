@@ -10,20 +10,20 @@ from PIL import Image
 
 from data.classes import ClassMap
 from data.image_files import (
-    BY_CHANNEL,
-    BY_COLOR,
-    BY_INDEX,
-    BY_PALETTE,
     FileProblem,
+    Problem,
+    ReadBy,
+    StoredFile,
+    Turned,
     ids_of,
-    is_lossy,
     packed_colors,
-    read_pair,
 )
+from data.preparation import decode_pair
 
 PALETTE = [[i * 37 % 256, i * 91 % 256, 255 - i] for i in range(255)]
 ALL = ClassMap({i: f"c{i}" for i in range(255)}, PALETTE)
 THREE = ClassMap({0: "sky", 1: "tree", 2: "road"}, [[128, 128, 128], [0, 100, 0], [128, 64, 128]])
+FILE = StoredFile(None, b"", "x.png")
 LARGEST = {"1": 1, "I;16": 65535, "I": 2**31 - 1, "RGB": 254, "RGBA": 254}
 
 
@@ -53,7 +53,7 @@ def to_mode(ids, mode):
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_ids_survive_every_mode_and_size(data):
-    """Ids → file → `read_pair`, in sizes of 1 to 40 pixels."""
+    """Ids → file → `decode_pair`, in sizes of 1 to 40 pixels."""
     mode = data.draw(st.sampled_from(["P", "L", "1", "I;16", "I", "RGB", "RGBA"]))
     height, width = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
@@ -62,10 +62,12 @@ def test_ids_survive_every_mode_and_size(data):
     formats = {"I": ["TIFF"], "I;16": ["PNG", "TIFF"], "RGBA": ["PNG", "TIFF"]}
     file_format = data.draw(st.sampled_from(formats.get(mode, ["PNG", "TIFF", "BMP"])))
     image = encoded(Image.new("RGB", (width, height)), "JPEG")
-    found, note = read_pair(image, encoded(to_mode(ids, mode), file_format), "x", ALL)
+    mask = encoded(to_mode(ids, mode), file_format)
+    record, decoded = decode_pair("train", StoredFile.of(image, "x"), StoredFile.of(mask, "x"), ALL)
+    found, read_by, turned = decoded.ids, record.read_by, record.turned
     np.testing.assert_array_equal(found, ids)
     assert found.shape == (height, width) and np.issubdtype(found.dtype, np.integer)
-    assert note == (BY_COLOR if mode in ("RGB", "RGBA") else "")
+    assert read_by == (ReadBy.COLOR if mode in ("RGB", "RGBA") else ReadBy.IDS) and turned == Turned.BY_ENTRY
 
 
 @settings(max_examples=60, deadline=None)
@@ -78,7 +80,7 @@ def test_colors_are_looked_up(count, seed):
     assert packed_colors(palette.astype(np.uint8)).tolist() == packed.tolist()
     class_map = ClassMap({i: f"c{i}" for i in range(count)}, palette.tolist())
     pixels = palette[rng.integers(0, count, (7, 9))].astype(np.uint8)
-    found, _ = ids_of(Image.fromarray(pixels), "x.png", class_map)
+    found, _ = ids_of(Image.fromarray(pixels), FILE, class_map)
     assert found.tolist() == [[palette.tolist().index(color) for color in row] for row in pixels.tolist()]
 
 
@@ -86,43 +88,44 @@ def test_ids_without_colors_stay_ids():
     ids = np.array([[0, 1], [2, 255]], np.uint8)
     gray = Image.fromarray(np.stack([ids] * 3, axis=-1))
     for class_map in (None, ClassMap(THREE.id2label), THREE):
-        found, note = ids_of(gray, "x.png", class_map)
-        assert found.tolist() == ids.tolist() and note == f"{BY_CHANNEL} (mode RGB)"
-        assert ids_of(indexed(ids, PALETTE), "x.png", class_map)[1] == ""
+        found, read_by = ids_of(gray, FILE, class_map)
+        assert found.tolist() == ids.tolist() and read_by is ReadBy.CHANNEL
+        assert ids_of(indexed(ids, PALETTE), FILE, class_map)[1] is ReadBy.IDS
     # ADE20K has a colour twice. That must not keep anybody from reading ids.
     twice = ClassMap(THREE.id2label, [[9, 9, 9], [5, 5, 5], [9, 9, 9]])
-    assert ids_of(gray, "x.png", twice)[1].startswith(BY_CHANNEL)
-    assert ids_of(indexed(ids, PALETTE), "x.png", twice)[0].tolist() == ids.tolist()
-    assert ids_of(indexed(ids + 3, PALETTE), "x.png", twice)[0].tolist() == (ids + 3).tolist()
+    assert ids_of(gray, FILE, twice)[1] is ReadBy.CHANNEL
+    assert ids_of(indexed(ids, PALETTE), FILE, twice)[0].tolist() == ids.tolist()
+    assert ids_of(indexed(ids + 3, PALETTE), FILE, twice)[0].tolist() == (ids + 3).tolist()
 
 
 def test_transparency():
     colors = np.array(THREE.palette, np.uint8)[[[0, 1, 2]]]
     for alpha in ([0, 255, 0], [7, 7, 7]):
         image = Image.fromarray(np.dstack([colors, np.array([alpha], np.uint8)]))
-        assert ids_of(image, "x.png", THREE)[0].tolist() == [[0, 1, 2]]
+        assert ids_of(image, FILE, THREE)[0].tolist() == [[0, 1, 2]]
     image = Image.fromarray(np.dstack([colors, np.array([[0, 128, 255]], np.uint8)]))
     with pytest.raises(FileProblem) as caught:
-        ids_of(image, "x.png", THREE)
-    assert (caught.value.kind, caught.value.detail) == ("colors", "x.png (mode RGBA, 3 colours)")
+        ids_of(image, FILE, THREE)
+    assert caught.value.problem is Problem.COLORS
+    assert caught.value.detail == "x.png (mode RGBA, 3 colours: 0 100 0, 128 64 128, 128 128 128)"
 
 
 @pytest.mark.parametrize(
-    ("indices", "palette", "expected", "note"),
+    ("indices", "palette", "expected", "read_by"),
     [
-        ([[0, 1, 2]], [[0, 0, 0], *THREE.palette], [[0, 1, 2]], ""),  # a colour that is no class: ids
-        ([[1, 2, 3]], [[0, 0, 0], *THREE.palette], [[0, 1, 2]], BY_PALETTE),
-        ([[1, 2, 4]], [[0, 0, 0], *THREE.palette, [1, 1, 1]], [[1, 2, 4]], ""),  # no class: an error later
-        ([[0, 1, 2]], THREE.palette, [[0, 1, 2]], ""),
-        ([[0, 1, 255]], [*THREE.palette, *[[7, 7, 7]] * 253], [[0, 1, 255]], ""),
-        ([[0, 1, 2]], THREE.palette[::-1], [[0, 1, 2]], BY_INDEX),
-        ([[9, 9, 9]], THREE.palette, [[9, 9, 9]], ""),  # an index beyond the palette
+        ([[0, 1, 2]], [[0, 0, 0], *THREE.palette], [[0, 1, 2]], ReadBy.IDS),  # a colour that is no class: ids
+        ([[1, 2, 3]], [[0, 0, 0], *THREE.palette], [[0, 1, 2]], ReadBy.PALETTE),
+        ([[1, 2, 4]], [[0, 0, 0], *THREE.palette, [1, 1, 1]], [[1, 2, 4]], ReadBy.IDS),  # no class: an error later
+        ([[0, 1, 2]], THREE.palette, [[0, 1, 2]], ReadBy.IDS),
+        ([[0, 1, 255]], [*THREE.palette, *[[7, 7, 7]] * 253], [[0, 1, 255]], ReadBy.IDS),
+        ([[0, 1, 2]], THREE.palette[::-1], [[0, 1, 2]], ReadBy.INDEX),
+        ([[9, 9, 9]], THREE.palette, [[9, 9, 9]], ReadBy.IDS),  # an index beyond the palette
     ],
 )
-def test_indices_and_their_palette(indices, palette, expected, note):
-    assert ids_of(indexed(np.array(indices), palette), "x.png", THREE)[0].tolist() == expected
-    assert ids_of(indexed(np.array(indices), palette), "x.png", THREE)[1] == note
-    assert ids_of(indexed(np.array(indices), palette), "x.png")[0].tolist() == indices
+def test_indices_and_their_palette(indices, palette, expected, read_by):
+    assert ids_of(indexed(np.array(indices), palette), FILE, THREE)[0].tolist() == expected
+    assert ids_of(indexed(np.array(indices), palette), FILE, THREE)[1] is read_by
+    assert ids_of(indexed(np.array(indices), palette), FILE)[0].tolist() == indices
 
 
 def test_stray_colors():
@@ -131,21 +134,21 @@ def test_stray_colors():
 
     def problem(mask):
         with pytest.raises(FileProblem) as caught:
-            ids_of(Image.fromarray(mask), "x.png", THREE)
+            ids_of(Image.fromarray(mask), FILE, THREE)
         return caught.value
 
     black = pixels.copy()
     black[:25] = 0
-    assert problem(black).kind == "unknown colors"
+    assert problem(black).problem is Problem.UNKNOWN_COLORS
     assert problem(black).detail == "x.png has 0 0 0 on 50.0% of it (nearest: tree 0 100 0, 100 away)"
     other_list = pixels.copy()
     other_list[5:] = np.arange(1, 11, dtype=np.uint8)[np.resize(np.arange(10), (45, 60, 1))] * [3, 5, 7]
-    assert problem(other_list).kind == "unknown colors"
+    assert problem(other_list).problem is Problem.UNKNOWN_COLORS
     edges = pixels.copy()
     edges[:5] = other_list[5:10]
-    assert problem(edges).kind == "lossy colors"
+    assert problem(edges).problem is Problem.LOSSY_COLORS
     noise = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
-    assert problem(noise).kind == "lossy colors"
+    assert problem(noise).problem is Problem.LOSSY_COLORS
 
 
 @pytest.mark.parametrize(
@@ -167,4 +170,4 @@ def test_lossy_files(file_format, options, expected, frames):
     first, *others = (Image.fromarray(frame).convert(mode) for frame in noise)
     if others and file_format == "WEBP":
         options = options | {"save_all": True, "append_images": others}
-    assert is_lossy(io.BytesIO(encoded(first, file_format, **options)["bytes"])) is expected
+    assert StoredFile.of(encoded(first, file_format, **options), "x").is_lossy() is expected

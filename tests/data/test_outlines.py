@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from checks.judge import prepare_dataset
 from cli_utils import UserError
 from data import outlines
 from data.layouts import detect_layout
 from data.outlines import decode_rle, draw_masks, draw_polygon
 from data.pairing import find_dataset
-from data.preparation import prepare_dataset
 
 WIDTH, HEIGHT = 12, 8
 # 3 to 7 and 2 to 5: four pixels wide, three high.

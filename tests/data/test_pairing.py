@@ -87,14 +87,6 @@ def test_two_possible_suffixes_are_refused(make_dataset):
     refused(root, "no two have the same name", "train_0_label.bmp")
 
 
-def test_jpeg_masks_are_told(make_dataset, caplog):
-    root = make_dataset()
-    path = root / "train" / "masks" / "train_0.png"
-    path.rename(path.with_suffix(".jpg"))
-    find_dataset(root)
-    assert "1 masks are JPEG or lossy WebP files" in caplog.text and "train_0.jpg" in caplog.text
-
-
 def test_orphans_are_left_out_and_counted(make_dataset, caplog):
     root = make_dataset(count=6)
     for i in range(5):

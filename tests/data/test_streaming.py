@@ -14,11 +14,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
+from checks.judge import judge_example, prepare_dataset
 from cli_utils import UserError
 from data.arguments import ClassArguments, DatasetArguments
 from data.augmentation import TrainTransform
 from data.classes import ClassMap
-from data.preparation import prepare_dataset
 from data.preprocessing import EvaluationProtocol
 from data.streaming import StreamingDataset
 from data_utils import collate_train, find_classes, load_data
@@ -86,7 +86,7 @@ class Level:
 
 def drawn(folder, count, seed=0, start=0, **options):
     data, class_map = streamed(folder)
-    dataset = StreamingDataset(data.stream, class_map, Level(), seed, **options)
+    dataset = StreamingDataset(data.stream, class_map, Level(), judge_example, seed, **options)
     dataset.set_epoch(start)
     return [(example["level"], example["random"]) for example in itertools.islice(dataset, count)]
 
@@ -109,7 +109,7 @@ def test_passes_follow_each_other(folder):
 
 def test_workers_read_files_of_their_own(folder):
     data, class_map = streamed(folder)
-    dataset = StreamingDataset(data.stream, class_map, Level(), seed=0)
+    dataset = StreamingDataset(data.stream, class_map, Level(), judge_example, seed=0)
 
     def first(workers, count=20):
         loader = DataLoader(dataset, batch_size=None, num_workers=workers)
@@ -126,7 +126,7 @@ def test_workers_read_files_of_their_own(folder):
 
 def test_training_examples(folder):
     data, class_map = streamed(folder)
-    dataset = StreamingDataset(data.stream, class_map, TrainTransform(EvaluationProtocol(16)))
+    dataset = StreamingDataset(data.stream, class_map, TrainTransform(EvaluationProtocol(16)), judge_example)
     batch = collate_train(list(itertools.islice(dataset, 3)))
     assert batch["pixel_values"].shape == (3, 3, 16, 16) and batch["labels"].shape == (3, 16, 16)
     assert set(batch["labels"].unique().tolist()) <= {0, 1, 255}
@@ -166,7 +166,7 @@ def test_a_folder_of_images(tmp_path):
 def test_a_bad_example_is_named(folder, name, named):
     write_parquet(folder / "train-02.parquet", [50], value=7, name=name)
     with pytest.raises(
-        UserError, match=f"1 masks hold values that are no class - train: {named}: .* --ignore_values 7"
+        UserError, match=rf"1 mask holds values that belong to no class \(train/{named}\)\. .* --ignore_values 7"
     ):
         drawn(folder, 11)
 
@@ -175,7 +175,7 @@ def test_empty_rows_are_named(folder):
     features = Features({"image": ImageFeature(), "label": ImageFeature()})
     rows = {"image": [encoded(np.zeros((4, 4, 3), np.uint8))], "label": [None]}
     Dataset.from_dict(rows, features=features).to_parquet(folder / "train-02.parquet")
-    with pytest.raises(UserError, match=r"1 files cannot be read - train: row \d+ of pass 0 .*is empty"):
+    with pytest.raises(UserError, match=r"1 file cannot be read: train/row \d+ of pass 0 .*is empty"):
         drawn(folder, 11)
 
 
@@ -243,7 +243,7 @@ def test_training_and_resuming(folder, tmp_path):
                 use_cpu=True,
                 disable_tqdm=True,
             ),
-            train_dataset=StreamingDataset(data.stream, class_map, TrainTransform(protocol), seed=1),
+            train_dataset=StreamingDataset(data.stream, class_map, TrainTransform(protocol), judge_example, seed=1),
             protocol=protocol,
         )
         assert trainer.train(resume_from_checkpoint=resume).global_step == 8

@@ -202,6 +202,12 @@ def _color_masks(root, listed=None):
     write_classes(root, NAMES, listed)
 
 
+def _one_mask_of_ids(root):
+    """A black mask among those in colours: a colour that the list of classes lacks, or class 0."""
+    _color_masks(root, COLORS)
+    each_mask(root, lambda mask: mask * 0, only=[1])
+
+
 def _jpeg_color_masks(root):
     each_mask(root, lambda mask: Image.fromarray(_colored(mask)), suffix=".jpg")
     write_classes(root, NAMES, COLORS)
@@ -443,6 +449,7 @@ FAULTS = {
     ),
     "colour masks as JPEG": Fault(_jpeg_color_masks, "mask-colors-lossy", "error", ONE),
     "colour masks that can be read": Fault(lambda r: _color_masks(r, COLORS), "mask-by-color", "info", ONE),
+    "colour masks, one of them black": Fault(_one_mask_of_ids, "mask-forms-mixed", "error", ONE),
     "palettes with the colours of other classes": Fault(
         _palettes_in_another_order, "mask-palette-contradicts", "warning", ONE
     ),
@@ -544,7 +551,7 @@ FAULTS = {
     "mask of another image": Fault(
         lambda r: replace(mask_of(r, 2), load(mask_of(r, 1))), "mask-repeated", "warning", "train/scene_02"
     ),
-    # Askew.
+    # Misaligned.
     "masks shifted": Fault(lambda r: each_mask(r, _shifted, range(8)), "mask-shifted", "error", ONE),
     "masks mirrored": Fault(lambda r: each_mask(r, np.fliplr, range(8)), "mask-flipped", "error", ONE),
     "masks upside down": Fault(lambda r: each_mask(r, np.flipud, range(8)), "mask-flipped", "error", ONE),

@@ -1,0 +1,38 @@
+"""Work on whole datasets: in several processes, and under a name that changes with all that the result depends on."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
+
+MAX_PROCESSES = 8
+BLOCK, CHUNK = 128, 16  # tasks handed to all processes, and to one, at a time
+
+
+def processes_for(count: int, images_per_process: int) -> int:
+    """How many processes pay off: one for every `images_per_process` images, as far as there are CPUs, at most 8."""
+    return max(1, min(os.cpu_count() or 1, MAX_PROCESSES, count // images_per_process))
+
+
+def map_in_order(function: Callable, tasks: Iterable, num_proc: int) -> Iterator:
+    """`map` in processes. Tasks are handed out in blocks, as they may hold whole files."""
+    if num_proc <= 1:
+        yield from map(function, tasks)
+        return
+    tasks = iter(tasks)
+    with ProcessPoolExecutor(num_proc) as pool:
+        while block := list(islice(tasks, BLOCK)):
+            yield from pool.map(function, block, chunksize=CHUNK)
+
+
+def cache_key(*facts: object, files: Iterable[str | os.PathLike | None]) -> str:
+    """Hash of facts, a version of the code among them, and of the paths, sizes and times of files."""
+    digest = hashlib.sha256(repr(facts).encode())
+    for path in files:
+        stamp = None
+        if path and os.path.isfile(path):
+            status = os.stat(path)
+            stamp = status.st_size, status.st_mtime_ns
+        digest.update(repr((str(path), stamp)).encode())
+    return digest.hexdigest()[:40]
