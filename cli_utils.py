@@ -5,12 +5,14 @@ import difflib
 import errno
 import json
 import logging
+import multiprocessing
 import os
 import re
 import shutil
 import signal
 import sys
 import threading
+import time
 import traceback
 import zlib
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
@@ -47,6 +49,10 @@ class UserError(ValueError):
 
     Scripts print the message alone; any other exception is a bug and keeps its traceback.
     """
+
+    def __init__(self, message: str = ""):
+        # What a worker of a data loader raises comes back as text: its traceback, and the message at the end of it.
+        super().__init__(str(message).rpartition(f"{__name__}.{type(self).__name__}: ")[2].rstrip())
 
 
 class WriteError(UserError):
@@ -400,6 +406,11 @@ def _names_of_flags(argv: list[str], fields: dict, aliases: dict[str, str]) -> s
 
 # ---- running --------------------------------------------------------------------------------------------------------
 
+# In a run of several processes, seconds in which one waits to be ended by the launcher before it speaks.
+PATIENCE = 3
+# What the end of another process looks like from here: gloo's words, and the class names of torch.distributed.
+PEER_ENDED = re.compile(r"Connection (closed|reset) by peer|Broken pipe|Dist(Backend|Network|Store)?Error")
+
 
 def run_cli(main: Callable) -> None:
     """Runs a script's `main()`, and ends as a program should.
@@ -407,6 +418,11 @@ def run_cli(main: Callable) -> None:
     A UserError becomes one line on stderr and exit code 2, and so does a disk that is full or read-only. SIGTERM and
     Ctrl-C become one line and exit code 143 or 130, also where worker processes are at work; a second one leaves at
     once.
+
+    Of several processes of one run (`accelerate launch`) the one that fails ends at once, whereupon the launcher ends
+    the others and repeats the error at the end of its own report. Processes mostly meet the same mistake, so all but
+    the first wait for their end before they say anything, and one that only lost the connection to another waits
+    longer: it has nothing to say.
     """
     owner, asked = os.getpid(), []
 
@@ -421,11 +437,9 @@ def run_cli(main: Callable) -> None:
             asked.append(signum)
             raise Interrupted(signum)
 
-    # Every process of a distributed run meets the same mistake; one of them says so.
-    speaks = int(os.environ.get("LOCAL_RANK", 0)) <= 0
-
     def leave(code: int, message: str) -> None:
-        if speaks:
+        # A signal reaches every process of a run; one of them says so.
+        if int(os.environ.get("LOCAL_RANK", 0)) <= 0:
             print(redact(message), file=sys.stderr, flush=True)
         sys.exit(code)
 
@@ -433,16 +447,42 @@ def run_cli(main: Callable) -> None:
     with handling_signals(end):
         try:
             main()
-        except UserError as error:
-            leave(2, f"error: {error}")
         except KeyboardInterrupt as error:
             leave(128 + getattr(error, "signum", signal.SIGINT), str(error) or "interrupted")
         except Exception as error:
             if asked:  # what libraries made of the interruption
                 leave(128 + asked[0], "interrupted")
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-                leave(2, f"error: {error.filename or 'a file'} cannot be used ({error.strerror})")
+                error = UserError(f"{error.filename or 'a file'} cannot be used ({error.strerror})")
+            if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+                _fail_among_others(error)
+            if isinstance(error, UserError):
+                leave(2, f"error: {error}")
             raise
+
+
+def _fail_among_others(error: Exception) -> None:
+    """Ends this process of several, without waiting for the others as an orderly end would."""
+    lost_another = PEER_ENDED.search(f"{type(error).__name__}: {error}")
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(4 * PATIENCE if lost_another else PATIENCE if int(os.environ.get("LOCAL_RANK", 0)) > 0 else 0)
+    message = redact(str(error) if isinstance(error, UserError) else one_line(error))
+    if lost_another:
+        message = f"another process of this run has ended ({message})"
+    if isinstance(error, UserError) or lost_another:
+        print(f"error: {message}", file=sys.stderr)
+    else:
+        sys.excepthook(type(error), error, error.__traceback__)
+    # What torch.distributed.elastic, the launcher, looks for. Source: its `ErrorHandler.record_exception`.
+    report = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if report:
+        told = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(int(time.time()))}}
+        Path(report).write_text(json.dumps({"message": told}), encoding="utf-8")
+    for child in multiprocessing.active_children():  # workers of data loaders
+        child.kill()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2 if isinstance(error, UserError) else 1)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from data.arguments import ClassArguments, DatasetArguments
 from data.augmentation import TrainTransform
 from data.classes import MAX_LABELS, ClassMap, edit_classes, map_classes, read_class_list, read_label_mapping
 from data.hub_datasets import class_list_folder, load_through_datasets, standard_columns, standard_splits
-from data.image_files import read_channels, rgb_view
+from data.image_files import StoredFile, decode_image, rgb_view
 from data.pairing import find_dataset
 from data.preparation import annotation_values
 from data.preprocessing import EvaluationProtocol
@@ -46,6 +46,7 @@ PUBLISHED = {"ADE20K": LABELS / "ade20k.json", "Cityscapes": LABELS / "cityscape
 CLASS_LIST_FILES = ("id2label.json", "labels.json", "classes.json", "class_dict.csv", "labelmap.txt")
 ADE20K_ON_THE_HUB = "scene_parse_150"
 HUB_LAYOUT = "Hub dataset"
+NAME_BYTES = 128  # of an image's name, kept in a batch
 
 
 @dataclass(frozen=True)
@@ -264,17 +265,16 @@ def _infer_classes(values: set[int], do_reduce_labels: bool, ignore_values: tupl
 class SegmentationDataset(torch.utils.data.Dataset):
     """Examples for the model from a split of `prepare_dataset`, decoded and transformed as they are read.
 
-    With a `TrainTransform`: float32 "pixel_values" (C, S, S) and uint8 "labels" (S, S), random as a function of seed,
-    epoch and index alone, so that neither a resumed run nor the number of workers changes them. With an
+    With a `TrainTransform`: float32 "pixel_values" (C, S, S), uint8 "labels" (S, S) and "name", random as a function
+    of seed, epoch and index alone, so that neither a resumed run nor the number of workers changes them. With an
     `EvaluationProtocol`: "pixel_values" (C, h, w) as the network is to see them, "labels" (H, W) as annotated. The
     protocol's number of channels decides how image files are read, see `read`.
     """
 
     def __init__(self, split: Dataset, transform: TrainTransform | EvaluationProtocol, seed: int = 0):
         self.protocol = transform.protocol if isinstance(transform, TrainTransform) else transform
-        if self.protocol.num_channels != 3:
-            split = split.cast_column("image", datasets.Image(decode=False))
-        self.split = split
+        # Decoded here, where an error can name the file.
+        self.split = split.cast_column("image", datasets.Image(decode=False))
         self.transform = transform
         self.seed = seed
         # In shared memory, where workers that live through several epochs see it change.
@@ -289,19 +289,31 @@ class SegmentationDataset(torch.utils.data.Dataset):
 
     def read(self, index: int) -> tuple[Image.Image | torch.Tensor, Image.Image]:
         """Image and mask of training ids before any transform; the image is RGB, or uint8 (C, H, W) where the protocol
-        has another number of channels than three (see `data.image_files.read_channels`, also for what it raises)."""
-        row = self.split[index]
-        image = row["image"]
-        if self.protocol.num_channels != 3:
-            source = image["path"] if image["bytes"] is None else image["bytes"]
-            image = read_channels(source, self.protocol.num_channels, image["path"])
-        return image, row["label"]
+        has another number of channels than three (see `data.image_files.read_channels`, also for what it raises).
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        image, label = self.read(index)
+        Raises:
+            UserError: the image cannot be read, or has not the size that it was prepared with; names its file.
+        """
+        return self._decode(self.split[index])
+
+    def _decode(self, row: dict) -> tuple[Image.Image | torch.Tensor, Image.Image]:
+        label, file = row["label"], StoredFile.of(row["image"], row["name"])
+        image = decode_image(file, self.protocol.num_channels)
+        height, width = tvF.get_size(image)
+        if (width, height) != label.size:
+            raise UserError(
+                f"{file.location} has changed since it was prepared: it is {width}x{height} "
+                f"now, its mask {label.width}x{label.height}; put the old file back and go on with "
+                "--resume_from_checkpoint last, or start again with a new mask"
+            )
+        return image, label
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor | str]:
+        row = self.split[index]
+        image, label = self._decode(row)
         if isinstance(self.transform, TrainTransform):
             rng = np.random.default_rng([self.seed, int(self._epoch), index])
-            return self.transform(image, label, rng)
+            return self.transform(image, label, rng) | {"name": row["name"]}
         return {"pixel_values": self.transform.preprocess(image), "labels": tvF.pil_to_tensor(label)[0]}
 
 
@@ -329,11 +341,22 @@ def augmentation_preview(
 
 
 def collate_train(examples: list[dict]) -> dict[str, torch.Tensor]:
-    """→ float32 "pixel_values" (B, C, S, S), int64 "labels" (B, S, S)."""
+    """→ float32 "pixel_values" (B, C, S, S), int64 "labels" (B, S, S) and uint8 "names" (B, `NAME_BYTES`), for
+    `names_of_batch`: what shares batches out among processes knows tensors alone."""
+    names = [example.get("name", "").encode(errors="replace")[-NAME_BYTES:] for example in examples]
+    padded = bytearray(b"".join(name.ljust(NAME_BYTES, b"\0") for name in names))
     return {
         "pixel_values": torch.stack([example["pixel_values"] for example in examples]),
         "labels": torch.stack([example["labels"] for example in examples]).long(),
+        "names": torch.frombuffer(padded, dtype=torch.uint8).view(len(names), NAME_BYTES),
     }
+
+
+def names_of_batch(names: torch.Tensor) -> list[str]:
+    """The names that `collate_train` put into a batch; of longer ones the last `NAME_BYTES` bytes, and for an example
+    without a name its number."""
+    decoded = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in names.cpu().numpy()]
+    return [name or f"number {i}" for i, name in enumerate(decoded)]
 
 
 def collate_eval(examples: list[dict]) -> dict[str, list[torch.Tensor]]:

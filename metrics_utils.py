@@ -323,8 +323,9 @@ class ComputeMetrics:
     counts int64 (n, 3, C))`. Returned are flat scalars: the pixel-exact loss, the scores of `summarize_images`, and
     IoU and accuracy of every category that occurs.
 
-    Of the evaluation that ended last it keeps `confusion_matrix` (int64 (C, C), rows truth), and `counts` and
-    `boundary` (int64 (n, 3, C), in the dataset's order): 48 C bytes an image, 7 KB for 150 classes.
+    Of the evaluation that ended last it keeps `confusion_matrix` (int64 (C, C), rows truth), and of each image in the
+    dataset's order `losses` (float32 (n,)), `counts` and `boundary` (int64 (n, 3, C)): 48 C bytes an image, 7 KB for
+    150 classes.
     """
 
     def __init__(self, id2label: dict[int, str]):
@@ -344,11 +345,11 @@ class ComputeMetrics:
             return {}
 
         parts = [np.concatenate(part) for part in zip(*self._batches, strict=True)]
-        self.counts, self.boundary, mean_losses, valid_pixels = parts
+        self.counts, self.boundary, self.losses, valid_pixels = parts
         self._batches = []
         # One image at a time in float64 on the host: the sum has the same order, hence the same rounding, for any
         # batch size and number of processes.
-        loss_sum = sum(loss * count for loss, count in zip(mean_losses.tolist(), valid_pixels.tolist(), strict=True))
+        loss_sum = sum(loss * count for loss, count in zip(self.losses.tolist(), valid_pixels.tolist(), strict=True))
         per_category = self._mean_iou.compute()
         return (
             {"loss": loss_sum / max(1, int(valid_pixels.sum()))}

@@ -47,6 +47,7 @@ from reports.predictions import write_predictions
 from reports.publishing import check_hub_access, push_run
 from training.arguments import Arguments, RunArguments, SegmentationTrainingArguments
 from training.checkpoints import check_same_run, check_steps, started_with
+from training.divergence import SKIPPED, skipped_steps
 from training.dry_run import dry_run
 from training.interruption import Interruption
 from training.optimizer import batch_norm_warning
@@ -134,6 +135,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             ema_decay=args.optimization.ema_decay,
             record=started_with(args, train_split, class_weights),
             replaced=replaced_files(output_dir, args),
+            skip_nonfinite=args.optimization.skip_nonfinite,
             callbacks=[EarlyStoppingCallback(patience)] if patience else None,
         )
         if args.run.dry_run:
@@ -280,6 +282,7 @@ def train(trainer: SegmentationTrainer, args: Arguments, class_map: ClassMap) ->
     with interruption.awaited():
         metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
     metrics["num_processes"] = trainer.args.world_size
+    metrics |= {SKIPPED: count} if (count := skipped_steps(trainer.state)) else {}
     merge_lora(trainer.model)
     with results_of_training(trainer) as new:
         trainer.save_model(new)

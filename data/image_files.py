@@ -378,6 +378,24 @@ def _decode_channels(source: str | os.PathLike | bytes, num_channels: int) -> to
     return channels
 
 
+def decode_image(image: StoredFile, num_channels: int = 3) -> Image.Image | torch.Tensor:
+    """An image as models are to see it, upright: PIL RGB, or uint8 (num_channels, H, W) for other numbers than three
+    (see `read_channels`).
+
+    Raises:
+        UserError: it cannot be read; names the file.
+    """
+    if num_channels != 3:
+        return read_channels(image.source, num_channels, image.location)
+    try:
+        picture = image.open()
+    except FileProblem as problem:
+        raise UserError(f"{image.location} can no longer be read: {problem.detail}") from None
+    if picture.getexif().get(EXIF_ORIENTATION) is not None:
+        picture = ImageOps.exif_transpose(picture)
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
 def rgb_view(image: Image.Image | torch.Tensor) -> Image.Image:
     """Something to look at: a PIL image as it is; of uint8 (C, H, W) the first three bands, or the first in grey."""
     if isinstance(image, Image.Image):

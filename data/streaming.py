@@ -23,7 +23,7 @@ from data.arguments import DatasetArguments
 from data.augmentation import TrainTransform
 from data.classes import ClassMap
 from data.hub_datasets import image_columns, load_through_datasets, standard_columns
-from data.image_files import StoredFile, read_channels
+from data.image_files import StoredFile, decode_image
 from data.layouts import standard_split_name
 from data.preparation import PairRecord, prepare_one
 
@@ -93,7 +93,7 @@ def _with_bytes(file: dict | None) -> dict | None:
 
 
 class StreamingDataset(torch.utils.data.IterableDataset):
-    """Endless training examples, float32 "pixel_values" (3, S, S) and uint8 "labels" (S, S), pass after pass.
+    """Endless training examples, "pixel_values", "labels" and "name" as those of `data_utils.SegmentationDataset`.
 
     Order and random transforms are a function of seed, pass, position in it and the loader's worker, each of which
     reads files of its own. The Trainer sees one epoch of `--max_steps`, so that resuming skips the right batches:
@@ -138,19 +138,20 @@ class StreamingDataset(torch.utils.data.IterableDataset):
             order = int(np.random.default_rng([self.seed, number]).integers(2**32))
             position = -1
             for position, row in enumerate(self.stream.shuffle(seed=order, buffer_size=self.buffer_size)):
-                image, label = self._read(row, f"row {position} of pass {number} (worker {worker})")
-                yield self.transform(image, label, np.random.default_rng([self.seed, number, worker, position]))
+                name = f"row {position} of pass {number} (worker {worker})"
+                if row["image"] and row["image"]["path"]:
+                    name = Path(row["image"]["path"]).stem
+                image, label = self._read(row, name)
+                rng = np.random.default_rng([self.seed, number, worker, position])
+                yield self.transform(image, label, rng) | {"name": name}
             if position < 0:  # more workers than files
                 return
 
-    def _read(self, row: dict, description: str) -> tuple[Image.Image | torch.Tensor, Image.Image]:
+    def _read(self, row: dict, name: str) -> tuple[Image.Image | torch.Tensor, Image.Image]:
         """Image, as `data_utils.SegmentationDataset.read` has it, and mask of training ids, decoded and checked."""
-        name = Path(row["image"]["path"]).stem if row["image"] and row["image"]["path"] else description
         image, mask = (StoredFile.of(row[column], name) for column in ("image", "label"))
         num_channels = self.transform.protocol.num_channels
         record, label = prepare_one(image, mask, self.class_map, num_channels)
         if label is None:
             self.judge(record, self.class_map)
-        if num_channels != 3:
-            return read_channels(image.source, num_channels, name), label
-        return datasets.Image(mode="RGB").decode_example(row["image"]), label
+        return decode_image(image, num_channels), label

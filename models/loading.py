@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
     AutoConfig,
@@ -299,6 +299,7 @@ def _load_pretrained(
             f"the weights of {name_or_path} cannot be loaded: {one_line(error)} ({WITHOUT_NETWORK})"
         ) from error
     _judge_loading(name_or_path, model, info, trained, old_id2label)
+    check_finite(model.state_dict(), name_or_path)
     # `save_pretrained` reverts only those key mappings that loading has used: an encoder's checkpoint would be saved
     # with old names for the encoder and new ones for the head, and older transformers would not find the head. None
     # reverts all. transformers/core_model_loading.py, `model_specific_conversions`; test_stock_still_mixes_key_names
@@ -308,6 +309,17 @@ def _load_pretrained(
     # in memory as torch allots it, so without copies a reloaded model would not repeat its numbers bit for bit.
     model.load_state_dict({key: tensor.clone() for key, tensor in model.state_dict().items()}, assign=True)
     return model
+
+
+def check_finite(state_dict: dict[str, Tensor], what: str) -> None:
+    """Raises UserError where a tensor of a model holds NaN or infinity: `what` is said to, and the first are named."""
+    broken = [name for name, tensor in state_dict.items() if not tensor.isfinite().all()]
+    if broken:
+        raise UserError(
+            f"{what} holds weights that are not finite (NaN or infinity) in {len(broken)} of {len(state_dict)} "
+            f"tensors ({shorten(broken)}): its training diverged; take an earlier checkpoint, or train again with a "
+            "lower --learning_rate"
+        )
 
 
 def _judge_loading(

@@ -1,5 +1,6 @@
 """YAML and flags become dataclasses; every mistake names its remedy."""
 
+import traceback
 from dataclasses import dataclass, field
 
 import pytest
@@ -124,6 +125,19 @@ def test_run_cli_prints_one_line_for_users_and_a_traceback_for_bugs(capsys):
     assert capsys.readouterr().err == "error: masks/a.png holds 300; allowed are 0 to 4\n"
     with pytest.raises(ValueError, match="bug"):
         run_cli(lambda: int("bug"))
+
+
+def test_a_message_that_comes_back_as_a_traceback_is_the_message_again():
+    def nested():
+        try:
+            raise UserError("a.png is gone: put it back")
+        except UserError:
+            return traceback.format_exc()
+
+    assert str(UserError(f"Caught UserError in DataLoader worker process 0.\nOriginal {nested()}")) == (
+        "a.png is gone: put it back"
+    )
+    assert str(UserError("two lines:\n  of which this is one")) == "two lines:\n  of which this is one"
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -19,14 +20,17 @@ from cli_utils import UserError
 from data.arguments import ClassArguments, DatasetArguments
 from data.augmentation import TrainTransform
 from data.classes import ClassMap
+from data.preparation import undecoded
 from data.preprocessing import EvaluationProtocol
 from data_utils import (
+    NAME_BYTES,
     SegmentationDataset,
     collate_eval,
     collate_train,
     find_classes,
     load_data,
     load_segmentation_dataset,
+    names_of_batch,
 )
 
 THREE = ClassMap({0: "sky", 1: "tree", 2: "road"})
@@ -362,3 +366,65 @@ def test_collators(prepared):
     batch = collate_eval([evaluation[0], evaluation[1]])
     assert [len(batch[key]) for key in ("pixel_values", "labels")] == [2, 2]
     assert torch.equal(batch["labels"][1], evaluation[1]["labels"])
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def turn(file):
+    with Image.open(file) as image:
+        image.transpose(Image.Transpose.ROTATE_90).save(file)
+
+
+def grow(file):
+    with Image.open(file) as image:
+        image.resize((image.width + 1, image.height)).save(file)
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (cut, r"train_1\.\w+.*[Tt]runcated"),
+        (Path.unlink, r"train_1\.\w+.*No such file"),
+        (lambda file: file.write_bytes(b""), r"train_1\.\w+.*no image"),
+        (lambda file: file.write_text("<html>"), r"train_1\.\w+.*no image"),
+        (turn, r"train_1\.\w+ has changed since it was prepared: it is 8x12 now, its mask 12x8"),
+        (grow, r"train_1\.\w+ has changed since it was prepared: it is 13x8 now, its mask 12x8"),
+    ],
+)
+def test_files_that_change_after_they_were_prepared_are_named(make_dataset, change, message, num_channels):
+    root = make_dataset(count=3)
+    split = prepare_dataset(load_segmentation_dataset(dataset_dir=root), THREE)["train"]
+    protocol = EvaluationProtocol(16, image_mean=(0.5,) * num_channels, image_std=(0.5,) * num_channels)
+    for transform in (TrainTransform(protocol), protocol):
+        dataset = SegmentationDataset(split, transform)
+        dataset[1]
+    file = Path(undecoded(split)[1]["image"]["path"])
+    change(file)
+    for transform in (TrainTransform(protocol), protocol):
+        dataset = SegmentationDataset(split, transform)
+        dataset[0]
+        for read in (dataset.read, dataset.__getitem__):
+            with pytest.raises(UserError, match=message) as caught:
+                read(1)
+            assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_error_in_a_worker_is_the_same_line(prepared):
+    file = Path(undecoded(prepared)[1]["image"]["path"])
+    cut(file)
+    dataset = SegmentationDataset(prepared, TrainTransform(EvaluationProtocol(16)))
+    with pytest.raises(UserError) as here:
+        dataset[1]
+    with pytest.raises(UserError) as from_worker:  # which hands on its traceback as text, with the message at its end
+        list(DataLoader(dataset, batch_size=3, num_workers=1, collate_fn=collate_train))
+    assert str(from_worker.value) == str(here.value)
+
+
+def test_names_of_a_batch():
+    long, odd = "x" * 300, "größe 😀"
+    example = {"pixel_values": torch.zeros(3, 2, 2), "labels": torch.zeros(2, 2)}
+    batch = collate_train([example | {"name": name} for name in ("a", long, odd, "\udcff")] + [example])
+    assert names_of_batch(batch["names"]) == ["a", "x" * NAME_BYTES, odd, "?", "number 4"]

@@ -47,9 +47,15 @@ class OptimizationArguments:
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "stop after this many evaluations without a new best"}
     )
+    skip_nonfinite: int = field(
+        default=0,
+        metadata={"help": "leave out up to N steps whose loss or gradient is not finite before the run stops"},
+    )
 
     def __post_init__(self):
         check_positive(self, "lora_r", "early_stopping_patience")
+        if self.skip_nonfinite < 0:
+            raise UserError(f"--skip_nonfinite is {self.skip_nonfinite}; it must be at least 0")
         if self.freeze_encoder and self.lora_r:
             raise UserError(
                 "--freeze_encoder and --lora_r exclude each other: LoRA trains adapters in a frozen encoder"
@@ -126,6 +132,8 @@ class SegmentationTrainingArguments(TrainingArguments):
     load_best_model_at_end: bool = _default("load_best_model_at_end", True)
     metric_for_best_model: str | None = _default("metric_for_best_model", "eval_mean_iou")
     logging_steps: float = _default("logging_steps", 10)
+    # A loss that is not finite is no loss of zero; `training.divergence` deals with it.
+    logging_nan_inf_filter: bool = _default("logging_nan_inf_filter", False)
     # Once, with card and results; see `reports.publishing.PUBLISHED_FILES`.
     hub_strategy: str = _default("hub_strategy", "end")
     # Every parameter takes part in every step, so DDP need not search for those that do not.
@@ -210,6 +218,8 @@ class Arguments:
             )
         if self.optimization.ema_decay and (self.training.fsdp or self.training.deepspeed):
             raise UserError("--ema_decay averages whole weights, which FSDP and DeepSpeed scatter; leave it out")
+        if self.optimization.skip_nonfinite and self.training.deepspeed:
+            raise UserError("--skip_nonfinite cannot hold back the steps of DeepSpeed; leave it out")
         if self.optimization.sync_bn and self.training.world_size > 1 and self.training.device.type == "cpu":
             raise UserError("--sync_bn needs GPUs; on several CPU processes leave it out")
         patience = self.optimization.early_stopping_patience

@@ -50,6 +50,7 @@ def dry_run(trainer: SegmentationTrainer) -> dict[str, float]:
     args, results = trainer.args, {}
     args.save_strategy = args.eval_strategy = IntervalStrategy.NO
     args.load_best_model_at_end = False
+    trainer.divergence.keeps_dump = False
     trainer.remove_callback(EarlyStoppingCallback)  # it insists on evaluations
     if args.do_train:
         results |= _train(trainer)

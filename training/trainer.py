@@ -31,8 +31,10 @@ from data_utils import collate_eval, collate_train
 from metrics_utils import IGNORE_INDEX, ComputeMetrics, boundary_counts, confusion_matrix, without_per_category
 from models.adapters import merged_state_dict, save_adapters, with_adapters
 from models.inference import predict_ids, protocol_logits, score_logits, two_class_logits
+from models.loading import check_finite
 from models.losses import segmentation_loss
 from training.checkpoints import fault_of, newest_checkpoint, read_record, seal
+from training.divergence import DivergenceGuard, check_weights, poisoned, raise_on_nonfinite_losses
 from training.ema import WeightAverage
 from training.optimizer import groups_table, parameter_groups, poly_schedule, takes_parameter_groups
 from training.output_folder import NEW_RUN, checkpoints_after, move_in, save_results
@@ -102,6 +104,7 @@ class SegmentationTrainer(Trainer):
         ema_decay: of the average of the weights that is evaluated and saved; 0 for the weights themselves.
         record: of `training.checkpoints.started_with`, kept in every checkpoint.
         replaced: patterns of files that go from the output folder as the first checkpoint moves in.
+        skip_nonfinite: steps whose loss or gradient is not finite that may be left out before the run stops.
     """
 
     def __init__(
@@ -116,6 +119,7 @@ class SegmentationTrainer(Trainer):
         ema_decay: float = 0.0,
         record: dict | None = None,
         replaced: Sequence[str] = (),
+        skip_nonfinite: int = 0,
         **kwargs,
     ):
         self.protocol = protocol
@@ -126,6 +130,7 @@ class SegmentationTrainer(Trainer):
         self.weight_average = WeightAverage(ema_decay)
         self.record, self.replaced = record or {}, replaced
         self.saves_aside = False
+        self.divergence = DivergenceGuard(skip_nonfinite)
         super().__init__(
             *args,
             data_collator=collate_train,
@@ -192,7 +197,7 @@ class SegmentationTrainer(Trainer):
         over which DDP averages.
         """
         logits = two_class_logits(outputs.logits)
-        return segmentation_loss(
+        loss = segmentation_loss(
             logits,
             labels,
             self.losses,
@@ -201,6 +206,19 @@ class SegmentationTrainer(Trainer):
             label_smoothing=self.args.label_smoothing_factor,
             fused_ops=self.fused_ops,
         )
+        return poisoned(loss)
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """As stock, under the eyes of `training.divergence`, and without the names, which are not for the model."""
+        self.divergence.begin(model, inputs, num_items_in_batch)
+        inputs = {key: value for key, value in inputs.items() if key != "names"}
+        return self.divergence.end(super().training_step(model, inputs, num_items_in_batch))
+
+    # The norm that clipping needs is computed in every step and given to no public hook before the weights change.
+    # tests/training/test_divergence.py::test_the_trainer_still_asks_for_the_norm_before_the_step tells if that moves.
+    def _get_grad_norm(self, model, grad_norm=None):
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        return grad_norm if self.divergence.passes(self, grad_norm) else None
 
     # ---- evaluation -----------------------------------------------------------------------------------------------
 
@@ -222,7 +240,10 @@ class SegmentationTrainer(Trainer):
             for buffer in self.accelerator.unwrap_model(self.model).buffers():
                 torch.distributed.broadcast(buffer, src=0)
         with self.weight_average.applied(self.model):
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        # Logged it was; returned, it would pass for a number.
+        raise_on_nonfinite_losses(self, self.eval_dataset if eval_dataset is None else eval_dataset)
+        return metrics
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Scores each image at its annotation's size and returns counts instead of logits.
@@ -359,6 +380,7 @@ class SegmentationTrainer(Trainer):
     def save_model(self, output_dir=None, _internal_call=False):
         """Saves the weights that are evaluated; in a checkpoint, those in training go beside them."""
         with self.weight_average.applied(self.model):
+            check_weights(self)
             super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             self.weight_average.save_raw_weights(self.model, output_dir or self.args.output_dir)
@@ -373,6 +395,7 @@ class SegmentationTrainer(Trainer):
     def _load_weights(self, folder: str) -> None:
         model = self.accelerator.unwrap_model(self.model)
         saved = type(model).from_pretrained(folder, dtype=torch.float32).state_dict()
+        check_finite(saved, folder)
         try:
             model.load_state_dict(with_adapters(saved, model, folder), strict=True)
         except RuntimeError as error:

@@ -162,8 +162,9 @@ def test_datasets_read_the_bands_that_the_protocol_asks_for(four_bands, in_table
     bands, split = four_bands
     if in_table:  # as Hub datasets are: bytes instead of a path
         files = [Path(file["path"]).read_bytes() for file in undecoded(split)["image"]]
-        table = {"image": [{"bytes": file, "path": None} for file in files], "label": split["label"]}
-        split = Dataset.from_dict(table, features=split.select_columns(["image", "label"]).features)
+        table = {"image": [{"bytes": file, "path": None} for file in files]}
+        table |= {"label": split["label"], "name": split["name"]}
+        split = Dataset.from_dict(table, features=split.select_columns(list(table)).features)
     protocol = EvaluationProtocol(16, size_divisor=8, **PLAIN_4)
     dataset = SegmentationDataset(split, protocol)
     image, label = dataset.read(1)

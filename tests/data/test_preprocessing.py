@@ -199,13 +199,14 @@ def test_describe(options, line):
 
 
 def test_dataset_and_collator_hand_on_one_tensor_or_one_for_each_scale():
-    from datasets import Dataset, Features
+    from datasets import Dataset, Features, Value
     from datasets import Image as ImageFeature
 
     from data_utils import SegmentationDataset, collate_eval
 
-    pictures = {"image": [Image.new("RGB", (50, 40))] * 2, "label": [Image.new("L", (50, 40))] * 2}
-    split = Dataset.from_dict(pictures, features=Features({"image": ImageFeature(), "label": ImageFeature()}))
+    pictures = {"image": [Image.new("RGB", (50, 40))] * 2, "label": [Image.new("L", (50, 40))] * 2, "name": ["a", "b"]}
+    columns = Features({"image": ImageFeature(), "label": ImageFeature(), "name": Value("string")})
+    split = Dataset.from_dict(pictures, features=columns)
     shapes = []
     for scales in ((1.0,), (0.5, 1.0)):
         dataset = SegmentationDataset(split, EvaluationProtocol(64, scales=scales))

@@ -81,14 +81,14 @@ class Level:
 
     def __call__(self, image, label, rng):
         assert image.mode == "RGB" and label.size == image.size and set(np.unique(label)) <= {0, 1, 255}
-        return image.getpixel((0, 0))[0], round(float(rng.random()), 9)
+        return {"level": image.getpixel((0, 0))[0], "random": round(float(rng.random()), 9)}
 
 
 def drawn(folder, count, seed=0, start=0, **options):
     data, class_map = streamed(folder)
     dataset = StreamingDataset(data.stream, class_map, Level(), judge_example, seed, **options)
     dataset.set_epoch(start)
-    return list(itertools.islice(dataset, count))
+    return [(example["level"], example["random"]) for example in itertools.islice(dataset, count)]
 
 
 # ---- what is drawn ----
@@ -113,7 +113,7 @@ def test_workers_read_files_of_their_own(folder):
 
     def first(workers, count=20):
         loader = DataLoader(dataset, batch_size=None, num_workers=workers)
-        return [(int(level), float(random)) for level, random in itertools.islice(loader, count)]
+        return [(int(example["level"]), float(example["random"])) for example in itertools.islice(loader, count)]
 
     examples = first(2)
     assert sorted(level for level, _ in examples[:10]) == list(range(10))  # neither twice nor missing
