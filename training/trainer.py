@@ -212,7 +212,9 @@ class SegmentationTrainer(Trainer):
         """As stock, under the eyes of `training.divergence`, and without the names, which are not for the model."""
         self.divergence.begin(model, inputs, num_items_in_batch)
         inputs = {key: value for key, value in inputs.items() if key != "names"}
-        return self.divergence.end(super().training_step(model, inputs, num_items_in_batch))
+        loss = self.divergence.end(super().training_step(model, inputs, num_items_in_batch))
+        self.run_loss.add(loss)
+        return loss
 
     # The norm that clipping needs is computed in every step and given to no public hook before the weights change.
     # tests/training/test_divergence.py::test_the_trainer_still_asks_for_the_norm_before_the_step tells if that moves.
@@ -305,11 +307,6 @@ class SegmentationTrainer(Trainer):
         metrics = {"train_loss": self.run_loss.mean(self.state.global_step), "total_flos": self.state.total_flos}
         self.log(metrics)
         return TrainOutput(self.state.global_step, metrics["train_loss"], metrics)
-
-    def training_step(self, *args, **kwargs):
-        loss = super().training_step(*args, **kwargs)
-        self.run_loss.add(loss)
-        return loss
 
     def log(self, logs, *args, **kwargs):
         """As `Trainer.log`, with the losses of the whole run in the place of those since the last resume."""
