@@ -38,11 +38,16 @@ class CheckArguments:
     """How to check, and what to write."""
 
     image_size: int = field(default=512, metadata={"help": "short side in training, by which images are judged"})
-    json: str | None = field(default=None, metadata={"help": "write the report to this file, for programs"})
-    html: str | None = field(
-        default=None, metadata={"help": "write a page with pictures of the worst files to this file"}
+    json: str | None = field(
+        default=None, metadata={"help": "write the report to this file, for programs", "metavar": "FILE"}
     )
-    fix: str | None = field(default=None, metadata={"help": "write a clean copy into this new folder"})
+    html: str | None = field(
+        default=None,
+        metadata={"help": "write a page with pictures of the data, and of the worst files, here", "metavar": "FILE"},
+    )
+    fix: str | None = field(
+        default=None, metadata={"help": "write a clean copy into this new folder", "metavar": "DIR"}
+    )
     strict: bool = field(default=False, metadata={"help": "exit with code 1 if there are warnings"})
     num_proc: int | None = field(
         default=None, metadata={"help": "number of processes; chosen by images and CPUs if left out"}

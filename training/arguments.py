@@ -74,7 +74,8 @@ class RunArguments:
         default=True, metadata={"help": "look for faults in a sample of the data before training (check_dataset.py)"}
     )
     preview: str | None = field(
-        default=None, metadata={"help": "only write a picture of augmented training images to this file"}
+        default=None,
+        metadata={"help": "only write a picture of augmented training images to this file", "metavar": "FILE"},
     )
     dry_run: bool = field(
         default=False,
@@ -95,6 +96,12 @@ def _default(name: str, value):
     return field(default=value, metadata=TrainingArguments.__dataclass_fields__[name].metadata)
 
 
+def _path(name: str, metavar: str = "DIR"):
+    """The Trainer's own field, which takes a file or folder, see `cli_utils.is_path`."""
+    own = TrainingArguments.__dataclass_fields__[name]
+    return field(default=own.default, metadata={**own.metadata, "metavar": metavar})
+
+
 @dataclass
 class SegmentationTrainingArguments(TrainingArguments):
     """`TrainingArguments` with this project's defaults; no field is added.
@@ -102,6 +109,9 @@ class SegmentationTrainingArguments(TrainingArguments):
     Evaluation during training needs `do_train=True`, also where `trainer.train()` is called from Python.
     """
 
+    output_dir: str | None = _path("output_dir")
+    resume_from_checkpoint: str | None = _path("resume_from_checkpoint")
+    deepspeed: dict | str | None = _path("deepspeed", "FILE")
     # AdamW at 6e-5: SegFormer paper, section 4.1.
     learning_rate: float = _default("learning_rate", 6e-5)
     per_device_train_batch_size: int = _default("per_device_train_batch_size", 2)
