@@ -13,6 +13,7 @@ every file once, `augmentation` and `preprocessing` make pixels of images.
 
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,14 +25,14 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as tvF
 
 import visual_utils
-from cli_utils import UserError, shorten
+from cli_utils import UserError, count_of, shorten
 from data.arguments import ClassArguments, DatasetArguments
 from data.augmentation import TrainTransform
 from data.classes import MAX_LABELS, ClassMap, edit_classes, map_classes, read_class_list, read_label_mapping
 from data.hub_datasets import load_through_datasets, standard_columns, standard_splits
 from data.image_files import read_channels, rgb_view
 from data.pairing import find_dataset
-from data.preparation import annotation_values
+from data.preparation import annotation_values, undecoded
 from data.preprocessing import EvaluationProtocol
 from data.splitting import split_train
 from data.streaming import NO_CLASS_LIST, open_streams
@@ -76,6 +77,15 @@ class Data:
     folder: Path | None = None
     num_channels: int = 3
     stream: IterableDataset | None = None
+
+    def files(self) -> Iterator[str]:
+        """The image and mask files on this disk that it was read from, and those that are left out."""
+        for rows in self.splits.values():
+            columns = undecoded(rows.select_columns(["image", "label"])).flatten()
+            for column in ("image", "label"):
+                # Beside bytes stands the name that they had somewhere.
+                yield from (path for path in columns[f"{column}.path"] if path and os.path.isabs(path))
+        yield from map(str, [*self.images_alone, *self.masks_alone])
 
 
 # ---- loading --------------------------------------------------------------------------------------------------------
@@ -149,6 +159,12 @@ def load_segmentation_dataset(
 
 
 def _dataset_of_pairs(pairs) -> Dataset:
+    odd = [path for pair in pairs for path in (pair.image, pair.mask) if not _is_utf8(str(path.absolute()))]
+    if odd:
+        raise UserError(
+            f"{count_of(len(odd), 'file name/names is/are')} no valid UTF-8: {shorten(map(str, odd))}; rename such "
+            "files, for instance with `convmv -f latin1 -t utf8 -r --notest FOLDER`"
+        )
     return Dataset.from_dict(
         {
             "image": [str(pair.image.absolute()) for pair in pairs],
@@ -158,6 +174,15 @@ def _dataset_of_pairs(pairs) -> Dataset:
         # Mode None keeps palette indices and 16-bit values of masks as they are.
         features=Features({"image": datasets.Image(mode="RGB"), "label": datasets.Image(), "name": Value("string")}),
     )
+
+
+def _is_utf8(name: str) -> bool:
+    """False for file names of other encodings, in which Python keeps the bytes that are none as half characters."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 # ---- classes --------------------------------------------------------------------------------------------------------

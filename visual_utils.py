@@ -68,6 +68,21 @@ def raw_palette(palette: np.ndarray, raw_values: Sequence[int]) -> np.ndarray:
     return by_raw_value
 
 
+def save_picture(path: str | Path, picture: Image.Image, **options) -> None:
+    """Writes a picture as its extension says; it appears under its name when it is complete. Parent folders are made.
+
+    options: as for `Image.save`.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        picture.save(partial, Image.registered_extensions()[path.suffix.lower()], **options)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def save_indexed_png(path: str | Path, mask: np.ndarray, palette: np.ndarray) -> None:
     """Writes a single-channel PNG in which a program reads ids and a viewer shows colours.
 
@@ -83,11 +98,7 @@ def save_indexed_png(path: str | Path, mask: np.ndarray, palette: np.ndarray) ->
     image = Image.fromarray(mask.astype(np.uint8))
     # All 256 entries: with fewer Pillow packs the pixels into fewer bits, which some readers do not undo.
     image.putpalette(np.asarray(palette, np.uint8).reshape(256 * 3).tolist())
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    image.save(partial, format="PNG")
-    os.replace(partial, path)
+    save_picture(path, image)
 
 
 def _colors(ids: np.ndarray, palette: np.ndarray, ignore_index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -133,6 +144,11 @@ def overlay(
     return Image.fromarray(blended.round().astype(np.uint8))
 
 
+def _line(text) -> str:
+    """Text that can be drawn: without line breaks and without what fonts have no sign for."""
+    return "".join(letter if letter.isprintable() else " " for letter in str(text))
+
+
 @cache
 def _font():
     return ImageFont.load_default(size=FONT_SIZE)
@@ -142,7 +158,7 @@ def _legend(width: int, all_ids: Sequence[np.ndarray], palette, id2label, ignore
     """Colour and name of the classes in the label maps, largest first, in at most MAX_LEGEND_LINES lines."""
     counts = sum(np.bincount(ids.ravel(), minlength=256) for ids in all_ids)
     ids = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i] and i != ignore_index]
-    names = [str(id2label[i]) for i in ids]
+    names = [_line(id2label[i]) for i in ids]
     names = [n if len(n) <= MAX_NAME_LENGTH else n[: MAX_NAME_LENGTH - 1] + "…" for n in names]
 
     swatch, gap = 16, 6
@@ -246,7 +262,7 @@ def augmentation_sheet(
     draw = ImageDraw.Draw(canvas)
     for row, (name, original, draws) in enumerate(rows):
         top = row * (LINE_HEIGHT + cell)
-        draw.text((MARGIN, top + LINE_HEIGHT // 2), name, fill=TEXT_COLOR, font=_font(), anchor="lm")
+        draw.text((MARGIN, top + LINE_HEIGHT // 2), _line(name), fill=TEXT_COLOR, font=_font(), anchor="lm")
         panels = [(original, Image.Resampling.LANCZOS)]
         for image, ids in draws:
             mask = colorize(ids, palette, ignore_index)

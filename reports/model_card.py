@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from cli_utils import printable
 from data.classes import ClassMap, read_class_list
 from models.arguments import ModelArguments
 from reports.templates import render
@@ -103,7 +104,7 @@ def _hub_id(name: str | None) -> str | None:
 
 def _last_name(path: str | None) -> str | None:
     """The last part of a path, for use in backticks."""
-    return " ".join(Path(path).expanduser().resolve().name.replace("`", "'").split()) if path else None
+    return printable(" ".join(Path(path).expanduser().resolve().name.replace("`", "'").split())) if path else None
 
 
 def _metadata(

@@ -4,11 +4,13 @@ Each group checks itself; what only several of them show together is checked by 
 """
 
 import logging
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import yaml
+from PIL import Image
 from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
@@ -84,11 +86,20 @@ class RunArguments:
 
     def __post_init__(self):
         check_positive(self, "max_train_samples", "max_eval_samples", "max_predict_samples")
+        if self.preview is not None:
+            kind = Image.registered_extensions().get(Path(self.preview).suffix.lower())
+            if kind not in Image.SAVE:
+                raise UserError(f"--preview {self.preview}: no kind of picture; give a name that ends in .png or .jpg")
 
     @property
     def keeps_nothing(self) -> bool:
         """Whether what the run writes to its output folder is thrown away."""
         return self.dry_run or self.preview is not None
+
+    def trains(self, training: TrainingArguments) -> bool:
+        """Whether a flag stands for `--do_train`, which was left out: a preview does, and a dry run of nothing else."""
+        asked = training.do_train or training.do_eval or training.do_predict or self.eval_on_train
+        return not training.do_train and (self.preview is not None or (self.dry_run and not asked))
 
 
 def _default(name: str, value):
@@ -185,8 +196,13 @@ class Arguments:
     def parse(cls, argv: list[str] | None = None, description: str | None = None) -> "Arguments":
         """From the command line, or `argv`, and the YAML file of `--config`."""
         exclusive = (("model_name_or_path", "from_scratch"), ("dataset_dir", "dataset_name"))
-        types = tuple(GROUPS.values())
-        return cls(*parse_arguments(types, argv, description, exclusive), given=given_flags(types, argv))
+        types, argv = tuple(GROUPS.values()), list(sys.argv[1:] if argv is None else argv)
+        groups = parse_arguments(types, argv, description, exclusive)
+        parsed = dict(zip(GROUPS, groups, strict=True))
+        if parsed["run"].trains(parsed["training"]):
+            argv.append("--do_train")  # before the Trainer's arguments draw their conclusions from it
+            groups = parse_arguments(types, argv, description, exclusive)
+        return cls(*groups, given=given_flags(types, argv))
 
     def __post_init__(self):
         self.dataset.source  # noqa: B018 - raises where there is no data
