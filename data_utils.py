@@ -31,11 +31,13 @@ from data.augmentation import TrainTransform
 from data.classes import MAX_LABELS, ClassMap, edit_classes, map_classes, read_class_list, read_label_mapping
 from data.hub_datasets import load_through_datasets, standard_columns, standard_splits
 from data.image_files import read_channels, rgb_view
+from data.layouts import IMAGE_EXTENSIONS, MASK_EXTENSIONS
 from data.pairing import find_dataset
 from data.preparation import annotation_values, undecoded
 from data.preprocessing import EvaluationProtocol
 from data.splitting import split_train
 from data.streaming import NO_CLASS_LIST, open_streams
+from data.unread import describe_unread, unread_pictures
 from metrics_utils import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
@@ -61,6 +63,7 @@ class Data:
         published: the key of `PUBLISHED` whose classes and label reduction are taken for it by default, if any.
         class_names: value in the masks → class, where the annotations themselves name classes (outlines).
         images_alone, masks_alone: files that are left out as they have no counterpart.
+        unread: files beside them that are pictures of kinds that are not read.
         folder: where it lies on this disk.
         num_channels: bands of its images.
         stream: with `--streaming`, the training images as {"bytes", "path"} of "image" and "label"; `splits` then has
@@ -77,6 +80,7 @@ class Data:
     folder: Path | None = None
     num_channels: int = 3
     stream: IterableDataset | None = None
+    unread: list[Path] = field(default_factory=list)
 
     def files(self) -> Iterator[str]:
         """The image and mask files on this disk that it was read from, and those that are left out."""
@@ -113,7 +117,14 @@ def load_data(
     """
     source, num_channels = args.source, args.num_channels or num_channels or 3
     if args.dataset_dir:
-        found = find_dataset(args.dataset_dir, args.image_column, args.label_column)
+        unread = unread_pictures(args.dataset_dir, IMAGE_EXTENSIONS | MASK_EXTENSIONS)
+        passed_over = ": ".join(describe_unread(unread, IMAGE_EXTENSIONS)) if unread else ""
+        try:
+            found = find_dataset(args.dataset_dir, args.image_column, args.label_column)
+        except UserError as error:
+            raise UserError(f"{error}; {passed_over}" if unread else str(error)) from None
+        if unread:
+            logger.warning(f"{args.dataset_dir}: {passed_over}")
         data = Data(
             source,
             DatasetDict({split: _dataset_of_pairs(pairs) for split, pairs in found.splits.items()}),
@@ -124,6 +135,7 @@ def load_data(
             found.masks_alone,
             Path(args.dataset_dir),
             num_channels,
+            unread=unread,
         )
     else:
         stream = None

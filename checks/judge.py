@@ -14,13 +14,15 @@ from datasets import DatasetDict
 
 from checks.alignment import alignment_faults
 from checks.duplicates import duplicate_faults
-from checks.records import CLEAN_COPY, ERROR, INFO, WARNING, Finding, ImageRecord, finding
+from checks.records import CLEAN_COPY, ERROR, INFO, WARNING, Finding, ImageRecord, by_cost, finding
 from checks.scan import scan_sample
 from checks.storage import exif_faults, file_faults, image_faults, mask_form_faults
 from checks.values import class_faults, presence_faults, split_faults, value_faults
 from cli_utils import UserError, count_of, shorten
 from data.classes import ClassMap
+from data.layouts import IMAGE_EXTENSIONS
 from data.preparation import BINARY_MASKS, PairRecord, prepare_pairs
+from data.unread import describe_unread
 from data_utils import Data
 
 logger = logging.getLogger(__name__)
@@ -128,7 +130,7 @@ def find_faults(
     findings += of_values
     if complete:
         findings += split_faults(records)
-    return sorted(findings, key=lambda found: (ERROR, WARNING, INFO).index(found.severity))
+    return by_cost(findings)
 
 
 def orphan_faults(data: Data) -> list[Finding]:
@@ -146,3 +148,11 @@ def orphan_faults(data: Data) -> list[Finding]:
             fix_all = f"{fix}; {CLEAN_COPY} writes a copy without such files"
             findings.append(finding(kind, severity, message, fix_all, map(str, files)))
     return findings
+
+
+def unread_faults(data: Data) -> list[Finding]:
+    """Pictures of kinds that are not read."""
+    if not data.unread:
+        return []
+    message, fix = describe_unread(data.unread, IMAGE_EXTENSIONS)
+    return [finding("file-not-read", WARNING, message, fix, map(str, data.unread))]

@@ -16,7 +16,7 @@ import tempfile
 import unicodedata
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from cli_utils import UserError, printable
 from data.layouts import IMAGE_EXTENSIONS, MASK_EXTENSIONS
@@ -106,14 +106,34 @@ def check_writable(path: str | os.PathLike, flag: str, is_folder: bool = False) 
         ) from None
 
 
-def common_folder_names(files: Sequence[Path]) -> list[str]:
-    """Each file's path below the folder that all of them lie in, without extension, with "/" between its parts."""
-    paths = [Path(os.path.abspath(file)) for file in files]
-    try:
-        folder = os.path.commonpath([path.parent for path in paths])
-    except ValueError:  # several drives
-        return [Path(*path.parts[1:]).with_suffix("").as_posix() for path in paths]
-    return [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
+def inner_names(names: Sequence[str]) -> list[str]:
+    """Paths without extension, as a table has them → names that lead out of no folder nor tell of this machine.
+
+    Absolute paths are named from the folder down that all of them share, others lose what goes up; those that do
+    neither stay as they are. Different paths get different names.
+    """
+    absolute = [PurePath(name).parent for name in names if PurePath(name).is_absolute()]
+    shared = ""
+    with suppress(ValueError):  # nothing absolute, or on several drives
+        shared = os.path.commonpath(absolute)
+    taken = {name for name in names if _is_inner(name)}
+    inner = {name: name for name in taken}
+    for name in names:
+        if name in inner:
+            continue
+        path = PurePath(name)
+        path = path.relative_to(shared or path.anchor) if path.is_absolute() else PurePath(os.path.normpath(path))
+        start = unique = "/".join(part for part in path.parts if part != "..") or UNNAMED
+        number = 2
+        while unique in taken:
+            unique, number = f"{start}_{number}", number + 1
+        taken.add(unique)
+        inner[name] = unique
+    return [inner[name] for name in names]
+
+
+def _is_inner(name: str) -> bool:
+    return not PurePath(name).is_absolute() and ".." not in PurePath(name).parts
 
 
 def _status(path: str | os.PathLike) -> os.stat_result | None:

@@ -31,7 +31,7 @@ from data.layouts import (
     visible_files,
 )
 from data.outlines import draw_masks
-from data.output_paths import common_folder_names
+from data.output_paths import inner_names
 
 logger = logging.getLogger(__name__)
 
@@ -239,13 +239,11 @@ def _read_metadata(root: Path, image_column: str | None, label_column: str | Non
         if missing:
             raise UserError(f"{file} names {len(missing)} files that are not there: {shorten(missing)}")
     for split, pairs in splits.items():
-        # A name is no way out of a folder: where a path is absolute or goes up, all are named from where they lie.
-        if any(Path(pair.name).is_absolute() or ".." in Path(pair.name).parts for pair in pairs):
-            names = common_folder_names([pair.image for pair in pairs])
-            pairs[:] = [replace(pair, name=name) for pair, name in zip(pairs, names, strict=True)]
         twice = [name for name, count in Counter(pair.name for pair in pairs).items() if count > 1]
         if twice:
             raise UserError(f"the metadata of the {split} split names an image more than once: {shorten(twice)}")
+        names = inner_names([pair.name for pair in pairs])
+        pairs[:] = [replace(pair, name=name) for pair, name in zip(pairs, names, strict=True)]
     return splits
 
 

@@ -14,6 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from cli_utils import printable
 from data.classes import ClassMap, read_class_list
+from metrics_utils import csv_text
 from models.arguments import ModelArguments
 from reports.templates import render
 from training.arguments import SegmentationTrainingArguments
@@ -88,7 +89,12 @@ def _categories(file: Path) -> list[dict[str, str]]:
     if not file.is_file():
         return []
     with open(file, newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
+        rows = list(csv.DictReader(lines))
+    for row in rows:
+        name = row["name"].removeprefix("'")
+        if csv_text(name) == row["name"]:  # the apostrophe is for spreadsheets
+            row["name"] = name
+    return rows
 
 
 def _hub_id(name: str | None) -> str | None:

@@ -97,7 +97,7 @@ class RunArguments:
         return self.dry_run or self.preview is not None
 
     def trains(self, training: TrainingArguments) -> bool:
-        """Whether a flag stands for `--do_train`, which was left out: a preview does, and a dry run of nothing else."""
+        """Whether a flag stands for `--do_train`, which was left out: a preview, and a dry run of nothing else."""
         asked = training.do_train or training.do_eval or training.do_predict or self.eval_on_train
         return not training.do_train and (self.preview is not None or (self.dry_run and not asked))
 
