@@ -189,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
     Raises `cli_utils.UserError` for flags that do not fit; what is wrong with the dataset is reported, not raised.
     """
     args, dataset_args, class_args = parse(argv)
-    log_to_terminal(logging.ERROR)
+    log_to_terminal(logging.ERROR, force=False)
     report, data, class_map = check(args, dataset_args, class_args)
     print(printable(as_text(report, class_map), lines=True))
     if args.json:

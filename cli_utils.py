@@ -190,11 +190,14 @@ class PrintableFormatter(logging.Formatter):
         return printable(super().format(record), lines=True)
 
 
-def log_to_terminal(level: int = logging.INFO) -> None:
-    """Log lines of that level on stderr, `LEVEL module: message`, without a line for every request to the Hub."""
+def log_to_terminal(level: int = logging.INFO, force: bool = True) -> None:
+    """Log lines of that level on stderr, `LEVEL module: message`, without a line for every request to the Hub.
+
+    force: also where logging was set up already.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("%(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.basicConfig(level=level, handlers=[handler], force=force)
     for name in ("httpx", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

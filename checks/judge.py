@@ -14,7 +14,7 @@ from datasets import DatasetDict
 
 from checks.alignment import alignment_faults
 from checks.duplicates import duplicate_faults
-from checks.records import CLEAN_COPY, ERROR, INFO, WARNING, Finding, ImageRecord, by_cost, finding
+from checks.records import CLEAN_COPY, ERROR, INFO, WARNING, Finding, ImageRecord, finding
 from checks.scan import scan_sample
 from checks.storage import exif_faults, file_faults, image_faults, mask_form_faults
 from checks.values import class_faults, presence_faults, split_faults, value_faults
@@ -130,7 +130,7 @@ def find_faults(
     findings += of_values
     if complete:
         findings += split_faults(records)
-    return by_cost(findings)
+    return sorted(findings, key=lambda found: (ERROR, WARNING, INFO).index(found.severity))
 
 
 def orphan_faults(data: Data) -> list[Finding]:

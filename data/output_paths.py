@@ -86,7 +86,7 @@ def check_writable(path: str | os.PathLike, flag: str, is_folder: bool = False) 
     """
     path = Path(path)
     if path.is_dir() and not is_folder:
-        raise UserError(f"{flag} {printable(str(path))} is a folder; give a file in it")
+        raise UserError(f"{flag} {printable(str(path))} cannot be written: Is a directory; give a file in it")
     if path.exists() and not path.is_dir():
         if is_folder:
             raise UserError(f"{flag} {printable(str(path))} is a file; give a folder")

@@ -74,7 +74,10 @@ def _contents(report: DatasetReport, data: Data | None, class_map: ClassMap | No
         "report": report,
         "level": next((level for level in (ERROR, WARNING) if report.count(level)), "fit"),
         "summary": f"{report.layout} layout; {counts}; looked at {pairs} in {report.seconds:.1f} s",
-        "samples": _samples(report.records, class_map, draw) if data and class_map else None,
+        # Of a broken dataset what is broken comes first, in pictures of its own.
+        "samples": _samples(report.records, class_map, draw)
+        if data and class_map and not report.count(ERROR)
+        else None,
         "tables": tables,
         "sections": [_section(found, report.records, draw) if found.files else None for found in report.findings],
     }
