@@ -86,7 +86,10 @@ class BenchmarkArguments:
     command: str = field(
         default="", metadata={"help": "train-step, evaluate, predict, data, or all: those, and the step of mit-b2"}
     )
-    variant: str = field(default="mit-b0", metadata={"help": "mit-b0 … mit-b5, or a SegFormer's config.json"})
+    variant: str = field(
+        default="mit-b0",
+        metadata={"help": "mit-b0 … mit-b5, or a SegFormer's config.json", "metavar": "VARIANT_OR_FILE"},
+    )
     size: int = field(default=512, metadata={"help": "S in pixels, a multiple of 32"})
     batch_size: int = field(default=2, metadata={"help": "images in a training or evaluation batch"})
     num_labels: int = field(default=150, metadata={"help": "number of classes"})
@@ -97,7 +100,9 @@ class BenchmarkArguments:
     growth: int = field(
         default=3, metadata={"help": "evaluate also measures the memory for this many times the images"}
     )
-    json: str | None = field(default=None, metadata={"help": "also write the results to this file, for programs"})
+    json: str | None = field(
+        default=None, metadata={"help": "also write the results to this file, for programs", "metavar": "FILE"}
+    )
     # Not for people: see `peak_memory` and `main`.
     peak_of: str | None = field(default=None, metadata={"help": argparse.SUPPRESS})
     folder: str = field(default="", metadata={"help": argparse.SUPPRESS})

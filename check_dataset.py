@@ -9,6 +9,9 @@ prints a verdict, what was found and how to fix it, and tables. A clean copy of 
 
     python check_dataset.py my_photos --fix my_clean_photos
 
+What is written (`--json`, `--html`, `--fix`) appears under its name when it is complete, and never in place of a file
+that is no report.
+
 The exit code is 0, 2 where there are errors, and under `--strict` 1 where there are warnings.
 """
 
@@ -17,19 +20,24 @@ import logging
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from checks.clean_copy import check_out_dir, write_clean_copy
-from checks.judge import find_faults, orphan_faults
-from checks.records import ERROR, DatasetReport, Finding
+from checks.judge import find_faults, orphan_faults, unread_faults
+from checks.records import ERROR, DatasetReport, Finding, by_cost
 from checks.scan import scan
 from checks.values import count_class_pixels
-from cli_utils import UserError, check_positive, parse_arguments, run_cli, set_up_logging, write_text
+from cli_utils import UserError, check_positive, parse_arguments, printable, run_cli, set_up_logging, write_text
 from data.arguments import ClassArguments, DatasetArguments
 from data.class_weights import class_weights
 from data.classes import ClassMap
+from data.output_paths import check_writable, refuse_inputs
 from data_utils import Data, find_classes, load_data
 from reports.check_page import write_html
 from reports.check_tables import ROWS_SHOWN, Share, Table, class_table, mode_table, more, size_table, value_table
+
+# Near the start of what `--json` and `--html` write.
+REPORT_MARKS = (b'{\n "dataset": ', b"<title>Check of ")
 
 
 @dataclass
@@ -37,11 +45,16 @@ class CheckArguments:
     """How to check, and what to write."""
 
     image_size: int = field(default=512, metadata={"help": "short side in training, by which images are judged"})
-    json: str | None = field(default=None, metadata={"help": "write the report to this file, for programs"})
-    html: str | None = field(
-        default=None, metadata={"help": "write a page with pictures of the worst files to this file"}
+    json: str | None = field(
+        default=None, metadata={"help": "write the report to this file, for programs", "metavar": "FILE"}
     )
-    fix: str | None = field(default=None, metadata={"help": "write a clean copy into this new folder"})
+    html: str | None = field(
+        default=None,
+        metadata={"help": "write a page with pictures of the data, and of the worst files, here", "metavar": "FILE"},
+    )
+    fix: str | None = field(
+        default=None, metadata={"help": "write a clean copy into this new folder", "metavar": "DIR"}
+    )
     strict: bool = field(default=False, metadata={"help": "exit with code 1 if there are warnings"})
     num_proc: int | None = field(
         default=None, metadata={"help": "number of processes; chosen by images and CPUs if left out"}
@@ -51,6 +64,10 @@ class CheckArguments:
 
     def __post_init__(self):
         check_positive(self, "image_size", "num_proc", "max_images")
+
+    def reports(self) -> dict[str, Path]:
+        """Flag → file, of those that were given."""
+        return {f"--{name}": Path(file) for name in ("json", "html") if (file := getattr(self, name))}
 
 
 def parse(argv: list[str] | None) -> tuple[CheckArguments, DatasetArguments, ClassArguments]:
@@ -69,7 +86,20 @@ def parse(argv: list[str] | None) -> tuple[CheckArguments, DatasetArguments, Cla
         if args.max_images is not None:
             raise UserError("--fix writes all of a dataset, so leave out --max_images")
         check_out_dir(args.fix, source)
+    for flag, file in args.reports().items():
+        check_writable(file, flag)
+        _refuse_other_files(file, flag)
     return args, dataset_args, class_args
+
+
+def _refuse_other_files(file: Path, flag: str) -> None:
+    """Raises UserError where a file is there that is no report of ours, but a list of classes, a page of its own …"""
+    if not file.is_file() or not file.stat().st_size:
+        return
+    with open(file, "rb") as opened:
+        start = opened.read(4096)
+    if not any(mark in start for mark in REPORT_MARKS):
+        raise UserError(f"{flag} {file} exists and is no report of a check; delete it, or give another file")
 
 
 def check(
@@ -83,6 +113,8 @@ def check(
         source = dataset_args.source
         fault = Finding("not-loadable", ERROR, str(error), "see the README for layouts and flags", (source,), 1)
         return DatasetReport(source, "unknown", {}, {}, {}, [], [fault], time.perf_counter() - started), None, None
+    for flag, file in args.reports().items():
+        refuse_inputs([file], data.files(), f"file for {flag}")
     class_map, unclear = None, []
     try:
         class_map = find_classes(data, class_args)
@@ -93,7 +125,8 @@ def check(
     splits = {split: len(rows) for split, rows in data.splits.items()}
     faults = find_faults(records, class_map, args.image_size, complete=len(records) == sum(splits.values()))
     # What is wrong with the values says more than that no classes could be made of them.
-    findings = [*([] if any(found.severity == ERROR for found in faults) else unclear), *faults, *orphan_faults(data)]
+    unclear = [] if any(found.severity == ERROR for found in faults) else unclear
+    findings = by_cost([*unclear, *faults, *orphan_faults(data), *unread_faults(data)])
     pixels = count_class_pixels(records, class_map) if class_map else {}
     train = pixels.get("train")
     report = DatasetReport(
@@ -156,18 +189,20 @@ def main(argv: list[str] | None = None) -> int:
     Raises `cli_utils.UserError` for flags that do not fit; what is wrong with the dataset is reported, not raised.
     """
     args, dataset_args, class_args = parse(argv)
-    set_up_logging(logging.ERROR)
+    set_up_logging(logging.ERROR, force=False)
     report, data, class_map = check(args, dataset_args, class_args)
-    print(as_text(report, class_map))
+    print(printable(as_text(report, class_map), lines=True))
     if args.json:
         write_text(args.json, json.dumps(report.to_json(), indent=1))
     if args.html:
         write_html(report, args.html, data, class_map)
+    for flag, file in args.reports().items():
+        print(printable(f"written: {file} ({flag})"))
     if args.fix:
         if data is None:
             raise UserError(f"--fix {args.fix}: the dataset cannot be loaded, so there is nothing to copy")
         copy = write_clean_copy(data, class_map, report, dataset_args, class_args, args.fix)
-        print(f"\n{copy.summary}")
+        print(printable(f"\n{copy.summary}", lines=True))
     return report.exit_code(args.strict)
 
 

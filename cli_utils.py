@@ -22,10 +22,110 @@ from pathlib import Path
 from typing import get_origin
 
 import yaml
+from huggingface_hub import constants, get_session, is_offline_mode, set_client_factory
+from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 from transformers import HfArgumentParser
 
 # What HfArgumentParser takes for the value of a switch.
 TRUTH_VALUES = {"yes", "true", "t", "y", "1", "no", "false", "f", "n", "0"}
+CONNECT_SECONDS = 5  # within which a network answers
+# Characters that move a terminal's cursor, colour it, break lines or turn the direction of what follows, and bytes of
+# file names that are no UTF-8.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# Flags → what they are called elsewhere. A name may stand at several flags: meant is the first that the script has.
+_CALLED_ELSEWHERE = {
+    "num_train_epochs": "epoch epochs num_epochs n_epochs max_epoch max_epochs train_epochs",
+    "max_steps": "steps iters iterations max_iters num_steps max_train_steps total_steps",
+    "learning_rate": "lr lr0 base_lr blr rate",
+    "head_lr_multiplier": "head_lr lr_head lr_mult decoder_lr backbone_lr",
+    "per_device_train_batch_size": "batch batch_size batchsize bs b train_batch_size train_bs samples_per_gpu "
+    "batch_size_per_gpu per_gpu_train_batch_size",
+    "per_device_eval_batch_size": "eval_batch_size val_batch_size test_batch_size per_gpu_eval_batch_size",
+    "gradient_accumulation_steps": "grad_accum accum accumulate accum_iter accumulation_steps gradient_accumulation",
+    "crop_size": "crop",
+    "image_size": "imgsz img_size img_sz image_sz imsize size resolution res input_size resize crop crop_size",
+    "dataloader_num_workers": "workers num_workers n_workers j nproc num_proc preprocessing_num_workers",
+    "num_proc": "workers num_workers n_workers j nproc",
+    "backbone": "encoder",
+    "model_name_or_path": "model model_name model_path model_id model_dir weights pretrained ckpt checkpoint load "
+    "arch net network backbone encoder pretrained_model_name_or_path",
+    "model": "model_name_or_path model_name model_path model_id model_dir weights ckpt checkpoint load",
+    "model_revision": "revision model_version",
+    "images": "img_dir image_dir imgs",
+    "masks": "mask_dir ann_dir label_dir annotations",
+    "inputs": "source input i image images img_dir image_dir imgs data dataset dataset_dir data_dir input_dir folder",
+    "dataset_dir": "data dataset data_dir data_path data_root dataroot root dataset_path dataset_root train_dir "
+    "folder train_data_dir input_dir images img_dir image_dir imgs source input i masks mask_dir ann_dir label_dir "
+    "annotations",
+    "resume_from_checkpoint last": "resume resume_from continue auto_resume",
+    "output_dir": "output out o outdir out_dir output_path save_dir save_path work_dir logdir log_dir logging_dir "
+    "name exp_name experiment experiment_name results_dir",
+    "overwrite_output_dir": "overwrite exist_ok force",
+    "do_train": "train training",
+    "do_eval": "val eval validate validation evaluate eval_only do_val test",
+    "do_predict": "predict infer inference do_test",
+    "eval_strategy": "evaluation_strategy eval_freq eval_interval val_freq val_interval",
+    "save_strategy": "save_freq save_period save_every checkpoint_freq",
+    "logging_steps": "log_interval log_freq log_every print_freq",
+    "use_cpu": "no_cuda cpu",
+    "device cpu": "no_cuda cpu use_cpu",
+    "bf16": "amp use_amp half precision mixed_precision",
+    "id2label": "classes class_names names labels label_file id2label_file",
+    "ignore_values": "ignore ignore_index ignore_label void",
+    "do_reduce_labels": "reduce_zero_label",
+    "weight_decay": "wd decay",
+    "optim": "optimizer opt",
+    "lr_scheduler_type": "scheduler lr_scheduler lrscheduler sched lr_policy",
+    "warmup_steps": "warmup warmup_ratio warmup_epochs warmup_iters num_warmup_steps",
+    "max_grad_norm": "clip clip_grad grad_clip gradient_clip_val",
+    "loss": "criterion loss_fn loss_function",
+    "class_weights": "class_weight loss_weights weighted_loss",
+    "label_smoothing_factor": "label_smoothing",
+    "freeze_encoder": "freeze freeze_backbone",
+    "ema_decay": "ema model_ema use_ema",
+    "lora_r": "lora rank lora_rank",
+    "early_stopping_patience": "patience early_stopping",
+    "torch_compile": "compile",
+    "sync_bn": "syncbn sync_batchnorm",
+    "train_val_split": "val_split validation_split test_size split val_ratio val_size train_split",
+    "report_to": "wandb tensorboard with_tracking tracker logger",
+    "eval_flip": "tta flip",
+    "eval_scales": "scales multi_scale ms",
+    "threshold": "thresh conf conf_thres confidence",
+    "slide_crop": "window window_size tile tile_size patch_size",
+    "slide_stride": "stride overlap",
+    "num_channels": "in_channels in_chans channels bands",
+    "push_to_hub": "push upload",
+    "hub_model_id": "hub_id repo_id hub_repo_id",
+    "dry_run": "dry fast_dev_run sanity_check",
+    "max_train_samples": "max_samples num_samples limit",
+    "max_images": "max_samples num_samples limit max_train_samples",
+    "max_eval_samples": "max_val_samples max_validation_samples max_test_samples",
+    "config": "cfg config_file yaml c",
+    "seed": "random_seed manual_seed seed_everything",
+}
+_INSTEAD = {
+    "not needed here: export HF_HOME=FOLDER chooses where downloads and caches lie": "cache_dir cache",
+    "not needed here: the accelerator is found by itself; export CUDA_VISIBLE_DEVICES=1 chooses another one, "
+    "--use_cpu the CPU, and `accelerate launch` several": "device devices gpu gpus gpu_id gpu_ids num_gpus ngpu",
+    "not needed here: `accelerate launch run_segmentation.py …` trains on several GPUs": "distributed dist ddp "
+    "launcher world_size nproc_per_node",
+    "not needed here: log in with `hf auth login`, or export HF_TOKEN": "token auth_token use_auth_token",
+    "not needed here: the configuration comes with the model; --from_scratch takes a config.json": "config_name",
+    "not needed here: the image processor comes with the model; --image_size says what it is to do": "use_fast "
+    "image_processor_name feature_extractor_name processor_name",
+    "not needed here: code from the Hub is never run": "trust_remote_code",
+    "not needed here: a head for other classes is made anew, and that is logged": "ignore_mismatched_sizes",
+    "not needed here: that is what runs without --bf16 and --fp16": "fp32 float32 no_amp",
+    "not needed here: classes are counted in the class list or in the masks; --id2label FILE names them": "nc "
+    "num_classes num_labels n_classes",
+    "not needed here: all is semantic segmentation; --do_train, --do_eval and --do_predict choose": "task mode",
+    "not there: `hf download --revision` gets a version, and the folder it prints is a model": "revision "
+    "model_revision",
+    "not there: give another --output_dir": "overwrite_output_dir overwrite exist_ok force",
+    "not there: --optim sgd takes it in --optim_args": "momentum",
+    "not there: --log_level says how much is logged": "verbose v quiet q",
+}
 
 # What begins so is being written, or was when the program was killed.
 PARTIAL = ".partial-"
@@ -77,11 +177,68 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {matches[0]}?)" if matches else ""
 
 
+def flag_hint(name: str, known: Iterable[str], prefix: str = "--") -> str:
+    """What is to be said of a flag that is none: the one that is called otherwise here, or that none is needed, or the
+    one that differs in a letter or two. Others that look alike are not named, as they mean something else.
+
+    name: without dashes in front. prefix: of the flag in the answer.
+    """
+    known = set(known)
+    name = name.lower().replace("-", "_")
+    for flag, names in _CALLED_ELSEWHERE.items():
+        if name in names.split() and flag.split()[0] in known:
+            return f" (did you mean {prefix}{flag}?)"
+    for sentence, names in _INSTEAD.items():
+        if name in names.split():
+            return f": {sentence}"
+    # Two letters may be wrong in a long name, one in a short one.
+    near = [flag for flag in known if _edits(name, flag) <= (1 if min(len(name), len(flag)) < 8 else 2)]
+    matches = difflib.get_close_matches(name, near, n=1, cutoff=0.6)
+    return f" (did you mean {prefix}{matches[0]}?)" if matches else ""
+
+
+def _edits(a: str, b: str) -> int:
+    """How many letters to insert, delete, replace or swap with the next one to get from one word to the other (the
+    distance of Damerau and Levenshtein, optimal string alignment)."""
+    rows = [list(range(len(b) + 1))]
+    for i, letter in enumerate(a, 1):
+        row = [i]
+        for j, other in enumerate(b, 1):
+            row.append(min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (letter != other)))
+            if i > 1 and j > 1 and (letter, a[i - 2]) == (b[j - 2], other):
+                row[j] = min(row[j], rows[-2][j - 2] + 1)
+        rows.append(row)
+    return rows[-1][-1]
+
+
+def printable(text: str, lines: bool = False) -> str:
+    """Text that holds names from data, as a terminal may be shown it: what would move its cursor, colour it or turn
+    the direction is written out, as \\x1b is for ESC.
+
+    lines: keep line breaks and tabs.
+    """
+
+    def escape(found: re.Match) -> str:
+        if lines and found[0] in "\n\t":
+            return found[0]
+        code = ord(found[0])
+        return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else found[0].encode("unicode_escape").decode()
+
+    return _UNPRINTABLE.sub(escape, text)
+
+
+class PrintableFormatter(logging.Formatter):
+    """For every handler that writes to a terminal: messages hold names from data, which may hold anything."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), lines=True)
+
+
 def shorten(names: Iterable[str], shown: int = 3) -> str:
-    """ "a, b, c and 4 more": the first few of many names, and how many more there are."""
+    """ "a, b, c and 4 more": the first few of many names, as a terminal may show them, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
+    return ", ".join(map(printable, names[:shown])) + more
 
 
 def count_of(count: int, phrase: str) -> str:
@@ -126,9 +283,14 @@ def keep_secret(value: str | None) -> None:
         _secrets.add(value)
 
 
-def set_up_logging(level: int = logging.INFO) -> None:
-    """One stream of lines on stderr, without secrets, and without a line for every request to the Hub."""
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=level, force=True)
+def set_up_logging(level: int = logging.INFO, force: bool = True) -> None:
+    """One stream of printable lines on stderr, without secrets, and without a line for every request to the Hub.
+
+    force: also where logging was set up already.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler], force=force)
     logging.setLogRecordFactory(_redacted_record)
     for name in REQUEST_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -177,6 +339,9 @@ def written_aside(path: str | os.PathLike) -> Iterator[Path]:
         WriteError: it cannot be written; names `path` and the reason.
     """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():  # a pipe or a device
+        yield path
+        return
     # Short whatever the name is: many a name of 255 bytes is in use.
     suffix = path.suffix if len(os.fsencode(path.suffix)) < 20 else ""
     partial = path.with_name(f"{PARTIAL}{os.getpid()}-{zlib.crc32(os.fsencode(path.name)):08x}{suffix}")
@@ -218,9 +383,9 @@ def written_together(folder: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a text file (UTF-8) through `written_aside`."""
+    """Writes a text file through `written_aside`, in UTF-8; what that cannot hold becomes \\udcXX."""
     with written_aside(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(text.encode("utf-8", errors="backslashreplace"))
 
 
 def remove(path: Path) -> None:
@@ -239,29 +404,6 @@ def missing_folders(folder: Path) -> list[Path]:
     return [parent for parent in (folder, *folder.parents) if not os.path.lexists(parent)]
 
 
-def check_writable(folder: str | os.PathLike, what: str, advice: str) -> None:
-    """Makes sure, before long work, that files can be written to a folder. Nothing is left, not even the folder.
-
-    Raises:
-        WriteError: they cannot: "WHAT cannot be written to (reason); ADVICE".
-    """
-    folder = Path(folder)
-    missing = missing_folders(folder)
-    probe = folder / f"{PARTIAL}{os.getpid()}-probe"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(bytes(4096))
-    except OSError as error:
-        raise WriteError(f"{what} cannot be written to ({error.strerror}); {advice}") from None
-    finally:
-        remove(probe)
-        for made in missing:
-            try:
-                made.rmdir()
-            except OSError:
-                break
-
-
 # ---- flags ----------------------------------------------------------------------------------------------------------
 
 
@@ -273,12 +415,43 @@ class _Parser(HfArgumentParser):
     """HfArgumentParser that raises UserError instead of printing the usage of 150 flags."""
 
     positional = None
+    paths: frozenset[str] = frozenset()  # names of the flags that take files or folders
+
+    def parse_known_args(self, args=None, namespace=None):
+        """`~` is the home folder, also where no shell has seen it, as in YAML and in --flag=~/photos."""
+        namespace, words = super().parse_known_args(args, namespace)
+        for name in self.paths:
+            value = getattr(namespace, name, None)
+            if value is not None:
+                values = value if isinstance(value, list) else [value]
+                values = [_local_path(name, entry) for entry in values]
+                setattr(namespace, name, values if isinstance(value, list) else values[0])
+        return namespace, words
 
     def error(self, message):
         misread = re.fullmatch(r"argument (--\w+)\S*: invalid (?:int|float) value: (.*)", message)
         if misread and self.positional:
             raise UserError(f"{misread[1]}: {misread[2]} is no number (name files and folders before this flag)")
         raise UserError(f"{message}. See {self.prog} --help")
+
+
+def _local_path(name: str, value):
+    """A path of this machine, `~` expanded; what is no text or path as it is."""
+    if not isinstance(value, str | os.PathLike):
+        return value
+    address = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]+):/+(.+)", os.fspath(value))
+    hub = address and re.match(r"(?:huggingface\.co|hf\.co)/(datasets/)?([^/]+/[^/?#]+)", address[2])
+    if address and (hub or name != "dataset_name"):  # `datasets` reads s3:// and the like
+        advice = "download and unpack it first, and give the folder"
+        if hub and hub[1]:
+            advice = f"give --dataset_name {hub[2]}"
+        elif hub:
+            advice = f"give its id, {hub[2]}"
+        raise UserError(
+            f"--{name} {address[1]}://{address[2]}: an address, but what is read here are folders and files of this "
+            f"machine: {advice}"
+        )
+    return type(value)(os.path.expanduser(value))
 
 
 def _config_tokens(argv: list[str], known: set[str]) -> list[tuple[str, list[str]]]:
@@ -290,7 +463,7 @@ def _config_tokens(argv: list[str], known: set[str]) -> list[tuple[str, list[str
     if file is None:
         return []
     try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+        content = yaml.safe_load(Path(file).expanduser().read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
         raise UserError(f"--config {file}: no such file") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -300,7 +473,7 @@ def _config_tokens(argv: list[str], known: set[str]) -> list[tuple[str, list[str
     tokens = []
     for key, value in content.items():
         if key not in known:
-            raise UserError(f"unknown key {key!r} in {file}{nearest(str(key), known)}")
+            raise UserError(f"unknown key {key!r} in {file}{flag_hint(str(key), known, prefix='')}")
         if isinstance(value, list):
             tokens.append((key, [f"--{key}", *map(str, value)]))
         elif isinstance(value, dict):
@@ -334,6 +507,7 @@ def parse_arguments(
     parser = _Parser(dataclass_types, description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
     parser.add_argument("--config", metavar="FILE.yaml", help="YAML file with any of these flags; flags here win")
     fields, aliases = _fields_and_aliases(dataclass_types)
+    parser.paths = frozenset(name for name, field in fields.items() if is_path(field))
     for name, field in fields.items():
         if field.type == bool | None and "const" in field.metadata:
             parser.add_argument(f"--no_{name}", dest=name, action="store_false", default=None, help=f"not {name}")
@@ -351,10 +525,12 @@ def parse_arguments(
     words = parser.parse_known_args([token for _, values in tokens for token in values] + argv)[1]
     unknown = next((word.split("=")[0] for word in words if word[:1] == "-" and word != "-"), None)
     if unknown:
-        raise UserError(f"unknown flag {unknown}{nearest(unknown, [f'--{name}' for name in (*fields, *aliases)])}")
+        raise UserError(f"unknown flag {unknown}{flag_hint(unknown.lstrip('-'), {*fields, *aliases, 'config'})}")
     allowed = 0 if positional is None else len(words) if get_origin(fields[positional].type) is list else 1
     if words[allowed:]:
-        raise UserError(f"{words[allowed]!r} belongs to no flag")
+        is_config = Path(words[allowed]).suffix.lower() in (".json", ".yaml", ".yml")
+        hint = f" (flags that stand in a file: --config {words[allowed]})" if is_config else ""
+        raise UserError(f"{words[allowed]!r} belongs to no flag{hint}")
     argv += [f"--{positional}", *words] if words else []
     given = _names_of_flags(argv, fields, aliases)
     displaced = {name for group in exclusive for name in group if given.intersection(group)} - given
@@ -440,10 +616,11 @@ def run_cli(main: Callable) -> None:
     def leave(code: int, message: str) -> None:
         # A signal reaches every process of a run; one of them says so.
         if int(os.environ.get("LOCAL_RANK", 0)) <= 0:
-            print(redact(message), file=sys.stderr, flush=True)
+            print(printable(redact(message), lines=True), file=sys.stderr, flush=True)
         sys.exit(code)
 
     sys.excepthook = _redacted_traceback
+    give_up_on_a_missing_network()
     with handling_signals(end):
         try:
             main()
@@ -497,3 +674,46 @@ def handling_signals(handler: Callable) -> Iterator[None]:
     finally:
         for signum, old in before.items():
             signal.signal(signum, signal.SIG_DFL if old is None else old)  # None: not set from Python
+
+
+def is_path(field) -> bool:
+    """Whether a flag takes files or folders of this machine: its type or its metavar says so."""
+    return "Path" in str(field.type) or bool(re.search("FILE|FOLDER|DIR", str(field.metadata.get("metavar"))))
+
+
+def give_up_on_a_missing_network() -> None:
+    """Where the Hub cannot be reached at all, requests to it fail within seconds, and libraries go on to what is in
+    their caches; without this they try five times, wait 23 s in all and print a line for each try.
+
+    The first request asks whether there is a network, through the proxies of the environment; where there is one,
+    nothing is changed.
+    """
+    client = get_session()
+    kind, refusal = type(client), []
+
+    def connect() -> None:
+        try:
+            with kind(timeout=CONNECT_SECONDS) as once:
+                once.head(constants.ENDPOINT)
+        except HTTPError as error:
+            # Whoever answers late, or nonsense, can be reached; the library tries again.
+            if type(error).__name__ in ("ConnectError", "ConnectTimeout", "ProxyError"):
+                refusal.append(one_line(error))
+
+    def ask(_) -> None:
+        client.event_hooks = usual
+        asking = threading.Thread(target=connect, daemon=True)  # looking up a name knows no time limit
+        asking.start()
+        asking.join(2 * CONNECT_SECONDS)
+        if asking.is_alive():
+            refusal.append(f"no answer within {2 * CONNECT_SECONDS} s")
+        if refusal:
+            set_client_factory(lambda: kind(event_hooks={"request": [refuse]}))
+            refuse(_)
+
+    def refuse(_) -> None:
+        raise OfflineModeIsEnabled(f"{constants.ENDPOINT} cannot be reached ({refusal[0]})")
+
+    if not is_offline_mode():
+        usual = client.event_hooks
+        client.event_hooks = usual | {"request": [ask, *usual["request"]]}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cli_utils import UserError, parse_arguments, run_cli, write_text
+from cli_utils import UserError, parse_arguments, printable, run_cli, write_text
 from metrics_utils import per_category_iou, score_images
 from reports.intervals import PerImage, load_per_image, match_images, paired_bootstrap
 
@@ -34,9 +34,12 @@ class CompareArguments:
     """Two runs, and how finely they are compared."""
 
     runs: list[str] = field(
-        default_factory=list, metadata={"help": "output folders of run A and run B; the flag itself may be left out"}
+        default_factory=list,
+        metadata={"help": "output folders of run A and run B; the flag itself may be left out", "metavar": "DIR"},
     )
-    json: str | None = field(default=None, metadata={"help": "also write the comparison to this file, for programs"})
+    json: str | None = field(
+        default=None, metadata={"help": "also write the comparison to this file, for programs", "metavar": "FILE"}
+    )
     resamples: int = field(default=2000, metadata={"help": "draws of the bootstrap"})
     seed: int = field(default=0, metadata={"help": "seed of the draws"})
 
@@ -143,7 +146,7 @@ def main(argv: list[str] | None = None) -> dict:
     }
     if protocols[0] != protocols[1]:
         result["warnings"].append(f"evaluated under different protocols: A: {protocols[0]}. B: {protocols[1]}.")
-    print(as_text(result))
+    print(printable(as_text(result), lines=True))
     if args.json:
         write_text(args.json, json.dumps(without_nan(result), indent=2) + "\n")
     return result

@@ -13,6 +13,7 @@ every file once, `augmentation` and `preprocessing` make pixels of images.
 
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,17 +25,19 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as tvF
 
 import visual_utils
-from cli_utils import UserError, shorten
+from cli_utils import UserError, count_of, shorten
 from data.arguments import ClassArguments, DatasetArguments
 from data.augmentation import TrainTransform
 from data.classes import MAX_LABELS, ClassMap, edit_classes, map_classes, read_class_list, read_label_mapping
 from data.hub_datasets import class_list_folder, load_through_datasets, standard_columns, standard_splits
 from data.image_files import StoredFile, decode_image, rgb_view
+from data.layouts import IMAGE_EXTENSIONS, MASK_EXTENSIONS
 from data.pairing import find_dataset
-from data.preparation import annotation_values
+from data.preparation import annotation_values, undecoded
 from data.preprocessing import EvaluationProtocol
 from data.splitting import split_train
 from data.streaming import NO_CLASS_LIST, open_streams
+from data.unread import describe_unread, unread_pictures
 from metrics_utils import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
@@ -61,6 +64,7 @@ class Data:
         published: the key of `PUBLISHED` whose classes and label reduction are taken for it by default, if any.
         class_names: value in the masks → class, where the annotations themselves name classes (outlines).
         images_alone, masks_alone: files that are left out as they have no counterpart.
+        unread: files beside them that are pictures of kinds that are not read.
         folder: where it lies on this disk; of a Hub dataset, the cached part of its repository if it has a class list.
         num_channels: bands of its images.
         stream: with `--streaming`, the training images as {"bytes", "path"} of "image" and "label"; `splits` then has
@@ -77,6 +81,16 @@ class Data:
     folder: Path | None = None
     num_channels: int = 3
     stream: IterableDataset | None = None
+    unread: list[Path] = field(default_factory=list)
+
+    def files(self) -> Iterator[str]:
+        """The image and mask files on this disk that it was read from, and those that are left out."""
+        for rows in self.splits.values():
+            columns = undecoded(rows.select_columns(["image", "label"])).flatten()
+            for column in ("image", "label"):
+                # Beside bytes stands the name that they had somewhere.
+                yield from (path for path in columns[f"{column}.path"] if path and os.path.isabs(path))
+        yield from map(str, [*self.images_alone, *self.masks_alone])
 
 
 # ---- loading --------------------------------------------------------------------------------------------------------
@@ -104,7 +118,14 @@ def load_data(
     """
     source, num_channels = args.source, args.num_channels or num_channels or 3
     if args.dataset_dir:
-        found = find_dataset(args.dataset_dir, args.image_column, args.label_column)
+        unread = unread_pictures(args.dataset_dir, IMAGE_EXTENSIONS | MASK_EXTENSIONS)
+        passed_over = ": ".join(describe_unread(unread, IMAGE_EXTENSIONS)) if unread else ""
+        try:
+            found = find_dataset(args.dataset_dir, args.image_column, args.label_column)
+        except UserError as error:
+            raise UserError(f"{error}; {passed_over}" if unread else str(error)) from None
+        if unread:
+            logger.warning(f"{args.dataset_dir}: {passed_over}")
         data = Data(
             source,
             DatasetDict({split: _dataset_of_pairs(pairs) for split, pairs in found.splits.items()}),
@@ -115,6 +136,7 @@ def load_data(
             found.masks_alone,
             Path(args.dataset_dir),
             num_channels,
+            unread=unread,
         )
     else:
         stream = None
@@ -151,6 +173,12 @@ def load_segmentation_dataset(
 
 
 def _dataset_of_pairs(pairs) -> Dataset:
+    odd = [path for pair in pairs for path in (pair.image, pair.mask) if not _is_utf8(str(path.absolute()))]
+    if odd:
+        raise UserError(
+            f"{count_of(len(odd), 'file name/names is/are')} no valid UTF-8: {shorten(map(str, odd))}; rename such "
+            "files, for instance with `convmv -f latin1 -t utf8 -r --notest FOLDER`"
+        )
     return Dataset.from_dict(
         {
             "image": [str(pair.image.absolute()) for pair in pairs],
@@ -160,6 +188,15 @@ def _dataset_of_pairs(pairs) -> Dataset:
         # Mode None keeps palette indices and 16-bit values of masks as they are.
         features=Features({"image": datasets.Image(mode="RGB"), "label": datasets.Image(), "name": Value("string")}),
     )
+
+
+def _is_utf8(name: str) -> bool:
+    """False for file names of other encodings, in which Python keeps the bytes that are none as half characters."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 # ---- classes --------------------------------------------------------------------------------------------------------

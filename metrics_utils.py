@@ -10,6 +10,7 @@ Importing this costs no heavy library: torch is loaded where tensors are counted
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -388,14 +389,26 @@ def per_category_rows(matrix: np.ndarray, id2label: dict[int, str]) -> list[dict
     return rows
 
 
+def csv_text(text: str) -> str:
+    """Text from data for a cell of a CSV file: on one line, and behind an apostrophe where a spreadsheet would run it
+    as a formula. Source: OWASP, CSV Injection."""
+    text = re.sub("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+", " ", text)
+    return f"'{text}" if text.lstrip()[:1] in tuple("=+-@＝＋－＠") else text
+
+
 def save_confusion(output_dir: str | Path, matrix: np.ndarray, id2label: dict[int, str]) -> None:
-    """Writes `confusion_matrix.npy` (int64) and `per_category.csv`; an undefined ratio is an empty field."""
-    output_dir = Path(output_dir)
-    np.save(output_dir / "confusion_matrix.npy", matrix)
-    with open(output_dir / "per_category.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, PER_CATEGORY_COLUMNS)
-        writer.writeheader()
-        writer.writerows(per_category_rows(matrix, id2label))
+    """Writes `confusion_matrix.npy` (int64) and `per_category.csv`, each complete or not at all; an undefined ratio is
+    an empty field, names are those of `csv_text`."""
+    array, table = io.BytesIO(), io.StringIO(newline="")
+    np.save(array, matrix)
+    writer = csv.DictWriter(table, PER_CATEGORY_COLUMNS)
+    writer.writeheader()
+    writer.writerows(row | {"name": csv_text(row["name"])} for row in per_category_rows(matrix, id2label))
+    content = table.getvalue().encode("utf-8", errors="backslashreplace")
+    for name, file in (("confusion_matrix.npy", array.getvalue()), ("per_category.csv", content)):
+        partial = Path(output_dir, f".{name}.partial")
+        partial.write_bytes(file)
+        partial.replace(Path(output_dir, name))
 
 
 def per_category_table(matrix: np.ndarray, id2label: dict[int, str]) -> str:

@@ -10,11 +10,16 @@ folder that was given, without the extension:
     overlays/NAME.jpg   image and prediction side by side, with the names of the classes
     contact_sheet.png   a grid of these, at most 24
 
+Where a name is no file name on every system, or two differ in capitals alone, a line says what they became. Files of
+kinds that are not read, and masks in the folders of a dataset, are passed over with a warning, and the exit code is 0;
+it is 1 where a file that should have been read could not be.
+
 Photos are turned upright first, as their EXIF orientation says, and predictions are upright too. A model that was
 evaluated with --slide_crop, --eval_scales and so on predicts as it was evaluated when it is given the same flags here.
 """
 
 import logging
+import re
 import sys
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,17 +29,35 @@ import torch
 from transformers import PretrainedConfig
 from transformers.utils import cached_file
 
-from cli_utils import UserError, check_writable, one_line, parse_arguments, run_cli, set_up_logging, shorten
+from cli_utils import (
+    UserError,
+    count_of,
+    one_line,
+    parse_arguments,
+    run_cli,
+    set_up_logging,
+    shorten,
+)
 from data.arguments import EvaluationArguments
 from data.classes import ClassMap, read_class_list
 from data.image_files import read_channels
-from data.layouts import IMAGE_EXTENSIONS
+from data.layouts import IMAGE_EXTENSIONS, MASK_SUFFIXES
+from data.output_paths import check_writable
+from data.unread import describe_unread, unread_pictures
 from models.image_processor import load_image_processor
 from models.inference import evaluation_protocol, predict_ids
 from models.loading import describe_model, load_trained_model
 from reports.predictions import prediction_files, write_predictions
 
 logger = logging.getLogger(__name__)
+
+CONTACT_SHEET = "contact_sheet.png"
+# How datasets call the folders of masks, and what they add to the name of an image.
+MASK_FOLDER = (
+    r"(.*[_-])?(masks?|labels?|annotations?|ann|ann_dir|annot|gt|gtfine|ground_?truths?|semseg|segmentations?)"
+)
+MASK_FOLDER += r"|(train|val|test)annot|segmentation(class|object)(png)?"
+MASK_ENDINGS = (*MASK_SUFFIXES, "_gtFine_.*", "_leftImg8bit")
 
 
 @dataclass
@@ -61,7 +84,7 @@ def find_images(inputs: list[Path], output_dir: Path) -> dict[str, Path]:
 
     Raises:
         UserError: nothing given or there, two files of one name, or an output that would replace an input or become
-            one.
+            one. What is passed over is logged.
     """
     if not inputs:
         raise UserError("no images: name files or folders")
@@ -70,15 +93,7 @@ def find_images(inputs: list[Path], output_dir: Path) -> dict[str, Path]:
         if source.is_dir():
             if output_dir.resolve().is_relative_to(source.resolve()):
                 raise UserError(f"--output_dir {output_dir} lies in the input folder {source}; give one outside it")
-            below = [path.relative_to(source) for path in sorted(source.rglob("*")) if path.is_file()]
-            found = [
-                (path.with_suffix("").as_posix(), source / path)
-                for path in below
-                if path.suffix.lower() in IMAGE_EXTENSIONS and not any(part.startswith(".") for part in path.parts)
-            ]
-            if not found:
-                extensions = " ".join(sorted(IMAGE_EXTENSIONS))
-                raise UserError(f"no images in {source} and its subfolders (looked for {extensions})")
+            found = _images_in(source)
         elif source.is_file():
             found = [(source.stem, source)]
         else:
@@ -89,14 +104,49 @@ def find_images(inputs: list[Path], output_dir: Path) -> dict[str, Path]:
                     f"{images[name]} and {path} would both become {output_dir / name}.png; "
                     "rename one, or give them separate --output_dir"
                 )
-    files = {path.resolve() for path in images.values()}
-    for name in (*images, "contact_sheet"):
-        for output in prediction_files(output_dir, name):
-            if output.resolve() in files:
-                raise UserError(f"the input {output} would be overwritten; give another --output_dir")
-    if "contact_sheet" in images:
-        raise UserError(f"the prediction for {images['contact_sheet']} would replace the contact sheet; rename it")
+    prediction_files(list(images), output_dir, [output_dir / CONTACT_SHEET], images.values())
     return images
+
+
+def _images_in(folder: Path) -> list[tuple[str, Path]]:
+    """Name and path of the images below a folder; says what else lies there."""
+    below = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    below = [
+        path
+        for path in below
+        if path.suffix.lower() in IMAGE_EXTENSIONS and not any(part.startswith(".") for part in path.parts)
+    ]
+    unread = unread_pictures(folder, IMAGE_EXTENSIONS)
+    passed_over = f"{folder}: {': '.join(describe_unread(unread, IMAGE_EXTENSIONS))}" if unread else ""
+    if not below:
+        extensions = " ".join(sorted(IMAGE_EXTENSIONS))
+        raise UserError(passed_over or f"no images in {folder} and its subfolders (looked for {extensions})")
+    if unread:
+        logger.warning(passed_over)
+    masks = _masks_of(below)
+    if masks:
+        folders = sorted({str(folder / path.parent) for path in masks})
+        logger.warning(
+            f"{folder} is a dataset: {count_of(len(masks), 'mask')} in {shorten(folders)} passed over; name such a "
+            "folder itself where its files are images"
+        )
+    return [(path.with_suffix("").as_posix(), folder / path) for path in below if path not in masks]
+
+
+def _masks_of(paths: list[Path]) -> set[Path]:
+    """Those of the files of a folder that are masks of others there, by the names of their folders or their own."""
+
+    def bare(path: Path) -> str:
+        return re.sub(f"({'|'.join(MASK_ENDINGS)})$", "", path.stem)
+
+    in_mask_folder = {
+        path for path in paths if any(re.fullmatch(MASK_FOLDER, part.lower()) for part in path.parts[:-1])
+    }
+    images = {bare(path) for path in paths if path not in in_mask_folder}
+    masks = {path for path in in_mask_folder if bare(path) in images}
+    stems = {path.with_suffix("") for path in paths}
+    masks |= {path for path in paths if bare(path) != path.stem and path.with_name(bare(path)) in stems}
+    return masks
 
 
 def find_device(name: str | None) -> torch.device:
@@ -161,7 +211,7 @@ def main(argv: list[str] | None = None) -> list[Path]:
     )
     set_up_logging()
     images = find_images(args.inputs, args.output_dir)
-    check_writable(args.output_dir, f"--output_dir {args.output_dir}", "give another one")
+    check_writable(args.output_dir, "--output_dir", is_folder=True)
     device = find_device(args.device)
 
     revision = args.model_revision
@@ -182,9 +232,9 @@ def main(argv: list[str] | None = None) -> list[Path]:
         except UserError as error:
             unreadable.append(str(error))
 
-    contact_sheet = args.output_dir / "contact_sheet.png"
+    contact_sheet = args.output_dir / CONTACT_SHEET
     predict = partial(predict_ids, model, protocol=protocol, fused_ops=args.fused_ops)
-    written = write_predictions(list(images), read, predict, class_map, args.output_dir, contact_sheet)
+    written = write_predictions(list(images), read, predict, class_map, args.output_dir, contact_sheet, inputs=paths)
     if unreadable:
         sys.exit(f"error: {len(unreadable)} of {len(images)} files were skipped: {shorten(unreadable)}")
     return [*(png for png, _ in written), *(overlay for _, overlay in written), contact_sheet]

@@ -33,6 +33,7 @@ from cli_utils import UserError, run_cli, set_up_logging, written_aside, written
 from data.augmentation import TrainTransform
 from data.class_weights import find_class_weights
 from data.classes import ClassMap
+from data.output_paths import refuse_inputs
 from data.preprocessing import num_channels_of
 from data.streaming import StreamingDataset
 from data_utils import Data, SegmentationDataset, augmentation_preview, find_classes, load_data
@@ -43,7 +44,7 @@ from models.inference import evaluation_protocol
 from models.loading import describe_model, find_config, load_model, load_trained_model
 from reports.intervals import bootstrap_interval, save_per_image
 from reports.model_card import write_model_card
-from reports.predictions import write_predictions
+from reports.predictions import prediction_files, write_predictions
 from reports.publishing import check_hub_access, push_run
 from training.arguments import Arguments, RunArguments, SegmentationTrainingArguments
 from training.checkpoints import check_same_run, check_steps, started_with
@@ -94,11 +95,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
                 args.run.max_eval_samples,
                 num_channels_of(image_processor),
             )
+            check_plan(data, args, output_dir)
             class_map = find_classes(data, args.classes)
             dataset = prepare(data, class_map, args)
         logger.info(f"annotation value -> training id\n{class_map.table()}")
         args.evaluation.check_classes(class_map.num_labels)
-        train_split, eval_split = choose_splits(dataset, data.stream is not None, args.run, args.training)
+        train_split, eval_split = choose_splits(dataset, args.run)
 
         # Model.
         image_processor.do_reduce_labels = class_map.do_reduce_labels
@@ -153,8 +155,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             trainer.save_metrics("train", train_metrics)
         if args.training.do_predict:
             names = eval_split["name"][: args.run.max_predict_samples]
-            files = (output_dir / "predictions", output_dir / "contact_sheet.png", output_dir / "sample.jpg")
-            write_predictions(names, trainer.eval_dataset.read, trainer.predict_ids, class_map, *files)
+            files = predicted(output_dir)
+            write_predictions(names, trainer.eval_dataset.read, trainer.predict_ids, class_map, *files, data.files())
         if args.training.do_train and trainer.is_world_process_zero():
             write_model_card(output_dir, repo_id)
             if repo_id:
@@ -215,29 +217,46 @@ def prepare(data: Data, class_map: ClassMap, args: Arguments) -> DatasetDict:
     return dataset
 
 
-def choose_splits(
-    dataset: DatasetDict, has_stream: bool, run: RunArguments, training: SegmentationTrainingArguments
-) -> list[Dataset | None]:
-    """The split to train on and the one to evaluate, cut to `--max_…_samples`; None where none is there or needed.
+def check_plan(data: Data, args: Arguments, output_dir: Path) -> None:
+    """Refuses what the names of the files show already, before masks are read: a split that is missing, and an output
+    that would replace an input.
 
-    has_stream: the training images are not in the dataset.
+    Raises:
+        UserError: says what to do.
     """
-
-    def first(split: Dataset | None, count: int | None) -> Dataset | None:
-        return split if split is None or count is None else split.take(min(count, len(split)))
-
-    train_split = first(dataset.get("train"), run.max_train_samples)
-    eval_split = first(dataset.get("validation", dataset.get("test")), run.max_eval_samples)
-    found = ", ".join(f"{name}: {len(split)}" for name, split in dataset.items())
-    if train_split is None and not has_stream and (training.do_train or run.eval_on_train):
+    run, training = args.run, args.training
+    train_split, eval_split = choose_splits(data.splits, run)
+    found = ", ".join(f"{name}: {len(split)}" for name, split in data.splits.items())
+    if train_split is None and data.stream is None and (training.do_train or run.eval_on_train):
         raise UserError(f"the dataset has no training split (found {found})")
-    if eval_split is None and (training.do_eval or training.do_predict):
+    evaluates = (training.do_eval or training.do_predict) and run.preview is None
+    if eval_split is None and evaluates:
         raise UserError(
             f"the dataset has no validation or test split (found {found}); add --train_val_split 0.2, "
             "or train without evaluation: --eval_strategy no"
         )
     logger.info(f"images by split: {found}")
-    return [train_split, eval_split]
+    if run.preview:
+        refuse_inputs([Path(run.preview)], data.files(), "--preview")
+    elif training.do_predict and not run.dry_run:
+        names = eval_split["name"][: run.max_predict_samples]
+        folder, *others = predicted(output_dir)
+        prediction_files(names, folder, others, data.files())
+
+
+def choose_splits(splits: DatasetDict, run: RunArguments) -> list[Dataset | None]:
+    """The split to train on and the one to evaluate, cut to `--max_…_samples`; None where none is there."""
+
+    def first(split: Dataset | None, count: int | None) -> Dataset | None:
+        return split if split is None or count is None else split.take(min(count, len(split)))
+
+    train_split = first(splits.get("train"), run.max_train_samples)
+    return [train_split, first(splits.get("validation", splits.get("test")), run.max_eval_samples)]
+
+
+def predicted(output_dir: Path) -> tuple[Path, Path, Path]:
+    """What `--do_predict` writes: the folder of predictions, the contact sheet, a sample for the model card."""
+    return output_dir / "predictions", output_dir / "contact_sheet.png", output_dir / "sample.jpg"
 
 
 def build_model(args: Arguments, class_map: ClassMap) -> PreTrainedModel:

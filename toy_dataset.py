@@ -495,7 +495,7 @@ def render_toy_dataset(output_dir: str | Path = "ADE20k_toy_dataset", seed: int 
 class ToyArguments:
     """Where to, and which pictures."""
 
-    output_dir: str = field(default="ADE20k_toy_dataset", metadata={"help": "folder to render into"})
+    output_dir: str = field(default="ADE20k_toy_dataset", metadata={"help": "folder to render into", "metavar": "DIR"})
     seed: int = field(default=0, metadata={"help": "another seed gives another world"})
 
 

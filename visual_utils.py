@@ -128,6 +128,11 @@ def overlay(
     return Image.fromarray(blended.round().astype(np.uint8))
 
 
+def _line(text) -> str:
+    """Text that can be drawn: without line breaks and without what fonts have no sign for."""
+    return "".join(letter if letter.isprintable() else " " for letter in str(text))
+
+
 @cache
 def _font():
     return ImageFont.load_default(size=FONT_SIZE)
@@ -137,7 +142,7 @@ def _legend(width: int, all_ids: Sequence[np.ndarray], palette, id2label, ignore
     """Colour and name of the classes in the arrays, largest first, in at most MAX_LEGEND_LINES lines."""
     counts = sum(np.bincount(ids.ravel(), minlength=256) for ids in all_ids)
     ids = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i] and i != ignore_index]
-    names = [str(id2label[i]) for i in ids]
+    names = [_line(id2label[i]) for i in ids]
     names = [n if len(n) <= MAX_NAME_LENGTH else n[: MAX_NAME_LENGTH - 1] + "…" for n in names]
 
     swatch, gap = 16, 6
@@ -241,7 +246,7 @@ def augmentation_sheet(
     draw = ImageDraw.Draw(canvas)
     for row, (name, original, draws) in enumerate(rows):
         top = row * (LINE_HEIGHT + cell)
-        draw.text((MARGIN, top + LINE_HEIGHT // 2), name, fill=TEXT_COLOR, font=_font(), anchor="lm")
+        draw.text((MARGIN, top + LINE_HEIGHT // 2), _line(name), fill=TEXT_COLOR, font=_font(), anchor="lm")
         panels = [(original, Image.Resampling.LANCZOS)]
         for image, ids in draws:
             mask = colorize(ids, palette, ignore_index)

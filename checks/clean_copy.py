@@ -3,9 +3,9 @@
     copy = write_clean_copy(dataset, class_map, report, data_args, "my_clean_photos")
     print(copy.summary)                # the flags for the copy are copy.flags
 
-The copy has the layout {train,val,test}/{images,masks}. Masks are PNGs with one channel of annotation values, neither
-reduced nor merged; images are the same files, except that those stored turned are written upright. The source is only
-read.
+The copy has the layout {train,val,test}/{images,masks}, and appears under its name when it is complete. Masks are PNGs
+with one channel of annotation values, neither reduced nor merged; images are the same files, except that those stored
+turned are written upright. The source is only read.
 """
 
 import csv
@@ -13,10 +13,12 @@ import io
 import os
 import shlex
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -25,14 +27,15 @@ from tqdm import tqdm
 
 from checks.records import HOW_READ, INFO, DatasetReport, ImageRecord
 from checks.values import value_faults
-from cli_utils import UserError
+from cli_utils import UserError, shorten
 from data.arguments import ClassArguments, DatasetArguments
 from data.classes import ClassMap
 from data.image_files import EXIF_ORIENTATION, StoredFile
 from data.layouts import IMAGE_EXTENSIONS, MASK_EXTENSIONS
+from data.output_paths import check_writable, output_names
 from data.preparation import decode_pair, undecoded
 from data_utils import Data, find_classes
-from metrics_utils import IGNORE_INDEX
+from metrics_utils import IGNORE_INDEX, csv_text
 
 FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "BMP": ".bmp", "WEBP": ".webp", "TIFF": ".tif"}
@@ -81,7 +84,8 @@ def check_out_dir(out_dir: str | os.PathLike, source: str | os.PathLike) -> None
     source: the dataset's folder or file; where there is none of that name (a Hub id), only `out_dir` is looked at.
 
     Raises:
-        UserError: `out_dir` is a file or a folder with something in it, or one of the two lies inside the other.
+        UserError: `out_dir` is a file or a folder with something in it, or cannot be written to, or one of the two
+            lies inside the other.
     """
     out, source = Path(out_dir), Path(source)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -90,6 +94,7 @@ def check_out_dir(out_dir: str | os.PathLike, source: str | os.PathLike) -> None
         real_out, real_source = out.resolve(), source.resolve()
         if real_out.is_relative_to(real_source) or real_source.is_relative_to(real_out):
             raise UserError(f"--fix {out} and the dataset {source} lie one inside the other; give a folder elsewhere")
+    check_writable(out, "--fix", is_folder=True)
 
 
 def write_clean_copy(
@@ -126,8 +131,9 @@ def write_clean_copy(
     sources = {split: undecoded(rows) for split, rows in data.splits.items()}
     tasks = []
     for split, rows in sources.items():
-        for index, (name, target) in enumerate(_target_names(rows["name"]).items()):
-            tasks.append((split, index, records[f"{split}/{name}"], target))
+        names = list(rows["name"])
+        for index, target in enumerate(output_names(names)):
+            tasks.append((split, index, records[f"{split}/{names[index]}"], target))
 
     def fix(task: tuple[str, int, ImageRecord, str]) -> _Fixed:
         split, index, record, target = task
@@ -140,22 +146,47 @@ def write_clean_copy(
                 class_map,
                 known,
                 binary,
-                out / FOLDERS[split],
+                aside / FOLDERS[split],
                 target,
                 data.num_channels,
             )
         except _LeaveOut as reason:
             return _Fixed(split, record.name, left_out=str(reason))
 
-    out.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-        rows = list(tqdm(pool.map(fix, tasks), total=len(tasks), desc="writing", unit=" images"))
-    _write_report(out / REPORT, rows, report)
-    if all(row.left_out for row in rows):
-        raise UserError(f"--fix: none of {len(rows)} pairs can be used ({rows[0].left_out} …); see {out / REPORT}")
-    has_classes = _save_classes(out / CLASSES, data, class_args)
+    with _folder_aside(out) as aside:
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+            futures = [pool.submit(fix, task) for task in tasks]
+            try:
+                rows = [future.result() for future in tqdm(futures, desc="writing", unit=" images")]
+            except BaseException:  # a full disk, Ctrl-C: no use in writing the others
+                pool.shutdown(cancel_futures=True)
+                raise
+        if all(row.left_out for row in rows):
+            reasons = shorten(dict.fromkeys(row.left_out for row in rows))
+            raise UserError(f"--fix: none of {len(rows)} pairs can be used: {reasons}")
+        _write_report(aside / REPORT, rows, report)
+        has_classes = _save_classes(aside / CLASSES, data, class_args)
     flags = _flags(out, data, dataset_args, class_args)
     return CleanCopy(flags, _summary(out, rows, report, has_classes, flags))
+
+
+@contextmanager
+def _folder_aside(out: Path) -> Iterator[Path]:
+    """A folder to write to, whose content becomes that of `out` at the end, and is gone after an exception."""
+    try:
+        beside = out if out.is_dir() else out.parent
+        beside.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".", suffix=".partial", dir=beside) as temporary:
+            aside = Path(temporary, "copy")  # with the rights that new folders have
+            aside.mkdir()
+            yield aside
+            if beside != out:
+                aside.rename(out)
+            else:
+                for path in sorted(aside.iterdir()):
+                    path.rename(out / path.name)
+    except OSError as error:
+        raise UserError(f"--fix {out} cannot be written: {error.strerror or error}; nothing of it is kept") from None
 
 
 # ---- what the dataset is --------------------------------------------------------------------------------------------
@@ -181,21 +212,6 @@ def _refuse_misread(report: DatasetReport, class_map: ClassMap | None, binary: b
         raise UserError("--fix needs to know the classes; mend first what the check says of them")
     if all(record.problem for record in report.records):
         raise UserError(f"--fix: none of {len(report.records)} pairs can be used ({report.records[0].detail} …)")
-
-
-def _target_names(names: Iterable[str]) -> dict[str, str]:
-    """Name in the source → path in the copy without extension: below its folder, visible, and unique where capitals
-    do not count."""
-    targets, taken = {}, set()
-    for name in names:
-        parts = [part.lstrip(".") for part in Path(name).parts if part.strip("./")]
-        target = unique = "/".join(parts) or "image"
-        number = 2
-        while unique.casefold() in taken:
-            unique, number = f"{target}_{number}", number + 1
-        taken.add(unique.casefold())
-        targets[name] = unique
-    return targets
 
 
 # ---- one pair -------------------------------------------------------------------------------------------------------
@@ -355,11 +371,12 @@ def _write_report(file: Path, rows: list[_Fixed], report: DatasetReport) -> None
         writer = csv.writer(opened)
         writer.writerow(REPORT_COLUMNS)
         for row in rows:
-            writer.writerow([row.split, row.name, "; ".join(row.changed), row.pixels_changed, row.left_out])
+            name, changed, left_out = map(csv_text, (row.name, "; ".join(row.changed), row.left_out))
+            writer.writerow([row.split, name, changed, row.pixels_changed, left_out])
         for found in report.findings:
             if found.kind in ORPHANS:
                 for path in found.files:
-                    writer.writerow(["", path, "", 0, ORPHANS[found.kind]])
+                    writer.writerow(["", csv_text(path), "", 0, ORPHANS[found.kind]])
                 if found.count > len(found.files):
                     more = f"{found.count - len(found.files)} more"
                     writer.writerow(["", more, "", 0, ORPHANS[found.kind]])

@@ -22,7 +22,9 @@ from checks.storage import exif_faults, file_faults, image_faults, mask_form_fau
 from checks.values import class_faults, presence_faults, split_faults, value_faults
 from cli_utils import UserError, count_of, shorten
 from data.classes import ClassMap
+from data.layouts import IMAGE_EXTENSIONS
 from data.preparation import BINARY_MASKS, PairRecord, prepare_pairs
+from data.unread import describe_unread
 from data_utils import Data
 
 logger = logging.getLogger(__name__)
@@ -148,3 +150,11 @@ def orphan_faults(data: Data) -> list[Finding]:
             fix_all = f"{fix}; {CLEAN_COPY} writes a copy without such files"
             findings.append(finding(kind, severity, message, fix_all, map(str, files)))
     return findings
+
+
+def unread_faults(data: Data) -> list[Finding]:
+    """Pictures of kinds that are not read."""
+    if not data.unread:
+        return []
+    message, fix = describe_unread(data.unread, IMAGE_EXTENSIONS)
+    return [finding("file-not-read", WARNING, message, fix, map(str, data.unread))]

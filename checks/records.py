@@ -120,6 +120,12 @@ def finding(kind: str, severity: str, message: str, fix: str, files: Iterable[st
     return Finding(kind, severity, message, fix, tuple(files[:MAX_FILES]), len(files))
 
 
+def by_cost(findings: Iterable[Finding]) -> list[Finding]:
+    """Errors first, then warnings; among equals what is about all of the dataset, then what is about most files."""
+    order = (ERROR, WARNING, INFO)
+    return sorted(findings, key=lambda found: (order.index(found.severity), -(found.count or float("inf"))))
+
+
 def keys_of(records: Iterable[PairRecord]) -> list[str]:
     return [record.key for record in records]
 

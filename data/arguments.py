@@ -14,10 +14,15 @@ class DatasetArguments:
     """Which images and masks, and which of them are kept for validation."""
 
     dataset_dir: str | None = field(
-        default=None, metadata={"help": "folder with images and masks; the README lists the layouts that are read"}
+        default=None,
+        metadata={
+            "help": "folder with images and masks; the README lists the layouts that are read",
+            "metavar": "DIR",
+        },
     )
     dataset_name: str | None = field(
-        default=None, metadata={"help": "instead: a Hub dataset, or anything datasets.load_dataset takes"}
+        default=None,
+        metadata={"help": "instead: a Hub dataset, or anything datasets.load_dataset takes", "metavar": "ID_OR_DIR"},
     )
     dataset_config_name: str | None = field(
         default=None, metadata={"help": "configuration of the Hub dataset, where it has several"}
@@ -83,7 +88,8 @@ class ClassArguments:
         default=None,
         metadata={
             "help": "class names: JSON {id: name}, a list of {id, name, color}, a CSV with those or name, r, g, b, or "
-            "CVAT's labelmap.txt"
+            "CVAT's labelmap.txt",
+            "metavar": "FILE",
         },
     )
     do_reduce_labels: bool | None = field(
@@ -109,7 +115,8 @@ class ClassArguments:
         default=None,
         metadata={
             "help": "instead: JSON, YAML or CSV from annotation values or class names to training names or ids "
-            "(null: ignored)"
+            "(null: ignored)",
+            "metavar": "FILE",
         },
     )
 

@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 
 import visual_utils
-from cli_utils import UserError, nearest, shorten, write_text
+from cli_utils import UserError, nearest, printable, shorten, write_text
 from metrics_utils import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,8 @@ class ClassMap:
     """The one place that knows raw annotation values and training ids.
 
     Attributes:
-        id2label: training id → name, ids 0 … num_labels - 1.
+        id2label: training id → name, ids 0 … num_labels - 1; line breaks become spaces, and control characters are
+            written out.
         palette: RGB by training id, or None where the class list has no colours.
         do_reduce_labels: raw 0 is ignored and raw k is training id k - 1, as in ADE20K.
         ignore_values: raw values that are ignored, besides 255.
@@ -50,6 +51,11 @@ class ClassMap:
     raw_colors: dict[int, list[int]] | None = None
 
     def __post_init__(self):
+        # Names go into logs, tables, cards and pictures, and come from files that may hold anything.
+        names = {
+            i: printable(re.sub(r"[\t-\r\x85\u2028\u2029]+", " ", str(name))) for i, name in self.id2label.items()
+        }
+        object.__setattr__(self, "id2label", names)
         limit = MAX_LABELS - self.do_reduce_labels  # raw 255 is ignored, so reduction leaves 1 … 254
         if not 0 < self.num_labels <= limit:
             raise UserError(f"{self.num_labels} classes; a class list has 1 to {limit}")

@@ -11,6 +11,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from cli_utils import UserError, nearest, shorten
@@ -30,6 +31,7 @@ from data.layouts import (
     visible_files,
 )
 from data.outlines import draw_masks
+from data.output_paths import inner_names
 
 logger = logging.getLogger(__name__)
 
@@ -240,6 +242,8 @@ def _read_metadata(root: Path, image_column: str | None, label_column: str | Non
         twice = [name for name, count in Counter(pair.name for pair in pairs).items() if count > 1]
         if twice:
             raise UserError(f"the metadata of the {split} split names an image more than once: {shorten(twice)}")
+        names = inner_names([pair.name for pair in pairs])
+        pairs[:] = [replace(pair, name=name) for pair, name in zip(pairs, names, strict=True)]
     return splits
 
 

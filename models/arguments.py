@@ -11,7 +11,8 @@ class ModelArguments:
     """Which model."""
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Hub id or folder of a pretrained model; nvidia/mit-b0 if left out"}
+        default=None,
+        metadata={"help": "Hub id or folder of a pretrained model; nvidia/mit-b0 if left out", "metavar": "ID_OR_DIR"},
     )
     model_revision: str | None = field(
         default=None, metadata={"help": "branch, tag or commit of the pretrained model on the Hub; main if left out"}
@@ -19,7 +20,8 @@ class ModelArguments:
     from_scratch: str | None = field(
         default=None,
         metadata={
-            "help": "instead: random weights of a variant, mit-b0 … mit-b5, or of a config.json; needs no network"
+            "help": "instead: random weights of a variant, mit-b0 … mit-b5, or of a config.json; needs no network",
+            "metavar": "VARIANT_OR_FILE",
         },
     )
     fused_ops: bool = field(
@@ -53,7 +55,10 @@ class LossArguments:
     )
     class_weights: str | None = field(
         default=None,
-        metadata={"help": "auto (rare classes count more), or a file with a weight for each class: JSON, CSV or TXT"},
+        metadata={
+            "help": "auto (rare classes count more), or a file with a weight for each class: JSON, CSV or TXT",
+            "metavar": "AUTO_OR_FILE",
+        },
     )
 
     def __post_init__(self):

@@ -20,13 +20,13 @@ from PIL import Image
 
 from checks.duplicates import ACROSS_SPLITS, COPIES, mirrored, normalized_thumbnails
 from checks.records import ERROR, WARNING, DatasetReport, Finding, ImageRecord
-from cli_utils import UserError
+from cli_utils import UserError, written_aside
 from data.classes import ClassMap
 from data.image_files import FileProblem, StoredFile, ids_of, read_channels, rgb_view
 from data.preparation import decode_pair, undecoded
 from data_utils import Data
 from metrics_utils import IGNORE_INDEX
-from reports.check_tables import class_table, size_table, value_table
+from reports.check_tables import NamedClass, class_table, size_table, value_table
 from reports.templates import render
 from visual_utils import colorize, default_palette, overlay
 
@@ -46,7 +46,7 @@ def write_html(
     data: Data | None = None,
     class_map: ClassMap | None = None,
 ) -> None:
-    """Writes the page. Parent folders are made.
+    """Writes the page, which appears when it is complete. Parent folders are made.
 
     Args:
         data: of `data_utils.load_data`, where the pictures come from; None: a page without them.
@@ -57,8 +57,8 @@ def write_html(
     """
     content = render("check_page.html.j2", **_contents(report, data, class_map))
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_bytes(content)
+        with written_aside(path) as partial:
+            partial.write_bytes(content)
     except OSError as error:
         raise UserError(f"--html {path} cannot be written: {error.strerror}") from None
 
@@ -74,6 +74,10 @@ def _contents(report: DatasetReport, data: Data | None, class_map: ClassMap | No
         "report": report,
         "level": next((level for level in (ERROR, WARNING) if report.count(level)), "fit"),
         "summary": f"{report.layout} layout; {counts}; looked at {pairs} in {report.seconds:.1f} s",
+        # Of a broken dataset what is broken comes first, in pictures of its own.
+        "samples": _samples(report.records, class_map, draw)
+        if data and class_map and not report.count(ERROR)
+        else None,
         "tables": tables,
         "sections": [_section(found, report.records, draw) if found.files else None for found in report.findings],
     }
@@ -90,6 +94,26 @@ def _places(dataset: DatasetDict | None, records: Iterable[ImageRecord]) -> Plac
         places |= {f"{split}/{name}": (rows, index) for index, name in enumerate(rows["name"])}
     files = {record.problem_file: record.key for record in records if record.problem_file}
     return places | {file: places[key] for file, key in files.items() if key in places}
+
+
+def _samples(records: Sequence[ImageRecord], class_map: ClassMap, draw: Callable[[str, str], dict]) -> dict | None:
+    """Pairs from all over the dataset, and the classes that can be seen in them, by their ids."""
+    usable = [record for record in records if not record.problem]
+    if not usable:
+        return None
+    shown = [usable[i] for i in np.unique(np.linspace(0, len(usable) - 1, PICTURES).round().astype(int))]
+    value_ids, colors = class_map.value_ids, class_map.colors()
+    ids = {value_ids.get(value, IGNORE_INDEX) for record in shown for value in record.raw_values}
+    classes = [
+        NamedClass(class_map.id2label[i], color=f"#{bytes(colors[i]).hex()}") for i in sorted(ids - {IGNORE_INDEX})
+    ]
+    return {
+        "figures": [draw(record.key, "") for record in shown],
+        "classes": classes,
+        "unseen": class_map.num_labels - len(classes),
+        "pairs": len(usable),
+        "ignored": IGNORE_INDEX in ids,
+    }
 
 
 def _section(found: Finding, records: Sequence[ImageRecord], draw: Callable[[str, str], dict]) -> dict:

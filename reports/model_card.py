@@ -12,8 +12,9 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from cli_utils import written_aside
+from cli_utils import printable, written_aside
 from data.classes import ClassMap, read_class_list
+from metrics_utils import csv_text
 from models.arguments import ModelArguments
 from reports.templates import render
 from training.arguments import SegmentationTrainingArguments
@@ -89,7 +90,12 @@ def _categories(file: Path) -> list[dict[str, str]]:
     if not file.is_file():
         return []
     with open(file, newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
+        rows = list(csv.DictReader(lines))
+    for row in rows:
+        name = row["name"].removeprefix("'")
+        if csv_text(name) == row["name"]:  # the apostrophe is for spreadsheets
+            row["name"] = name
+    return rows
 
 
 def _hub_id(name: str | None) -> str | None:
@@ -105,7 +111,7 @@ def _hub_id(name: str | None) -> str | None:
 
 def _last_name(path: str | None) -> str | None:
     """The last part of a path, for use in backticks."""
-    return " ".join(Path(path).expanduser().resolve().name.replace("`", "'").split()) if path else None
+    return printable(" ".join(Path(path).expanduser().resolve().name.replace("`", "'").split())) if path else None
 
 
 def _metadata(

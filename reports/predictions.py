@@ -1,8 +1,9 @@
 """Predictions as files: an indexed PNG and an overlay for each image, and a contact sheet of all."""
 
 import logging
+import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,34 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 import visual_utils
-from cli_utils import written_aside
+from cli_utils import count_of, printable, shorten, written_aside
 from data.classes import ClassMap
 from data.image_files import rgb_view
+from data.output_paths import output_names, refuse_inputs
 
 logger = logging.getLogger(__name__)
 
 
-def prediction_files(folder: Path, name: str) -> tuple[Path, Path]:
-    """Where the PNG and the overlay of an image go; the only place that makes paths of names."""
-    return folder / f"{name}.png", folder / "overlays" / f"{name}.jpg"
+def prediction_files(
+    names: Sequence[str],
+    folder: Path,
+    others: Iterable[Path | None] = (),
+    inputs: Iterable[str | os.PathLike] = (),
+) -> list[tuple[Path, Path]]:
+    """Where the PNG and the overlay of each image go, in the order of `names`, see `data.output_paths.output_names`.
+
+    Args:
+        others: files that are written beside them. inputs: files that must not be replaced.
+
+    Raises:
+        UserError: one of the files is an input.
+    """
+    others = [path for path in others if path]
+    taken = [path.stem for path in others if path.parent == folder]
+    paths = output_names(names, taken)
+    files = [(folder / f"{path}.png", folder / "overlays" / f"{path}.jpg") for path in paths]
+    refuse_inputs([*others, *(path for pair in files for path in pair)], inputs, "--output_dir")
+    return files
 
 
 def write_predictions(
@@ -31,11 +50,12 @@ def write_predictions(
     folder: Path,
     contact_sheet: Path,
     sample: Path | None = None,
+    inputs: Iterable[str | os.PathLike] = (),
 ) -> list[tuple[Path, Path]]:
     """Predicts images one by one, each process its share, and writes what is to be looked at and used.
 
     Args:
-        names: of the images, unique; "/" makes subfolders.
+        names: of the images; "/" makes subfolders.
         read: index → image (PIL RGB, or uint8 (C, H, W)) and truth, training ids (H, W) or None where there is none;
             None instead of both leaves the image out.
         predict: image → training ids (H, W), as `models.inference.predict_ids` does.
@@ -43,11 +63,24 @@ def write_predictions(
             and prediction side by side.
         contact_sheet: file for a grid of some of the overlays.
         sample: file for a copy of the first overlay.
+        inputs: files that must not be replaced.
 
     Returns:
         PNG and overlay of every image that was not left out, of all processes, in the order of `names`.
+
+    Raises:
+        UserError: an output is one of the inputs, or cannot be written; what was written before is whole.
     """
     state = PartialState()
+    places = prediction_files(names, folder, (contact_sheet, sample), inputs)
+    renamed = [
+        f"{printable(name)} → {png.relative_to(folder)}"
+        for name, (png, _) in zip(names, places, strict=True)
+        if png != folder / f"{name}.png"
+    ]
+    if renamed:
+        many = count_of(len(renamed), "prediction is/predictions are")
+        logger.warning(f"{many} named otherwise, as not every system has such file names: {shorten(renamed, 8)}")
     palette = class_map.colors()
     raw_palette = visual_utils.raw_palette(palette, class_map.raw_values)
     share = range(state.process_index, len(names), state.num_processes)
@@ -58,7 +91,7 @@ def write_predictions(
             continue
         image, truth = found
         ids = np.asarray(predict(image)).astype(np.uint8)
-        png, overlay = prediction_files(folder, names[index])
+        png, overlay = places[index]
         with written_aside(png) as partial:
             visual_utils.save_indexed_png(partial, class_map.to_raw(ids), raw_palette)
         truth = None if truth is None else np.asarray(truth)
@@ -66,7 +99,7 @@ def write_predictions(
         with written_aside(overlay) as partial:
             panels.save(partial, quality=90)
         written.append(index)
-    files = [prediction_files(folder, names[index]) for index in sorted(gather_object(written))]
+    files = [places[index] for index in sorted(gather_object(written))]
     if files and state.is_main_process:
         with written_aside(contact_sheet) as partial:
             visual_utils.contact_sheet([overlay for _, overlay in files]).save(partial)

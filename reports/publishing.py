@@ -8,7 +8,7 @@ the machine that trained.
 import shlex
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import CommitInfo, HfApi, is_offline_mode
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -79,9 +79,12 @@ def check_hub_access(
         _create_repo(api, full_id, private, revision)
     except LocalTokenNotFoundError:
         raise UserError(f"--push_to_hub needs a Hub token and there is none; {LOGIN_HINT}") from None
-    except OfflineModeIsEnabled:
+    except OfflineModeIsEnabled as error:
+        reason, fix = str(error), ""
+        if is_offline_mode():
+            reason, fix = "HF_HUB_OFFLINE=1 forbids it", "unset it, or "
         raise UserError(
-            "--push_to_hub needs the network, but HF_HUB_OFFLINE=1 forbids it; unset it, or leave --push_to_hub out"
+            f"--push_to_hub needs the network, but {reason}; {fix}leave --push_to_hub out to train without it"
         ) from None
     except HfHubHTTPError as error:
         if _refused(error):

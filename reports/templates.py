@@ -6,6 +6,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
+from cli_utils import printable
+
 _environment = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
     autoescape=select_autoescape(["html.j2"]),
@@ -26,7 +28,7 @@ def render(template: str, **values) -> bytes:
 
 def plain(value) -> str:
     """Text that Markdown shows as it is, on one line: it holds no link, picture, HTML or end of a table's cell."""
-    text = html.escape(" ".join(str(value).split()), quote=False)
+    text = html.escape(printable(" ".join(str(value).split())), quote=False)
     return re.sub(r"[\\|\[\]`*~@:$]|(?<=www)\.", lambda found: f"&#{ord(found[0])};", text, flags=re.IGNORECASE)
 
 

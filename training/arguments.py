@@ -4,6 +4,7 @@ Each group checks itself; what only several of them show together is checked by 
 """
 
 import logging
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from PIL import Image
 from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
-from cli_utils import UserError, check_positive, check_writable, given_flags, keep_secret, parse_arguments, write_text
+from cli_utils import UserError, check_positive, given_flags, keep_secret, parse_arguments, write_text
 from data.arguments import AugmentationArguments, ClassArguments, DatasetArguments, EvaluationArguments
+from data.output_paths import check_writable
 from data.streaming import NO_CLASS_LIST
 from data_utils import ADE20K_ON_THE_HUB
 from models.arguments import LossArguments, ModelArguments
@@ -81,7 +83,8 @@ class RunArguments:
         default=True, metadata={"help": "look for faults in a sample of the data before training (check_dataset.py)"}
     )
     preview: str | None = field(
-        default=None, metadata={"help": "only write a picture of augmented training images to this file"}
+        default=None,
+        metadata={"help": "only write a picture of augmented training images to this file", "metavar": "FILE"},
     )
     overwrite_output_dir: bool = field(
         default=False,
@@ -101,17 +104,28 @@ class RunArguments:
             file = Path(self.preview)
             if file.suffix.lower() not in Image.registered_extensions():
                 raise UserError(f"--preview {file}: the name must end in that of a picture, as in preview.png")
-            check_writable(file.absolute().parent, f"--preview {file}", "give another file")
+            check_writable(file, "--preview")
 
     @property
     def keeps_nothing(self) -> bool:
         """Whether what the run writes to its output folder is thrown away."""
         return self.dry_run or self.preview is not None
 
+    def trains(self, training: TrainingArguments) -> bool:
+        """Whether a flag stands for `--do_train`, which was left out: a preview, and a dry run of nothing else."""
+        asked = training.do_train or training.do_eval or training.do_predict or self.eval_on_train
+        return not training.do_train and (self.preview is not None or (self.dry_run and not asked))
+
 
 def _default(name: str, value):
     """The Trainer's own field with another default: name, help text and type conversion stay its own."""
     return field(default=value, metadata=TrainingArguments.__dataclass_fields__[name].metadata)
+
+
+def _path(name: str, metavar: str = "DIR"):
+    """The Trainer's own field, which takes a file or folder, see `cli_utils.is_path`."""
+    own = TrainingArguments.__dataclass_fields__[name]
+    return field(default=own.default, metadata={**own.metadata, "metavar": metavar})
 
 
 @dataclass
@@ -121,6 +135,9 @@ class SegmentationTrainingArguments(TrainingArguments):
     Evaluation during training needs `do_train=True`, also where `trainer.train()` is called from Python.
     """
 
+    output_dir: str | None = _path("output_dir")
+    resume_from_checkpoint: str | None = _path("resume_from_checkpoint")
+    deepspeed: dict | str | None = _path("deepspeed", "FILE")
     # AdamW at 6e-5: SegFormer paper, section 4.1.
     learning_rate: float = _default("learning_rate", 6e-5)
     per_device_train_batch_size: int = _default("per_device_train_batch_size", 2)
@@ -200,8 +217,13 @@ class Arguments:
     def parse(cls, argv: list[str] | None = None, description: str | None = None) -> "Arguments":
         """From the command line, or `argv`, and the YAML file of `--config`."""
         exclusive = (("model_name_or_path", "from_scratch"), ("dataset_dir", "dataset_name"))
-        types = tuple(GROUPS.values())
-        return cls(*parse_arguments(types, argv, description, exclusive), given=given_flags(types, argv))
+        types, argv = tuple(GROUPS.values()), list(sys.argv[1:] if argv is None else argv)
+        groups = parse_arguments(types, argv, description, exclusive)
+        parsed = dict(zip(GROUPS, groups, strict=True))
+        if parsed["run"].trains(parsed["training"]):
+            argv.append("--do_train")  # before the Trainer's arguments draw their conclusions from it
+            groups = parse_arguments(types, argv, description, exclusive)
+        return cls(*groups, given=given_flags(types, argv))
 
     def __post_init__(self):
         self.token, self.training.hub_token = self.training.hub_token or self.token, None

@@ -27,13 +27,13 @@ from cli_utils import (
     Interrupted,
     UserError,
     WriteError,
-    check_writable,
     missing_folders,
     remove,
     shorten,
     write_failure,
     write_text,
 )
+from data.output_paths import check_writable
 from training.arguments import ARGUMENTS_FILE, GROUPS, Arguments, SegmentationTrainingArguments
 from training.checkpoints import (
     RECORD_FILE,
@@ -108,7 +108,7 @@ def open_output_dir(args: Arguments) -> Iterator[Path]:
     with ExitStack() as held:
 
         def open_it() -> str | None:
-            check_writable(folder, f"--output_dir {folder}", "give another one")
+            check_writable(folder, "--output_dir", is_folder=True)
             held.enter_context(_locked(folder))
             finish_moving_in(folder)
             _check_files(folder, args)

@@ -24,17 +24,22 @@ LABEL_MAP = ClassMap(NAMES, [[200, 0, 0], [0, 100, 0], [0, 0, 250], [250, 200, 0
 
 
 class Page(HTMLParser):
-    """What a browser would find; fails where a tag is left open or closed out of turn."""
+    """What a browser would find; fails where a tag is left open or closed out of turn.
+
+    samples: (tag, attributes) and texts of the section of pairs from all over the dataset, which the others leave out.
+    """
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.tags, self.texts, self.cells = [], [], [], []
+        self.open, self.tags, self.texts, self.cells, self.samples = [], [], [], [], []
+        self.in_samples = False
         self.feed(text)
         self.close()
         assert self.open == []
 
     def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
+        self.in_samples |= dict(attrs).get("id") == "samples"
+        (self.samples if self.in_samples else self.tags).append((tag, dict(attrs)))
         if tag not in ("meta", "br", "img"):
             self.open.append(tag)
         if tag == "td":
@@ -42,9 +47,12 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
+        self.in_samples &= tag != "section"
 
     def handle_data(self, data):
-        if "style" not in self.open:
+        if self.in_samples:
+            self.samples.append(data)
+        elif "style" not in self.open:
             self.texts.append(data)
         if "td" in self.open:
             self.cells[-1] += data
@@ -52,9 +60,11 @@ class Page(HTMLParser):
     def named(self, tag):
         return [attrs for name, attrs in self.tags if name == tag]
 
-    def images(self):
+    def images(self, samples=False):
         """Pictures in their order, decoded."""
-        content = [attrs["src"].removeprefix("data:image/jpeg;base64,") for attrs in self.named("img")]
+        tags = [entry for entry in self.samples if entry[0] == "img"] if samples else self.tags
+        sources = [attrs["src"] for name, attrs in tags if name == "img"]
+        content = [source.removeprefix("data:image/jpeg;base64,") for source in sources]
         return [Image.open(io.BytesIO(base64.b64decode(text, validate=True))) for text in content]
 
 
@@ -118,6 +128,37 @@ def test_clean_dataset(clean, tmp_path):
     assert "fit for training" in page.texts and "Findings" not in page.texts
     assert [page.named("img"), page.named("section")] == [[], []]
     assert {"class": "verdict fit"} in page.named("p")
+
+
+def test_clean_dataset_is_shown(clean, tmp_path):
+    """Six pairs from all over it, over any table, and the names of the classes in their colours."""
+    report, dataset, class_map = checked(clean)
+    class_map = changed(class_map, palette=LABEL_MAP.palette)
+    page = page_of(tmp_path, report, dataset, class_map)
+    text = (tmp_path / "page.html").read_text()
+    assert text.index('id="samples"') < text.index("<table>")
+    keys = [record.key for record in report.records]
+    assert [entry for entry in page.samples if entry in keys] == [keys[i] for i in (0, 2, 4, 7, 9, 11)]
+    swatches = [entry[1]["style"] for entry in page.samples if entry[0] == "span"]
+    assert swatches == [f"background: #{bytes(color).hex()}" for color in LABEL_MAP.palette]
+    assert [entry for entry in page.samples if entry in NAMES.values()] == list(NAMES.values())
+    pictures = page.images(samples=True)
+    assert len(pictures) == 12
+    for index, (image, mask) in zip((0, 2, 4, 7, 9, 11), zip(pictures[::2], pictures[1::2], strict=True), strict=True):
+        with Image.open(image_of(clean, index)) as photo:
+            photo = np.asarray(photo.convert("RGB").resize(image.size, Image.Resampling.NEAREST)).astype(int)
+        assert np.abs(np.asarray(image) - photo).mean() < 5
+        inside = (
+            np.asarray(Image.fromarray(ids(mask_of(clean, index))).resize(mask.size, Image.Resampling.NEAREST)) == 1
+        )
+        blended = 0.4 * photo + 0.6 * np.array(LABEL_MAP.palette[1])
+        assert np.median(np.abs(np.asarray(mask) - blended)[inside]) < 8
+
+
+def test_a_broken_dataset_is_not_shown_as_a_whole(clean, tmp_path):
+    root = shutil.copytree(clean, tmp_path / "data")
+    image_of(root, 2).write_text("no image")
+    assert page_of(tmp_path, *checked(root)).samples == []
 
 
 def test_names_are_escaped(tmp_path):
