@@ -46,10 +46,10 @@ from reports.model_card import write_model_card
 from reports.predictions import write_predictions
 from reports.publishing import check_hub_access, push_run
 from training.arguments import Arguments, RunArguments, SegmentationTrainingArguments
+from training.batches import check_batches
 from training.checkpoints import check_output_dir, resolve_checkpoint
 from training.divergence import SKIPPED, skipped_steps
 from training.dry_run import dry_run
-from training.optimizer import batch_norm_warning
 from training.trainer import SegmentationTrainer
 
 logger = logging.getLogger(__name__)
@@ -99,6 +99,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         protocol = evaluation_protocol(model, image_processor, args.evaluation)
         logger.info(describe_model(model))
         logger.info(f"evaluation: {protocol.describe()}")
+        if args.training.do_train:
+            check_batches(model, args.training, train_split and len(train_split), protocol)
 
         # Trainer. Random transforms happen as training images are drawn; evaluation images keep their own size.
         transform = TrainTransform(protocol, **vars(args.augmentation))
@@ -256,9 +258,6 @@ def build_model(args: Arguments, class_map: ClassMap) -> PreTrainedModel:
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if args.training.activation_checkpointing:
         enable_activation_checkpointing(model)
-    warning = batch_norm_warning(model, args.training.per_device_train_batch_size)
-    if warning:
-        logger.warning(warning)
     return model
 
 
