@@ -47,11 +47,11 @@ from reports.model_card import write_model_card
 from reports.predictions import prediction_files, write_predictions
 from reports.publishing import check_hub_access, push_run
 from training.arguments import Arguments, RunArguments, SegmentationTrainingArguments
+from training.batches import check_batches
 from training.checkpoints import check_same_run, check_steps, started_with
 from training.divergence import SKIPPED, skipped_steps
 from training.dry_run import dry_run
 from training.interruption import Interruption
-from training.optimizer import batch_norm_warning
 from training.output_folder import (
     NEW_RUN,
     check_room,
@@ -107,6 +107,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         model = build_model(args, class_map)
         logger.info(describe_model(model))
         logger.info(f"evaluation: {protocol.describe()}")
+        if args.training.do_train:
+            check_batches(model, args.training, train_split and len(train_split), protocol)
 
         # Trainer. Random transforms happen as training images are drawn; evaluation images keep their own size.
         transform = TrainTransform(protocol, **vars(args.augmentation))
@@ -283,9 +285,6 @@ def build_model(args: Arguments, class_map: ClassMap) -> PreTrainedModel:
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if args.training.activation_checkpointing:
         enable_activation_checkpointing(model)
-    warning = batch_norm_warning(model, args.training.per_device_train_batch_size)
-    if warning:
-        logger.warning(warning)
     return model
 
 

@@ -4,6 +4,7 @@ A palette is a uint8 array (num_labels, 3) of RGB colours by training id. Ids ar
 training ids with `ignore_index` where nothing is known.
 """
 
+import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -70,7 +71,7 @@ def raw_palette(palette: np.ndarray, raw_values: Sequence[int]) -> np.ndarray:
 def save_indexed_png(path: str | Path, mask: np.ndarray, palette: np.ndarray) -> None:
     """Writes a single-channel PNG in which a program reads ids and a viewer shows colours.
 
-    `np.asarray(Image.open(path))` returns the mask.
+    `np.asarray(Image.open(path))` returns the mask. Parent folders are made; an interrupted run leaves no half a file.
 
     Args:
         mask: (H, W), integers in 0…255 as in the annotation files.
@@ -82,7 +83,11 @@ def save_indexed_png(path: str | Path, mask: np.ndarray, palette: np.ndarray) ->
     image = Image.fromarray(mask.astype(np.uint8))
     # All 256 entries: with fewer Pillow packs the pixels into fewer bits, which some readers do not undo.
     image.putpalette(np.asarray(palette, np.uint8).reshape(256 * 3).tolist())
-    image.save(path, format="PNG")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    image.save(partial, format="PNG")
+    os.replace(partial, path)
 
 
 def _colors(ids: np.ndarray, palette: np.ndarray, ignore_index: int) -> tuple[np.ndarray, np.ndarray]:

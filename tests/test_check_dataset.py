@@ -187,7 +187,7 @@ def test_flags_that_do_not_fit(flags, message):
 
 def test_report_that_cannot_be_written(clean, tmp_path):
     for flag in ("--json", "--html"):
-        with pytest.raises(UserError, match=f"{flag} {tmp_path} cannot be written: Is a directory"):
+        with pytest.raises(UserError, match=f"{flag} {tmp_path} is a folder; give a file in it"):
             check_dataset.main([str(clean), "--num_proc", "1", flag, str(tmp_path)])
 
 

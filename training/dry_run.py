@@ -12,8 +12,8 @@ from torch.utils.data import Subset
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
-from data_utils import SegmentationDataset
-from metrics_utils import confusion_matrix, summarize_confusion
+from data_utils import SegmentationDataset, collate_train
+from metrics_utils import IGNORE_INDEX, confusion_matrix, summarize_confusion
 from models.inference import score_logits
 from training.trainer import SegmentationTrainer
 
@@ -79,6 +79,7 @@ def _train(trainer: SegmentationTrainer) -> dict[str, float]:
     times = _StepTimes()
     trainer.add_callback(times)
     loss = trainer.train().training_loss
+    _try_last_batch(trainer)
     seconds = times.ends[-1] - times.begins[-1]
     hours = seconds * max_steps / 3600
     logger.info(
@@ -86,6 +87,19 @@ def _train(trainer: SegmentationTrainer) -> dict[str, float]:
         f"({max_steps / steps_per_epoch:.1f} epochs) will take about {hours:.1f} h, evaluations left out"
     )
     return {"seconds_per_step": seconds, "training_hours": hours}
+
+
+def _try_last_batch(trainer: SegmentationTrainer) -> None:
+    """A step without an update on what is left over at the end of an epoch, a batch smaller than all others."""
+    args, dataset = trainer.args, trainer.train_dataset
+    if args.world_size > 1 or args.dataloader_drop_last or not hasattr(dataset, "__len__"):
+        return
+    rest = len(dataset) % args.per_device_train_batch_size
+    if rest:
+        batch = collate_train([dataset[index] for index in range(rest)])
+        trainer.training_step(trainer.model_wrapped, batch, (batch["labels"] != IGNORE_INDEX).sum())
+        trainer.model.zero_grad()
+        logger.info(f"the last batch of an epoch, {rest} of {args.per_device_train_batch_size} images, works as well")
 
 
 def _schedule_table(trainer: SegmentationTrainer, max_steps: int) -> str:

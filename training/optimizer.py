@@ -143,24 +143,3 @@ def check_schedule(learning_rate: float, options: dict) -> None:
         low, high = limits[key]
         if not isinstance(value, int | float) or not low <= value <= high:
             raise UserError(f"--lr_scheduler_kwargs: {key} is {value!r}; it must be a number from {low:g} to {high:g}")
-
-
-def batch_norm_warning(model: nn.Module, per_device_batch_size: int) -> str | None:
-    """What to warn of where BatchNorm layers that are trained see one image at a time, else None.
-
-    `SyncBatchNorm` takes its statistics over all devices and is no reason to warn.
-    """
-    if per_device_batch_size > 1:
-        return None
-    layers = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and any(p.requires_grad for p in module.parameters())
-    ]
-    if not layers:
-        return None
-    return (
-        f"--per_device_train_batch_size is 1, and {len(layers)} BatchNorm layer(s) in training ({layers[0]}) take "
-        "their statistics from the images of one device: use 2 or more, or --sync_bn on several GPUs (gradient "
-        "accumulation does not change it)"
-    )

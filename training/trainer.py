@@ -225,12 +225,16 @@ class SegmentationTrainer(Trainer):
     # ---- evaluation -----------------------------------------------------------------------------------------------
 
     def get_eval_dataloader(self, eval_dataset=None):
-        """The stock loader with the collator for images of different sizes."""
+        """The stock loader with the collator for images of different sizes, and with all images.
+
+        `--dataloader_drop_last` is about training; the stock loader would leave out images that are to be scored.
+        """
         train_collator, self.data_collator = self.data_collator, collate_eval
+        drops_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
-            self.data_collator = train_collator
+            self.data_collator, self.args.dataloader_drop_last = train_collator, drops_last
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """As `Trainer.evaluate`, with the same weights and BatchNorm statistics in every process.

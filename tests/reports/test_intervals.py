@@ -1,5 +1,7 @@
 """The bootstrap against a slow oracle and against what it promises; the file, and images matched by name."""
 
+import errno
+
 import numpy as np
 import pytest
 
@@ -149,11 +151,11 @@ def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     save_per_image(tmp_path, ["a", "b"], counts, counts, CLASSES)
 
     def full_disk(file, **arrays):
-        file.write(b"PK")
-        raise OSError("no space left")
+        file.write_bytes(b"PK")
+        raise OSError(errno.ENOSPC, "no space left")
 
     monkeypatch.setattr(np, "savez_compressed", full_disk)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(UserError, match="no space"):
         save_per_image(tmp_path, ["a", "b"], counts + 1, counts, CLASSES)
     np.testing.assert_array_equal(load_per_image(tmp_path).counts, counts)
 

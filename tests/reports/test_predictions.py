@@ -30,7 +30,7 @@ def write(folder, skipped=()):
 def test_files(tmp_path):
     folder = tmp_path / "predictions"
     files = write(tmp_path)
-    assert files == [prediction_files(folder, name) for name in NAMES]
+    assert files == prediction_files(NAMES, folder)
     assert files[1] == (folder / "sub" / "a.png", folder / "overlays" / "sub" / "a.jpg")
     for index, (png, _) in enumerate(files):
         with Image.open(png) as image:
@@ -43,9 +43,9 @@ def test_files(tmp_path):
 
 def test_images_that_are_left_out(tmp_path):
     files = write(tmp_path, skipped=(0, 2))
-    assert files == [prediction_files(tmp_path / "predictions", name) for name in ("sub/a", "d")]
+    assert files == prediction_files(("sub/a", "d"), tmp_path / "predictions")
     assert (tmp_path / "sample.jpg").read_bytes() == files[0][1].read_bytes()
-    assert not prediction_files(tmp_path / "predictions", "c")[0].exists()
+    assert not (tmp_path / "predictions" / "c.png").exists()
     assert write(tmp_path / "nothing", skipped=range(4)) == []
     assert not (tmp_path / "nothing").exists()
 
@@ -55,7 +55,7 @@ def test_each_process_writes_its_share_and_names_all(tmp_path, monkeypatch, proc
     state = SimpleNamespace(process_index=process, num_processes=2, is_main_process=process == 0)
     monkeypatch.setattr(predictions, "PartialState", lambda: state)
     for index in {0, 1, 2, 3} - {*mine}:  # written by the other process
-        _, overlay = prediction_files(tmp_path / "predictions", NAMES[index])
+        _, overlay = prediction_files(NAMES, tmp_path / "predictions")[index]
         overlay.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (60, 20)).save(overlay)
 
@@ -65,6 +65,6 @@ def test_each_process_writes_its_share_and_names_all(tmp_path, monkeypatch, proc
 
     monkeypatch.setattr(predictions, "gather_object", gather)
     files = write(tmp_path)
-    assert files == [prediction_files(tmp_path / "predictions", name) for name in NAMES]
+    assert files == prediction_files(NAMES, tmp_path / "predictions")
     assert [index for index in range(4) if files[index][0].exists()] == mine
     assert (tmp_path / "sheet.png").exists() == (tmp_path / "sample.jpg").exists() == (process == 0)

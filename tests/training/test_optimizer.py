@@ -20,10 +20,8 @@ from transformers import (
 
 from cli_utils import UserError
 from data.preprocessing import EvaluationProtocol
-from models.fused_segformer import FusedSegformerDecodeHead, fuse_model
 from training.arguments import SegmentationTrainingArguments
 from training.optimizer import (
-    batch_norm_warning,
     groups_table,
     parameter_groups,
     poly_factor,
@@ -261,33 +259,6 @@ def test_options_that_do_not_fit(options, message, tmp_path):
 def test_options_of_other_schedules_are_theirs(tmp_path):
     kwargs = {"lr_scheduler_type": "cosine_with_restarts", "lr_scheduler_kwargs": {"num_cycles": 2}}
     SegmentationTrainingArguments(str(tmp_path), **kwargs)
-
-
-# ---- BatchNorm ------------------------------------------------------------------------------------------------------
-
-
-def test_batch_norm_warning():
-    model = tiny_segformer()
-    assert batch_norm_warning(model, 2) is None
-    assert "decode_head.batch_norm" in batch_norm_warning(model, 1)
-    assert batch_norm_warning(nn.SyncBatchNorm.convert_sync_batchnorm(tiny_segformer()), 1) is None
-    model.decode_head.batch_norm.requires_grad_(False)
-    assert batch_norm_warning(model, 1) is None
-
-
-def test_sync_batch_norm_keeps_the_fused_head_and_the_files():
-    model = fuse_model(tiny_segformer())
-    model.decode_head.batch_norm.running_mean.normal_()
-    pixel_values, keys = torch.randn(2, 3, 32, 32), list(model.state_dict())
-    with torch.no_grad():
-        expected = model.eval()(pixel_values).logits
-        converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        assert isinstance(converted.decode_head.batch_norm, nn.SyncBatchNorm)
-        assert torch.equal(converted(pixel_values).logits, expected)
-    assert converted is model and list(model.state_dict()) == keys
-    assert isinstance(model.decode_head, FusedSegformerDecodeHead)
-    model.train()(pixel_values).logits.sum().backward()  # one process: nothing to synchronise, on a CPU too
-    assert model.decode_head.batch_norm.weight.grad is not None
 
 
 # ---- in the Trainer -------------------------------------------------------------------------------------------------
