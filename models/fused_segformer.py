@@ -158,7 +158,7 @@ class FusedSegformerDecodeHead(SegformerDecodeHead):
         # What the stage's patch embedding makes of the stage before it.
         kernel, stride = self.config.patch_sizes[-1], self.config.strides[-1]
         size = [(side + 2 * (kernel // 2) - kernel) // stride + 1 for side in others[-1].shape[-2:]]
-        return *others, last.reshape(len(last), *size, last.shape[-1]).permute(0, 3, 1, 2)
+        return *others, last.reshape(last.shape[0], *size, last.shape[2]).permute(0, 3, 1, 2)
 
     def _is_plain(self) -> bool:
         """Whether the weights of the modules say all that the modules do."""
