@@ -19,7 +19,7 @@ import os
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -34,12 +34,13 @@ from cli_utils import UserError, nearest, shorten
 from data.bulk import cache_key, map_in_order, processes_for
 from data.image_files import EXIF_ORIENTATION
 from data.layouts import IMAGE_EXTENSIONS, SPLIT_NAMES, Pair, coco_files, files_by_stem, labelme_folders, yolo_file
+from data.output_paths import output_names
 from metrics_utils import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
 
 INDEX = "drawn_masks.json"  # beside the cached masks: classes, pairs and what was odd
-DRAWING_VERSION = 1  # part of every cache key: raised whenever other masks are drawn
+DRAWING_VERSION = 2  # part of every cache key: raised whenever other masks are drawn
 IMAGES_PER_PROCESS = 500  # starting more processes would cost more than it saves
 # Names of other programs for what is not outlined, and for what is neither.
 BACKGROUND, IGNORED = ("background", "_background_", "__background__"), "__ignore__"
@@ -76,6 +77,7 @@ class AnnotatedImage:
     size: tuple[int, int] | None
     shapes: list[Shape]
     relative: bool = False
+    mask_name: str = ""  # of its PNG in the cache
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def draw_masks(
     for note, count in index["notes"].items():
         logger.warning(f"{root}: {count} {note}")
     splits = {
-        split: [Pair(name, Path(image), folder / split / f"{name}.png") for name, image in pairs]
+        split: [Pair(name, Path(image), folder / split / f"{mask}.png") for name, image, mask in pairs]
         for split, pairs in index["splits"].items()
     }
     return splits, {int(value): name for value, name in index["classes"].items()}
@@ -161,7 +163,7 @@ def _class_values(labels: Iterable[str]) -> dict[str, int]:
 
 def _draw_all(root: Path, annotations: Annotations, folder: Path, num_proc: int | None) -> None:
     """Writes all masks and the index."""
-    images, notes = annotations.images, Counter(annotations.notes)
+    images, notes = _with_mask_names(annotations.images), Counter(annotations.notes)
     folder.mkdir()
     for parent in {_mask_file(folder, item).parent for item in images}:
         parent.mkdir(parents=True, exist_ok=True)
@@ -179,14 +181,22 @@ def _draw_all(root: Path, annotations: Annotations, folder: Path, num_proc: int 
         raise UserError(f"{root}: " + "\n  ".join(lines))
     pairs = defaultdict(list)
     for item in images:
-        pairs[item.split].append([item.name, str(item.image.absolute())])
+        pairs[item.split].append([item.name, str(item.image.absolute()), item.mask_name])
     classes = {value: label for label, value in annotations.values.items() if 0 < value < IGNORE_INDEX}
     index = {"classes": {0: BACKGROUND[0]} | classes, "notes": notes, "splits": pairs}
     (folder / INDEX).write_text(json.dumps(index, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
+def _with_mask_names(images: list[AnnotatedImage]) -> list[AnnotatedImage]:
+    names = {}
+    for split in {item.split for item in images}:
+        listed = [item.name for item in images if item.split == split]
+        names |= {(split, name): path for name, path in zip(listed, output_names(listed), strict=True)}
+    return [replace(item, mask_name=names[item.split, item.name]) for item in images]
+
+
 def _mask_file(folder: Path, item: AnnotatedImage) -> Path:
-    return folder / item.split / f"{item.name}.png"
+    return folder / item.split / f"{item.mask_name}.png"
 
 
 def _draw(item: AnnotatedImage, values: dict[str, int], folder: Path) -> tuple[Counter, tuple[str, str]]:
