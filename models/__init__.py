@@ -1,4 +1,4 @@
-"""From an image to a prediction: loading, adapting, the fused SegFormer, tiled upsampling, losses, inference.
+"""From an image to a prediction: loading, adapting, sizes, the fused SegFormer, upsampling, losses, inference.
 
 Imports `data_utils` and `data/`, and what these import; knows nothing of checks.
 """

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from factories.hub_server import TOKEN, HubServer
+from factories.hub_server import TOKEN
 
 from cli_utils import UserError
 from reports.publishing import check_hub_access, push_command, push_run
@@ -54,16 +54,11 @@ def run_dir(tmp_path):
 
 
 @pytest.fixture
-def server(monkeypatch, tmp_path):
+def server(hub, monkeypatch, tmp_path):
     """A running server that is this process's Hub, with the right token."""
-    with HubServer() as server:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        yield server
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    return hub
 
 
 def contents(folder, names):
