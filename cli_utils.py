@@ -5,6 +5,7 @@ import difflib
 import errno
 import json
 import logging
+import multiprocessing
 import os
 import re
 import shutil
@@ -36,6 +37,9 @@ WRITE_ERRORS = {
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 # Loggers that write a line for every request to the Hub; huggingface_hub 1 uses the first, 2 the second.
 REQUEST_LOGGERS = ("httpx", "httpx2")
+
+# How long a program may take to end after a signal before it is ended.
+UNWINDING_SECONDS = 5
 
 _URL_QUERY = re.compile(r"(\b\w+://[^\s?\"'<>]+)\?[^\s\"'<>]*")
 _TOKEN = re.compile(r"\b(hf|api_org)_\w{6,}")
@@ -408,41 +412,64 @@ def run_cli(main: Callable) -> None:
     Ctrl-C become one line and exit code 143 or 130, also where worker processes are at work; a second one leaves at
     once.
     """
-    owner, asked = os.getpid(), []
+    owner, asked, lost = os.getpid(), [], []
 
     def end(signum, frame):
-        if os.getpid() != owner:
-            # A forked worker. Ctrl-C goes to all processes of a terminal, and the main one ends its workers.
-            if signum == signal.SIGTERM:
-                os._exit(128 + signum)
-        elif asked:
+        # The second one; or a forked worker, as Ctrl-C goes to all processes of a terminal.
+        if os.getpid() != owner or (asked and not lost):
             os._exit(128 + signum)
-        else:
+        if not asked:
             asked.append(signum)
-            raise Interrupted(signum)
+            # Pools of processes wait for their workers, and some of them for ever where they are interrupted.
+            _start_timer(UNWINDING_SECONDS, _leave_at_once, 128 + signum)
+        lost.clear()
+        raise Interrupted(asked[0])
+
+    def again(unraisable):
+        # Raised where Python lets nothing be raised (a finalizer, a hook of fork), and lost there.
+        if isinstance(unraisable.exc_value, Interrupted) and asked:
+            lost.append(_start_timer(0.05, os.kill, owner, asked[0]))
+        else:
+            sys.__unraisablehook__(unraisable)
 
     # Every process of a distributed run meets the same mistake; one of them says so.
     speaks = int(os.environ.get("LOCAL_RANK", 0)) <= 0
 
     def leave(code: int, message: str) -> None:
+        for timer in lost:
+            timer.cancel()
         if speaks:
             print(redact(message), file=sys.stderr, flush=True)
         sys.exit(code)
 
-    sys.excepthook = _redacted_traceback
+    sys.excepthook, sys.unraisablehook = _redacted_traceback, again
     with handling_signals(end):
         try:
             main()
-        except UserError as error:
-            leave(2, f"error: {error}")
         except KeyboardInterrupt as error:
             leave(128 + getattr(error, "signum", signal.SIGINT), str(error) or "interrupted")
         except Exception as error:
             if asked:  # what libraries made of the interruption
                 leave(128 + asked[0], "interrupted")
+            if isinstance(error, UserError):
+                leave(2, f"error: {error}")
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                 leave(2, f"error: {error.filename or 'a file'} cannot be used ({error.strerror})")
             raise
+
+
+def _start_timer(seconds: float, function: Callable, *args) -> threading.Timer:
+    timer = threading.Timer(seconds, function, args)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def _leave_at_once(code: int) -> None:
+    for child in multiprocessing.active_children():
+        child.kill()
+    os.write(2, b"interrupted\n")
+    os._exit(code)
 
 
 @contextmanager
