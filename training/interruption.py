@@ -25,7 +25,8 @@ def deaf(loader: DataLoader) -> DataLoader:
 
     torch sets a handler of its own as a worker starts; what `worker_init_fn` does comes after it.
     """
-    loader.worker_init_fn = partial(_ignore_signals, then=loader.worker_init_fn)
+    asked = getattr(loader, "base_dataloader", loader)  # accelerate wraps the one that has the workers
+    asked.worker_init_fn = partial(_ignore_signals, then=asked.worker_init_fn)
     return loader
 
 
