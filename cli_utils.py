@@ -139,6 +139,9 @@ DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPER
 # Loggers that write a line for every request to the Hub; huggingface_hub 1 uses the first, 2 the second.
 REQUEST_LOGGERS = ("httpx", "httpx2")
 
+# How long a program may take to end after a signal before it is ended.
+UNWINDING_SECONDS = 5
+
 _URL_QUERY = re.compile(r"(\b\w+://[^\s?\"'<>]+)\?[^\s\"'<>]*")
 _TOKEN = re.compile(r"\b(hf|api_org)_\w{6,}")
 _secrets: set[str] = set()
@@ -600,26 +603,35 @@ def run_cli(main: Callable) -> None:
     the first wait for their end before they say anything, and one that only lost the connection to another waits
     longer: it has nothing to say.
     """
-    owner, asked = os.getpid(), []
+    owner, asked, lost = os.getpid(), [], []
 
     def end(signum, frame):
-        if os.getpid() != owner:
-            # A forked worker. Ctrl-C goes to all processes of a terminal, and the main one ends its workers.
-            if signum == signal.SIGTERM:
-                os._exit(128 + signum)
-        elif asked:
+        # The second one; or a forked worker, as Ctrl-C goes to all processes of a terminal.
+        if os.getpid() != owner or (asked and not lost):
             os._exit(128 + signum)
-        else:
+        if not asked:
             asked.append(signum)
-            raise Interrupted(signum)
+            # Pools of processes wait for their workers, and some of them for ever where they are interrupted.
+            _start_timer(UNWINDING_SECONDS, _leave_at_once, 128 + signum)
+        lost.clear()
+        raise Interrupted(asked[0])
+
+    def again(unraisable):
+        # Raised where Python lets nothing be raised (a finalizer, a hook of fork), and lost there.
+        if isinstance(unraisable.exc_value, Interrupted) and asked:
+            lost.append(_start_timer(0.05, os.kill, owner, asked[0]))
+        else:
+            sys.__unraisablehook__(unraisable)
 
     def leave(code: int, message: str) -> None:
+        for timer in lost:
+            timer.cancel()
         # A signal reaches every process of a run; one of them says so.
         if int(os.environ.get("LOCAL_RANK", 0)) <= 0:
             print(printable(redact(message), lines=True), file=sys.stderr, flush=True)
         sys.exit(code)
 
-    sys.excepthook = _redacted_traceback
+    sys.excepthook, sys.unraisablehook = _redacted_traceback, again
     give_up_on_a_missing_network()
     with handling_signals(end):
         try:
@@ -660,6 +672,20 @@ def _fail_among_others(error: Exception) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(2 if isinstance(error, UserError) else 1)
+
+
+def _start_timer(seconds: float, function: Callable, *args) -> threading.Timer:
+    timer = threading.Timer(seconds, function, args)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def _leave_at_once(code: int) -> None:
+    for child in multiprocessing.active_children():
+        child.kill()
+    os.write(2, b"interrupted\n")
+    os._exit(code)
 
 
 @contextmanager

@@ -299,17 +299,17 @@ def train(trainer: SegmentationTrainer, args: Arguments, class_map: ClassMap) ->
     trainer.add_callback(interruption)
     with interruption.awaited():
         metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
-    metrics["num_processes"] = trainer.args.world_size
-    metrics |= {SKIPPED: count} if (count := skipped_steps(trainer.state)) else {}
-    merge_lora(trainer.model)
-    with results_of_training(trainer) as new:
-        trainer.save_model(new)
-        if trainer.is_world_process_zero():
-            split = trainer.eval_dataset and trainer.eval_dataset.split
-            sizes = zip(split["height"], split["width"], strict=True) if split else ()
-            save_processor_config(new, trainer.processing_class, trainer.protocol, sizes)
-            trainer.state.save_to_json(str(new / "trainer_state.json"))
-            save_results(new, "train", metrics)
+        metrics["num_processes"] = trainer.args.world_size
+        metrics |= {SKIPPED: count} if (count := skipped_steps(trainer.state)) else {}
+        merge_lora(trainer.model)
+        with results_of_training(trainer) as new:
+            trainer.save_model(new)
+            if trainer.is_world_process_zero():
+                split = trainer.eval_dataset and trainer.eval_dataset.split
+                sizes = zip(split["height"], split["width"], strict=True) if split else ()
+                save_processor_config(new, trainer.processing_class, trainer.protocol, sizes)
+                trainer.state.save_to_json(str(new / "trainer_state.json"))
+                save_results(new, "train", metrics)
     return metrics
 
 

@@ -98,10 +98,13 @@ def _checkpoints(output_dir: str | os.PathLike) -> Iterator[Path]:
     yield from sorted((path for path in folders if numbers[path].isdigit()), key=lambda path: -int(numbers[path]))
 
 
-def newest_checkpoint(output_dir: str | os.PathLike) -> str | None:
-    """The `checkpoint-N` folder with the highest N that is whole, or None; a warning names those passed over."""
+def newest_checkpoint(output_dir: str | os.PathLike, read_all: bool = True) -> str | None:
+    """The `checkpoint-N` folder with the highest N that is whole, or None; a warning names those passed over.
+
+    read_all: compare all files with their hashes; else it is enough that the checkpoint was written to the end.
+    """
     for folder in _checkpoints(output_dir):
-        fault = fault_of(folder)
+        fault = fault_of(folder) if read_all or not has_record(folder) else None
         if fault is None:
             return str(folder)
         logger.warning(f"{folder} is passed over: {fault}")

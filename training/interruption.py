@@ -6,15 +6,35 @@ saved is what any checkpoint of that step is. A run that goes on from it is bit 
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate.utils import gather
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from cli_utils import Interrupted, handling_signals
+
+
+def deaf(loader: DataLoader) -> DataLoader:
+    """A data loader, in place, whose workers take no notice of signals: a terminal, a launcher and a batch system send
+    them to all processes, and the main one still needs its workers for the step. It ends them itself.
+
+    torch sets a handler of its own as a worker starts; what `worker_init_fn` does comes after it.
+    """
+    asked = getattr(loader, "base_dataloader", loader)  # accelerate wraps the one that has the workers
+    asked.worker_init_fn = partial(_ignore_signals, then=asked.worker_init_fn)
+    return loader
+
+
+def _ignore_signals(worker: int, then: Callable | None) -> None:
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+    if then is not None:
+        then(worker)
 
 
 class Interruption(TrainerCallback):
@@ -35,9 +55,7 @@ class Interruption(TrainerCallback):
         owner = os.getpid()
 
         def note(signum, frame):
-            if os.getpid() != owner:  # a data loader's worker: the main process ends it
-                if signum == signal.SIGTERM:
-                    os._exit(128 + signum)
+            if os.getpid() != owner:  # a worker that is just starting; see `deaf`
                 return
             if self.signum:
                 os._exit(128 + signum)

@@ -144,40 +144,37 @@ def _locked(folder: Path) -> Iterator[None]:
 
     A lock of the process (POSIX), not of the file: a killed one leaves none behind, and workers inherit none.
     """
-    missing = missing_folders(folder)
-    path = folder / LOCK_FILE
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - open while the lock is held
-        try:
-            if fcntl is not None:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                break
-            file.close()  # of a run that was just ending
-        except (BlockingIOError, PermissionError):
-            file.seek(0)
-            process = file.read().strip() or "of another machine"
-            file.close()
-            raise UserError(
-                f"another run (process {process}) is at work in {folder}; wait for it, or give another --output_dir"
-            ) from None
-        except OSError as error:
-            logger.warning(f"{folder}: the file system has no locks ({error.strerror}); do not start two runs there")
-            break
+    missing, path, held = missing_folders(folder), folder / LOCK_FILE, False
     try:
+        while not held:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed at the end, and with it the lock
+            try:
+                if fcntl is not None:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                file.seek(0)
+                process = file.read().strip() or "of another machine"
+                raise UserError(
+                    f"another run (process {process}) is at work in {folder}; wait for it, or give another "
+                    "--output_dir"
+                ) from None
+            except OSError as error:
+                logger.warning(f"{folder}: no locks here ({error.strerror}); do not start two runs at once")
+            # Else it is that of a run that was just ending.
+            held = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
     finally:
-        _settle(folder)
-        remove(path)
-        file.close()
+        if held:
+            _settle(folder)
+            remove(path)
         for made in missing:
             try:
                 made.rmdir()
-            except OSError:  # the run left something
+            except OSError:  # a run left something
                 break
 
 
@@ -315,7 +312,7 @@ def _what_is_safe(folder: Path) -> str:
             f"The trained model in {folder} is safe; to go on: --model_name_or_path {folder} --do_eval --do_predict "
             f"--output_dir {folder}"
         )
-    checkpoint = newest_checkpoint(folder)
+    checkpoint = newest_checkpoint(folder, read_all=False)
     if checkpoint:
         return f"{checkpoint} is safe; to go on: the same command with --resume_from_checkpoint last"
     return f"Nothing of this run is in {folder} yet"

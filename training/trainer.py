@@ -36,6 +36,7 @@ from models.losses import segmentation_loss
 from training.checkpoints import fault_of, newest_checkpoint, read_record, seal
 from training.divergence import DivergenceGuard, check_weights, poisoned, raise_on_nonfinite_losses
 from training.ema import WeightAverage
+from training.interruption import deaf
 from training.optimizer import groups_table, parameter_groups, poly_schedule, takes_parameter_groups
 from training.output_folder import NEW_RUN, checkpoints_after, move_in, save_results
 from training.run_loss import RunLoss
@@ -232,7 +233,7 @@ class SegmentationTrainer(Trainer):
         train_collator, self.data_collator = self.data_collator, collate_eval
         drops_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            return deaf(super().get_eval_dataloader(eval_dataset))
         finally:
             self.data_collator, self.args.dataloader_drop_last = train_collator, drops_last
 
@@ -281,7 +282,11 @@ class SegmentationTrainer(Trainer):
         with self.compute_loss_context_manager():
             return predict_ids(self.accelerator.unwrap_model(self.model).eval(), image, self.protocol, self.fused_ops)
 
-    # ---- loss of the run ------------------------------------------------------------------------------------------
+    # ---- the run ---------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self):
+        """The stock loader, whose workers outlive a signal; see `training.interruption`."""
+        return deaf(super().get_train_dataloader())
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         """As `Trainer.train`. A checkpoint with all steps behind it is taken as it is, for the stock loop would take

@@ -85,7 +85,7 @@ class ForkedRun:
                 descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
                 os.dup2(descriptor, 1)
                 os.dup2(descriptor, 2)
-                sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+                sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
                 run_cli(lambda: main([str(word) for word in argv]))
                 code = 0
             except SystemExit as exit_:

@@ -20,9 +20,10 @@ import predict
 import run_segmentation
 from training.checkpoints import newest_checkpoint
 from training.output_folder import NEW_RUN
+from training.trainer import SegmentationTrainer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TIMING = ("runtime", "per_second")
+TIMING = ("runtime", "per_second", "preparation_time")
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
@@ -43,6 +44,18 @@ def whole(flags, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     run_segmentation.main([*flags, "--output_dir", str(folder)])
     return folder
+
+
+def slowly(argv):
+    """The script with steps long enough for a signal to come in one."""
+    step = SegmentationTrainer.training_step
+
+    def slow_step(self, *args, **kwargs):
+        time.sleep(0.05)
+        return step(self, *args, **kwargs)
+
+    SegmentationTrainer.training_step = slow_step  # in a process of its own
+    return run_segmentation.main(argv)
 
 
 def steps_logged(run):
@@ -101,7 +114,7 @@ def test_a_signal_saves_and_the_run_that_goes_on_is_the_same(flags, tmp_path, si
     run_segmentation.main([*flags, *options, "--output_dir", str(tmp_path / "whole")])
     folder = tmp_path / "run"
     argv = [*flags, *options, "--output_dir", folder]
-    run = ForkedRun(argv, tmp_path / "log")
+    run = ForkedRun(argv, tmp_path / "log", slowly)
     assert run.wait_for(lambda: steps_logged(run) >= step)
     run.send(signum, everybody=True)  # its workers, too
     assert run.wait() == CODES[signum]
@@ -122,7 +135,7 @@ def test_a_signal_saves_and_the_run_that_goes_on_is_the_same(flags, tmp_path, si
 
 
 def test_a_second_signal_leaves_at_once(flags, tmp_path):
-    run = ForkedRun([*flags, "--num_train_epochs", "1000", "--output_dir", tmp_path / "run"], tmp_path / "log")
+    run = ForkedRun([*flags, "--num_train_epochs", "1000", "--output_dir", tmp_path / "run"], tmp_path / "log", slowly)
     assert run.wait_for(lambda: steps_logged(run) >= 2)
     os.kill(run.pid, signal.SIGSTOP)  # so that no step ends in between
     run.send(signal.SIGINT)
@@ -140,7 +153,9 @@ def test_a_signal_before_training_ends_quietly(flags, tmp_path, signum):
     run.send(signum)
     assert run.wait() == CODES[signum]
     assert "Traceback" not in run.text() and run.text().splitlines()[-1].startswith("interrupted")
-    assert not (tmp_path / "run").exists() or newest_checkpoint(tmp_path / "run")
+    # An empty file of a lock that nobody holds may be left, no more.
+    left = {path.name for path in (tmp_path / "run").glob("*")}
+    assert left <= {".lock"} or newest_checkpoint(tmp_path / "run")
 
 
 @pytest.mark.parametrize("signum", CODES)
@@ -178,7 +193,7 @@ def test_the_other_scripts_end_quietly(inputs, whole, tmp_path, signum):
         run.send(signum, everybody=True)
         assert run.wait(60) == CODES[signum]
         assert "Traceback" not in run.text(), run.text()
-        assert run.text().splitlines()[-1] == "interrupted"
+        assert "interrupted" in run.text().splitlines()
     assert not list((tmp_path / "out").rglob(".partial*"))
 
 
