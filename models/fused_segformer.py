@@ -162,7 +162,6 @@ class FusedSegformerDecodeHead(SegformerDecodeHead):
 
     def _is_plain(self) -> bool:
         """Whether the weights of the modules say all that the modules do."""
-        return True
         projections = [projection.proj for projection in self.linear_projections]
         norm, fuse, classifier = self.batch_norm, self.linear_fuse, self.classifier
         return (
