@@ -28,7 +28,7 @@ from cli_utils import UserError, one_line, parse_arguments, run_cli, shorten
 from data.arguments import EvaluationArguments
 from data.classes import ClassMap, read_class_list
 from data.image_files import read_channels
-from data.layouts import IMAGE_EXTENSIONS
+from data.synonyms import IMAGE_EXTENSIONS
 from models.image_processor import load_image_processor
 from models.inference import evaluation_protocol, predict_ids
 from models.loading import describe_model, load_trained_model
