@@ -75,7 +75,7 @@ from training.arguments import SegmentationTrainingArguments
 from training.trainer import SegmentationTrainer
 
 SEED = 0
-# Stock and ours may differ by so much (relative; absolute in numbers below 1), and in so many pixels of a mask.
+# How much stock and ours may differ (relative; absolute in numbers below 1), and in what share of a mask's pixels.
 ROUNDING = {"float32": (1e-4, 0.01), "bfloat16": (3e-2, 0.2)}
 
 

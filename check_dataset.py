@@ -5,7 +5,7 @@
     python check_dataset.py --dataset_name scene_parse_150 --max_images 2000
 
 The flags that say which data and what its annotations mean are those of `run_segmentation.py`. Reads every file and
-prints a verdict, what was found and how to mend it, and tables. A clean copy of what can be mended without a person:
+prints a verdict, what was found and how to fix it, and tables. A clean copy of what can be fixed without a person:
 
     python check_dataset.py my_photos --fix my_clean_photos
 
@@ -30,18 +30,7 @@ from data.class_weights import class_weights
 from data.classes import ClassMap
 from data_utils import Data, find_classes, load_data
 from reports.check_page import write_html
-from reports.check_tables import (
-    ROWS_SHOWN,
-    Cell,
-    NamedClass,
-    Share,
-    Table,
-    class_table,
-    mode_table,
-    more,
-    size_table,
-    value_table,
-)
+from reports.check_tables import ROWS_SHOWN, Share, Table, class_table, mode_table, more, size_table, value_table
 
 
 @dataclass
@@ -152,28 +141,15 @@ def as_text(report: DatasetReport, class_map: ClassMap | None) -> str:
 
 def table_lines(table: Table) -> list[str]:
     """A table in columns, numbers to the right; of a long one the first rows."""
-    rows = [[cell_text(cell) for cell in row] for row in table.rows[:ROWS_SHOWN]]
-    widths = [max(map(len, column)) for column in zip(table.columns, *rows, strict=True)]
-    is_number = [isinstance(cell, int | float | Share) for cell in table.rows[0]]
-    lines = [
-        "   ".join(
-            text.rjust(width) if number else text.ljust(width)
-            for text, width, number in zip(line, widths, is_number, strict=True)
-        ).rstrip()
-        for line in (table.columns, *rows)
-    ]
+    rows = [[f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row] for row in table.rows]
+    rows = [table.columns, *rows[:ROWS_SHOWN]]
+    columns = []
+    for cell, column in zip(table.rows[0], zip(*rows, strict=True), strict=True):
+        width = max(map(len, column))
+        align = str.rjust if isinstance(cell, int | float | Share) else str.ljust
+        columns.append([align(text, width) for text in column])
+    lines = ["   ".join(line).rstrip() for line in zip(*columns, strict=True)]
     return lines + list(filter(None, (more(len(table.rows) - ROWS_SHOWN, "row"), table.note)))
-
-
-def cell_text(cell: Cell) -> str:
-    match cell:
-        case Share():
-            return f"{cell.share:.3%}"
-        case NamedClass():
-            return cell.name if cell.id is None else f"{cell.id} {cell.name}"
-        case float():
-            return f"{cell:.2f}"
-    return str(cell)
 
 
 def main(argv: list[str] | None = None) -> int:

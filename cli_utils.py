@@ -49,9 +49,15 @@ def shorten(names: Iterable[str], shown: int = 3) -> str:
     return ", ".join(names[:shown]) + more
 
 
-def count_of(count: int, one: str, several: str | None = None) -> str:
-    """ "1 mask", "3 masks": a count and its noun, or all that depends on it; several: default: `one` with an s."""
-    return f"{count} {one if count == 1 else several or one + 's'}"
+def count_of(count: int, phrase: str) -> str:
+    """ "1 mask differs", "3 masks differ" for the phrase "mask/masks differs/differ"; "3 masks" for "mask"."""
+    plural = phrase if "/" in phrase else f"{phrase}/{phrase}s"
+    return f"{count} {agree(count, plural)}"
+
+
+def agree(count: int, phrase: str) -> str:
+    """Of words like is/are, in a phrase that comes from no file, the one that goes with a count."""
+    return " ".join(word.split("/")[-(count != 1)] for word in phrase.split(" "))
 
 
 def read_text(path: str | os.PathLike) -> str:

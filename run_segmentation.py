@@ -28,7 +28,7 @@ import transformers
 from datasets import Dataset, DatasetDict
 from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 
-from checks.judge import judge_example, prepare_and_judge
+from checks.judge import judge_example, prepare_and_judge, prepare_dataset
 from cli_utils import UserError, run_cli
 from data.augmentation import TrainTransform
 from data.class_weights import find_class_weights
@@ -196,10 +196,11 @@ def open_repository(args: SegmentationTrainingArguments) -> str | None:
 
 def prepare(data: Data, class_map: ClassMap, args: Arguments) -> DatasetDict:
     """Prepares the data and judges it; raises UserError for what is wrong with it."""
-    check_data = args.run.check_data and args.training.do_train and data.stream is None
-    dataset = prepare_and_judge(
-        data.splits, class_map, args.evaluation.image_size, data.num_channels, check_data=check_data
-    )
+    if args.training.do_train and data.stream is None:
+        image_size, check_data = args.evaluation.image_size, args.run.check_data
+        dataset = prepare_and_judge(data.splits, class_map, image_size, data.num_channels, check_data)
+    else:
+        dataset = prepare_dataset(data.splits, class_map, num_channels=data.num_channels)
     if class_map.num_labels == 1:
         raise UserError(
             f"there is but one class ({class_map.id2label[0]}): nothing to tell apart; see check_dataset.py"

@@ -1,6 +1,6 @@
-"""Pictures of label maps: palettes, indexed PNGs, overlays, image beside truth beside prediction, contact sheets.
+"""Pictures of class ids: palettes, indexed PNGs, overlays, image beside truth beside prediction, contact sheets.
 
-A palette is a uint8 array (num_labels, 3) of RGB colours by training id. Label maps are integer arrays (H, W) of
+A palette is a uint8 array (num_labels, 3) of RGB colours by training id. Ids are integer arrays (H, W) of
 training ids with `ignore_index` where nothing is known.
 """
 
@@ -95,14 +95,14 @@ def _colors(ids: np.ndarray, palette: np.ndarray, ignore_index: int) -> tuple[np
     labelled = ids != ignore_index
     ids = np.where(labelled, ids, 0)
     if ids.min() < 0 or ids.max() >= len(palette):
-        raise ValueError(f"label map holds ids {ids.min()} to {ids.max()}; the palette has {len(palette)} colours")
+        raise ValueError(f"the ids are {ids.min()} to {ids.max()}; the palette has {len(palette)} colours")
     return np.asarray(palette, np.uint8)[ids], labelled
 
 
 def colorize(
     ids: np.ndarray, palette: np.ndarray, ignore_index: int = 255, ignore_color: Sequence[int] = (0, 0, 0)
 ) -> Image.Image:
-    """RGB image of a label map (H, W)."""
+    """RGB image of training ids (H, W)."""
     colors, labelled = _colors(np.asarray(ids), palette, ignore_index)
     colors[~labelled] = ignore_color
     return Image.fromarray(colors)
@@ -114,13 +114,13 @@ def overlay(
     """RGB image with the classes blended in and a thin line where they meet; pixels without a label are only dimmed.
 
     Args:
-        image: of the label map's size.
+        image: of the ids' size.
         ids: (H, W) training ids.
         alpha: share of the class colour, 0…1.
     """
     ids = np.asarray(ids)
     if image.size != ids.shape[::-1]:
-        raise ValueError(f"image of {image.size} (width, height) and label map of {ids.shape[::-1]}")
+        raise ValueError(f"image of {image.size} (width, height) and ids of {ids.shape[::-1]}")
     colors, labelled = _colors(ids, palette, ignore_index)
     photo = np.asarray(image.convert("RGB"), np.float32)
     blended = np.where(labelled[..., None], (1 - alpha) * photo + alpha * colors, IGNORED_BRIGHTNESS * photo)
@@ -139,7 +139,7 @@ def _font():
 
 
 def _legend(width: int, all_ids: Sequence[np.ndarray], palette, id2label, ignore_index) -> Image.Image:
-    """Colour and name of the classes in the label maps, largest first, in at most MAX_LEGEND_LINES lines."""
+    """Colour and name of the classes in the arrays, largest first, in at most MAX_LEGEND_LINES lines."""
     counts = sum(np.bincount(ids.ravel(), minlength=256) for ids in all_ids)
     ids = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i] and i != ignore_index]
     names = [str(id2label[i]) for i in ids]
@@ -208,7 +208,7 @@ def side_by_side(
                 raise ValueError(f"{caption} of {ids.shape} (height, width) and image of {image.size[::-1]}")
             all_ids.append(ids)
             shown = ids[rows[:, None], columns]
-            # Stronger than `overlay`'s default, since the photo stands beside it and colours should match the legend.
+            # Stronger than `overlay`'s default: the photo is shown beside it, and colours should match the legend.
             panels[caption] = overlay(photo, shown, palette, alpha=0.65, ignore_index=ignore_index)
 
     # A very narrow image still gets columns wide enough for its caption and the longest name.
@@ -235,7 +235,7 @@ def augmentation_sheet(
     the classes present.
 
     Args:
-        rows: (name, image as it was, draws), a draw being an image and its label map (H, W).
+        rows: (name, image as it was, draws), a draw being an image and its ids (H, W).
     """
     cell = DRAW_SIDE + MARGIN
     width = (1 + 2 * max(len(draws) for _, _, draws in rows)) * cell + MARGIN

@@ -9,8 +9,8 @@ from checks.records import ERROR, Finding, ImageRecord, finding, keys_of, part_o
 
 ALIGNMENT_SIDE, ALIGNMENT_WINDOW = 192, 0.12  # pixels; share of a side that a mask may be off
 ORIENTATIONS = ("as it is", "mirrored left to right", "upside down", "turned by 180 degrees")
-FIT = ("fits its image", "fit their images")
-# A split is misaligned if so many of its masks say so, by the same shift, and fit clearly better that way.
+FIT = ("measured mask", "fits/fit its/their image/images better")
+# A split is misaligned if this share of its masks agrees on one shift and fits clearly better that way.
 MIN_ALIGNED, MIN_AGREEMENT, MIN_SCORE, MIN_GAIN, SHIFT_TOLERANCE = 6, 0.7, 0.12, 1.25, 0.012
 
 
@@ -32,8 +32,7 @@ def alignment_faults(records: Sequence[ImageRecord]) -> list[Finding]:
         agree = better & (flipped == orientation)
         if agree.mean() >= MIN_AGREEMENT:
             chosen = [record for record, chosen in zip(telling, agree.tolist(), strict=True) if chosen]
-            how = ORIENTATIONS[orientation]
-            message = f"{split}: {part_of(chosen, telling, 'measured mask', *FIT)} better {how}"
+            message = f"{split}: {part_of(chosen, telling, *FIT)} {ORIENTATIONS[orientation]}"
             fix = "undo what was done to the masks or to the images alone, or do it to the other as well"
             findings.append(finding("mask-flipped", ERROR, message, fix, keys_of(chosen)))
             continue
@@ -44,10 +43,8 @@ def alignment_faults(records: Sequence[ImageRecord]) -> list[Finding]:
         if agree.mean() >= MIN_AGREEMENT:
             chosen = [record for record, chosen in zip(telling, agree.tolist(), strict=True) if chosen]
             right, down = round(middle[0] * chosen[0].width), round(middle[1] * chosen[0].height)
-            message = (
-                f"{split}: {part_of(chosen, telling, 'measured mask', *FIT)} better when moved by {right:+d} pixels "
-                f"to the right and {down:+d} down"
-            )
+            shift = f"{right:+d} pixels to the right and {down:+d} down"
+            message = f"{split}: {part_of(chosen, telling, *FIT)} when moved by {shift}"
             fix = "export masks and images with the same crop, or move the masks by that much"
             findings.append(finding("mask-shifted", ERROR, message, fix, keys_of(chosen)))
     return findings

@@ -28,8 +28,8 @@ from checks.values import value_faults
 from cli_utils import UserError
 from data.arguments import ClassArguments, DatasetArguments
 from data.classes import ClassMap
-from data.image_files import EXIF_ORIENTATION, FileProblem, StoredFile, read_pair
-from data.preparation import undecoded
+from data.image_files import EXIF_ORIENTATION, StoredFile
+from data.preparation import decode_pair, undecoded
 from data.synonyms import IMAGE_EXTENSIONS, MASK_EXTENSIONS
 from data_utils import Data, find_classes
 from metrics_utils import IGNORE_INDEX
@@ -144,7 +144,7 @@ def write_clean_copy(
                 target,
                 data.num_channels,
             )
-        except (FileProblem, _LeaveOut) as reason:
+        except _LeaveOut as reason:
             return _Fixed(split, record.name, left_out=str(reason))
 
     out.mkdir(parents=True, exist_ok=True)
@@ -211,9 +211,12 @@ def _write_pair(
     target: str,
     num_channels: int,
 ) -> _Fixed:
-    """row: with undecoded "image" and "label". known: values that may stay. Raises FileProblem or _LeaveOut."""
+    """row: with undecoded "image" and "label". known: values that may stay. Raises _LeaveOut."""
     image, mask = (StoredFile.of(row[column], record.name) for column in ("image", "label"))
-    ids, *how = read_pair(image, mask, class_map, num_channels)
+    now, decoded = decode_pair(record.split, image, mask, class_map, num_channels)
+    if decoded is None:  # it was usable when it was checked
+        raise _LeaveOut(f"{now.problem.value}: {now.detail}")
+    ids, how = decoded.ids, (record.read_by, record.turned)
     changed, pixels = [f"mask {HOW_READ[way]}" for way in how if way in HOW_READ], 0
     strays = ~np.isin(ids, list(known))
     if strays.any():

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from checks.records import ERROR, INFO, WARNING, Finding, ImageRecord, finding, looked_at
-from cli_utils import count_of, shorten
+from cli_utils import agree, count_of, shorten
 
 HASH_SHAPE, THUMBNAIL_SIDE = (8, 8), 16
 # Two pictures are near-duplicates if few bits differ and what is left of them at 16x16 correlates so well.
@@ -99,37 +99,27 @@ def duplicate_faults(records: Sequence[ImageRecord]) -> list[Finding]:
     same = _groups(decoded, lambda record: record.image_digest)
     findings = []
 
+    def report(kind: str, groups: list[list[ImageRecord]], phrase: str, fix: str, sign: str = " = ") -> None:
+        if groups:
+            listed = shorten(sign.join(record.key for record in group[:2]) for group in groups)
+            files = [record.key for group in groups for record in group]
+            findings.append(finding(kind, WARNING, f"{count_of(len(groups), phrase)}: {listed}", fix, files))
+
     leaks = [group for group in same if len({record.split for record in group}) > 1]
     if leaks:
         pairs = [(group[0], record) for group in leaks for record in group if record.split != group[0].split]
         findings.append(_leak("duplicate-across-splits", "the same image", pairs, sizes))
     inside = [group for group in same if len({record.split for record in group}) < len(group)]
-    if inside:
-        listed = shorten(" = ".join(record.key for record in group[:2]) for group in inside)
-        files = [record.key for group in inside for record in group]
-        message = f"{_images(inside, 'occurs', 'occur')} more than once in a split: {listed}"
-        findings.append(finding("duplicate-in-split", WARNING, message, "delete all but one", files))
+    phrase = "image/images occurs/occur more than once in a split"
+    report("duplicate-in-split", inside, phrase, "delete all but one")
     contradictory = [group for group in same if len({record.mask_digest for record in group} - {""}) > 1]
-    if contradictory:
-        listed = shorten(" and ".join(record.key for record in group[:2]) for group in contradictory)
-        files = [record.key for group in contradictory for record in group]
-        message = f"{_images(contradictory, 'occurs', 'occur')} more than once with different masks: {listed}"
-        findings.append(finding("duplicate-masks-differ", WARNING, message, "keep the right mask", files))
-
+    phrase = "image/images occurs/occur more than once with different masks"
+    report("duplicate-masks-differ", contradictory, phrase, "keep the right mask", " and ")
     drawn = [record for record in decoded if record.mask_digest and len(record.raw_values) > 1]
     copies = [g for g in _groups(drawn, lambda r: r.mask_digest) if len({r.image_digest for r in g}) == len(g)]
-    if copies:
-        listed = shorten(" = ".join(record.key for record in group[:2]) for group in copies)
-        files = [record.key for group in copies for record in group]
-        counted = count_of(len(copies), "mask is", "masks are")
-        message = f"{counted} the same to the pixel for different images: {listed}"
-        fix = "check that each mask was saved with its own image"
-        findings.append(finding("mask-repeated", WARNING, message, fix, files))
+    phrase = "mask/masks is/are the same to the pixel for different images"
+    report("mask-repeated", copies, phrase, "check that each mask was saved with its own image")
     return findings + _near_duplicate_faults(decoded, sizes)
-
-
-def _images(found: Sequence, one: str, several: str) -> str:
-    return count_of(len(found), f"image {one}", f"images {several}")
 
 
 def _groups(records: Sequence[ImageRecord], key: Callable[[ImageRecord], str]) -> list[list[ImageRecord]]:
@@ -145,16 +135,15 @@ def _leak(kind: str, what: str, pairs: list[tuple[ImageRecord, ImageRecord]], si
     leaked = Counter(split for split, _ in {(later.split, later.key) for _, later in pairs})
     share = max(count / sizes[split] for split, count in leaked.items())
     counts = ", ".join(f"{count} of {count_of(sizes[split], f'{split} image')}" for split, count in leaked.items())
-    shows = "shows" if leaked.total() == 1 else "show"
     listed = shorten(f"{later.key} = {earlier.key}" for earlier, later in pairs)
     exact = kind == "duplicate-across-splits"
     return finding(
         kind,
         ERROR if exact and share > MAX_LEAK else WARNING,
-        f"{counts} {shows} {what} as another split, so scores there are too good: {listed}",
-        "keep what was taken together on one side: --train_val_split 0.2 --split_groups PATTERN"
-        if not exact
-        else "delete them from one of the splits",
+        f"{counts} {agree(leaked.total(), 'shows/show')} {what} as another split, which flatters its scores: {listed}",
+        "delete them from one of the splits"
+        if exact
+        else "keep what was taken together on one side: --train_val_split 0.2 --split_groups PATTERN",
         dict.fromkeys(key for earlier, later in pairs for key in (later.key, earlier.key)),
     )
 
@@ -191,7 +180,8 @@ def _near_duplicate_faults(decoded: Sequence[ImageRecord], sizes: Counter) -> li
         inside += [(found[matches[i]], found[i]) for i in np.flatnonzero(matches >= 0).tolist()]
     if inside:
         listed = shorten(f"{later.key} ~ {earlier.key}" for earlier, later in inside)
-        message = f"{_images(inside, 'is', 'are')} nearly the same as another one in the same split: {listed}"
+        counted = count_of(len(inside), "image/images is/are")
+        message = f"{counted} nearly the same as another one in the same split: {listed}"
         fix = "harmless in training; for a split of your own, keep such images on one side (--split_groups)"
         files = dict.fromkeys(record.key for pair in inside for record in pair)
         findings.append(finding("near-duplicate-in-split", INFO, message, fix, files))

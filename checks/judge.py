@@ -1,9 +1,11 @@
 """The judge of a dataset: what is wrong with it, drawn from one record a pair.
 
-dataset = prepare_and_judge(dataset, class_map, image_size)     # what training calls
-dataset = prepare_dataset(dataset, class_map)                   # the same, without a close look
-findings = find_faults(records, class_map, image_size)          # records of `checks.scan.scan`: `check_dataset.py`
-judge_example(record, class_map)                                # one example of a stream
+    dataset = prepare_and_judge(dataset, class_map, image_size)     # what training calls
+    dataset = prepare_dataset(dataset, class_map)                   # the same, without a close look
+    findings = find_faults(records, class_map, image_size)          # `check_dataset.py`, of `checks.scan.scan`
+    judge_example(record, class_map)                                # one example of a stream
+
+All of them come down to `find_faults`, so the same fault has the same name and the same advice everywhere.
 """
 
 import logging
@@ -137,12 +139,12 @@ def orphan_faults(data: Data) -> list[Finding]:
     if data.layout in ("metadata", "COCO"):
         severity, fix = INFO, "right if the file that lists the images leaves them out on purpose"
     findings = []
-    for kind, one, several, files in (
-        ("image-without-mask", "image without a mask is", "images without a mask are", data.images_alone),
-        ("mask-without-image", "mask without an image is", "masks without an image are", data.masks_alone),
+    for kind, phrase, files in (
+        ("image-without-mask", "image/images without a mask is/are left out", data.images_alone),
+        ("mask-without-image", "mask/masks without an image is/are left out", data.masks_alone),
     ):
         if files:
-            message = f"{count_of(len(files), one, several)} left out: {shorten(path.name for path in files)}"
+            message = f"{count_of(len(files), phrase)}: {shorten(path.name for path in files)}"
             fix_all = f"{fix}; {CLEAN_COPY} writes a copy without such files"
             findings.append(finding(kind, severity, message, fix_all, map(str, files)))
     for sentence in data.left_out:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 
-from cli_utils import count_of
+from cli_utils import agree, count_of
 from data.image_files import ReadBy, Turned
 from data.preparation import PairRecord
 
@@ -129,10 +129,19 @@ def looked_at(records: Iterable[ImageRecord]) -> list[ImageRecord]:
     return [record for record in records if record.image_digest]
 
 
-def part_of(part: Sequence, whole: Sequence, noun: str, one: str = "", several: str = "") -> str:
-    """ "3 of 20 masks differ": a part, and a verb for it if it is one, or several."""
+def part_of(part: Sequence, whole: Sequence, noun: str, phrase: str = "") -> str:
+    """ "3 of 20 masks differ" of the phrase "differs/differ", see `cli_utils.agree`."""
     count, total = len(part), len(whole)
     counted = count_of(count, noun) if total == 1 else f"{count} of {total} {noun}s"
     if count == total > 1:
         counted = f"all {total} {noun}s"
-    return f"{counted} {one if count == 1 else several}".rstrip()
+    return f"{counted} {agree(count, phrase)}".rstrip()
+
+
+def part_finding(
+    kind: str, severity: str, part: Sequence[PairRecord], whole: Sequence[PairRecord], said: str, fix: str
+) -> list[Finding]:
+    """A finding about a part of the pairs, worst first; none where there is no such part. said: "mask is/are …"."""
+    if not part:
+        return []
+    return [finding(kind, severity, part_of(part, whole, *said.split(" ", 1)), fix, keys_of(part))]

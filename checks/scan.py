@@ -1,7 +1,9 @@
 """Looking at a dataset closely: every pair, or a sample, decoded once.
 
-records = scan(dataset, class_map)                        # of `data_utils.load_segmentation_dataset`
-findings = find_faults(records, class_map, image_size)
+    records = scan(dataset, class_map)                        # of `data_utils.load_segmentation_dataset`
+    findings = find_faults(records, class_map, image_size)    # of `checks.judge`
+
+What is looked at beyond preparing: hashes, thumbnails and digests, alignment, runs of values along borders.
 """
 
 import hashlib
@@ -41,7 +43,7 @@ def scan(
     Args:
         dataset: of `data_utils.load_segmentation_dataset`.
         class_map: gives the colours by which masks in colours are read.
-        max_images: a random sample of so many, divided among the splits by their size; None: all.
+        max_images: the size of a random sample, divided among the splits by their size; None: all.
         num_proc: processes; default: one for every 200 images, as far as there are CPUs, at most 8.
         seed: of the sample. progress: shows a bar.
         num_channels: of the images, as for `data.image_files.read_channels`.

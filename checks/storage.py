@@ -14,7 +14,7 @@ from checks.records import (
     finding,
     keys_of,
     looked_at,
-    part_of,
+    part_finding,
 )
 from cli_utils import count_of, shorten
 from data.image_files import Problem, ReadBy, Turned, describe_problem
@@ -42,76 +42,62 @@ def exif_faults(records: Sequence[ImageRecord]) -> list[Finding]:
     findings = []
     for turned in (Turned.LIKE_IMAGE, Turned.AGAINST_ENTRY):
         odd = [record for record in records if record.turned is turned]
-        if odd:
-            message = f"{part_of(odd, records, 'mask', 'was', 'were')} {HOW_READ[turned]}: {shorten(keys_of(odd))}"
-            fix = f"look whether masks fit their images; {CLEAN_COPY} writes both upright"
-            findings.append(finding("exif-mask", WARNING, message, fix, keys_of(odd)))
-
-    def by_entry(record: ImageRecord) -> bool:
-        return 1 < record.orientation <= 8 and record.turned is Turned.AS_STORED
-
-    def is_doubtful(record: ImageRecord) -> bool:
-        return by_entry(record) and (record.orientation in (2, 3, 4) or record.width == record.height)
-
-    doubtful = [record for record in records if is_doubtful(record)]
-    if doubtful:
-        message = (
-            f"{part_of(doubtful, records, 'image', 'is', 'are')} turned or mirrored by an EXIF entry, and sizes do "
-            "not tell whether masks were drawn before or after that"
-        )
-        fix = f"look at them; {CLEAN_COPY} writes image and mask as they are understood"
-        findings.append(finding("exif-doubtful", WARNING, message, fix, keys_of(doubtful)))
-    harmless = [record for record in records if by_entry(record) and not is_doubtful(record)]
-    if harmless:
-        message = (
-            f"{part_of(harmless, records, 'image', 'is', 'are')} stored turned, with an EXIF entry, and read upright"
-        )
-        fix = f"nothing for training; {CLEAN_COPY} writes them upright, for programs that ignore the entry"
-        findings.append(finding("exif-rotation", INFO, message, fix, keys_of(harmless)))
-    return findings
+        fix = f"look whether masks fit their images; {CLEAN_COPY} writes both upright"
+        findings += part_finding("exif-mask", WARNING, odd, records, f"mask was/were {HOW_READ[turned]}", fix)
+    by_entry = [r for r in records if 1 < r.orientation <= 8 and r.turned is Turned.BY_ENTRY]
+    doubtful = [r for r in by_entry if r.orientation in (2, 3, 4) or r.width == r.height]
+    said = (
+        "image is/are turned or mirrored by an EXIF entry, and sizes do not tell whether masks were drawn before that"
+    )
+    fix = f"look at some; {CLEAN_COPY} writes image and mask as they are understood"
+    findings += part_finding("exif-doubtful", WARNING, doubtful, records, said, fix)
+    doubtful_keys = set(keys_of(doubtful))
+    harmless = [record for record in by_entry if record.key not in doubtful_keys]
+    said = "image is/are stored turned, with an EXIF entry, and read upright"
+    fix = f"nothing for training; {CLEAN_COPY} writes upright images, for programs that ignore the entry"
+    return findings + part_finding("exif-rotation", INFO, harmless, records, said, fix)
 
 
 def image_faults(records: Sequence[ImageRecord], image_size: int | None) -> list[Finding]:
     """Images that are odd by themselves, whatever their masks."""
     decoded, looked = [record for record in records if record.width], looked_at(records)
     decoded.sort(key=_short_side)
-    is_are, has_have, findings = ("is", "are"), ("has", "have"), []
-
-    def report(kind: str, severity: str, chosen: list, verbs: tuple[str, str], what: str, fix: str, whole=decoded):
-        if chosen:
-            message = f"{part_of(chosen, whole, 'image', *verbs)} {what}"
-            findings.append(finding(kind, severity, message, fix, keys_of(chosen)))
-
-    def with_oddity(oddity: str) -> list[ImageRecord]:
-        return [record for record in looked if oddity in record.oddities]
-
-    blank, fix = with_oddity("blank image"), "leave out, or export again"
-    report("image-blank", WARNING, blank, ("shows", "show"), "one colour and nothing else", fix, looked)
-    what, fix = "several frames or pages; the first is read", "store each frame or page as an image of its own"
-    report("image-animated", WARNING, with_oddity("animated image"), ("holds", "hold"), what, fix, looked)
-    what, fix = "transparent; transparency is lost", "paste onto the right background, if what is behind matters"
-    report("image-transparent", WARNING, with_oddity("transparent image"), is_are, what, fix, looked)
+    findings = []
+    for oddity, kind, said, fix in (
+        ("blank image", "image-blank", "image shows/show one colour and nothing else", "leave out, or export again"),
+        (
+            *("animated image", "image-animated", "image holds/hold several frames or pages; the first is read"),
+            "store each frame or page as an image of its own",
+        ),
+        (
+            *("transparent image", "image-transparent", "image is/are transparent; transparency is lost"),
+            "paste onto the right background, if what is behind matters",
+        ),
+    ):
+        found = [record for record in looked if oddity in record.oddities]
+        findings += part_finding(kind, WARNING, found, looked, said, fix)
     cmyk = [record for record in decoded if record.image_mode == "CMYK"]
-    what, fix = "printers' colours (CMYK), converted without their profile", "convert to RGB with the colour profile"
-    report("image-cmyk", WARNING, cmyk, has_have, what, fix)
+    said = "image has/have printers' colours (CMYK), converted without their profile"
+    findings += part_finding("image-cmyk", WARNING, cmyk, decoded, said, "convert to RGB with the colour profile")
     modes = Counter(record.image_mode for record in decoded if record.image_mode != "CMYK")
     if len(modes) > 1:
         others = [record for record in decoded if record.image_mode not in ("CMYK", modes.most_common(1)[0][0])]
-        what = f"another mode than the rest ({_listed(modes)})"
-        report("image-modes-mixed", INFO, others, has_have, what, "all are read as RGB")
+        said = f"image has/have another mode than the rest ({_listed(modes)})"
+        findings += part_finding("image-modes-mixed", INFO, others, decoded, said, "all are read as RGB")
 
     tiny = [record for record in decoded if _short_side(record) < TINY_SIDE]
-    report("image-tiny", WARNING, tiny, is_are, f"less than {TINY_SIDE} pixels high or wide", "leave out")
+    said = f"image is/are less than {TINY_SIDE} pixels high or wide"
+    findings += part_finding("image-tiny", WARNING, tiny, decoded, said, "leave out")
     small = [record for record in decoded if _short_side(record) * MAX_UPSAMPLING < (image_size or 0)]
     if small:
-        what = f"enlarged more than {MAX_UPSAMPLING} times to --image_size {image_size}"
-        what = f"{what}; the smallest has {_short_side(small[0])}"
+        said = f"image is/are enlarged more than {MAX_UPSAMPLING} times to --image_size {image_size}"
+        said += f"; the smallest has {_short_side(small[0])}"
         severity = WARNING if len(small) > 0.1 * len(decoded) else INFO
-        report("image-upsampled", severity, small, is_are, what, "choose a smaller --image_size, or larger images")
+        fix = "choose a smaller --image_size, or larger images"
+        findings += part_finding("image-upsampled", severity, small, decoded, said, fix)
     long = [record for record in decoded if max(record.width, record.height) > MAX_ASPECT * _short_side(record)]
-    what = f"more than {MAX_ASPECT} times as long as wide, which evaluation distorts"
-    report("image-elongated", INFO, long, is_are, what, "cut into tiles")
-    return findings
+    said = f"image is/are more than {MAX_ASPECT} times as long as wide, which evaluation distorts"
+    return findings + part_finding("image-elongated", INFO, long, decoded, said, "cut into tiles")
 
 
 def _short_side(record: ImageRecord) -> int:
@@ -121,12 +107,10 @@ def _short_side(record: ImageRecord) -> int:
 def mask_form_faults(records: Sequence[ImageRecord]) -> list[Finding]:
     """How masks are stored: colours instead of ids, palettes that contradict each other, several frames."""
     looked = looked_at(records)
-    findings = []
     animated = [record for record in looked if "animated mask" in record.oddities]
-    if animated:
-        message = f"{part_of(animated, looked, 'mask', 'holds', 'hold')} several frames or pages; the first is read"
-        fix = "store masks with one page; separate masks of single classes must be joined into one of ids"
-        findings.append(finding("mask-animated", WARNING, message, fix, keys_of(animated)))
+    said = "mask holds/hold several frames or pages; the first is read"
+    fix = "store masks with one page; separate masks of single classes must be joined into one of ids"
+    findings = part_finding("mask-animated", WARNING, animated, looked, said, fix)
 
     # Programs that save "indexed colours" number them by how often they occur, in every file anew.
     colors_of, first = defaultdict(Counter), {}
@@ -154,10 +138,9 @@ def mask_form_faults(records: Sequence[ImageRecord]) -> list[Finding]:
     for colors, ids in CONTRADICTIONS:
         by_color, by_id = by_reading[colors], by_reading[ids]
         if by_color and by_id:
-            listed = (f"{HOW_READ[way]} ({shorten(keys_of(by_reading[way]))})" for way in (colors, ids))
             message = (
-                f"{count_of(len(by_color), 'mask was', 'masks were')} {next(listed)}, but "
-                f"{count_of(len(by_id), 'was', 'were')} {next(listed)}"
+                f"{count_of(len(by_color), 'mask/masks was/were')} {HOW_READ[colors]} ({shorten(keys_of(by_color))}), "
+                f"but {count_of(len(by_id), 'was/were')} {HOW_READ[ids]} ({shorten(keys_of(by_id))})"
             )
             fix = (
                 "if all show colours, add those that belong to no class to the list of classes (--id2label); else "
@@ -170,10 +153,7 @@ def mask_form_faults(records: Sequence[ImageRecord]) -> list[Finding]:
         ("mask-palette-contradicts", WARNING, (ReadBy.INDEX,), "check the order of the list of classes (--id2label)"),
     ):
         for way in ways:
-            found = by_reading[way]
-            if found:
-                message = f"{part_of(found, usable, 'mask', 'was', 'were')} {HOW_READ[way]}"
-                findings.append(finding(kind, severity, message, fix, keys_of(found)))
+            findings += part_finding(kind, severity, by_reading[way], usable, f"mask was/were {HOW_READ[way]}", fix)
     modes = Counter(record.mask_mode for record in usable)
     if len(modes) > 1:
         common = modes.most_common(1)[0][0]

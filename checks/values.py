@@ -9,10 +9,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from checks.records import ERROR, INFO, WARNING, Finding, ImageRecord, finding, keys_of, looked_at, part_of
-from cli_utils import count_of, shorten
+from checks.records import (
+    ERROR,
+    INFO,
+    WARNING,
+    Finding,
+    ImageRecord,
+    finding,
+    keys_of,
+    looked_at,
+    part_finding,
+    part_of,
+)
+from cli_utils import agree, count_of, shorten
 from data.classes import ClassMap
-from data.preparation import BINARY_MASKS
+from data.preparation import BINARY_MASKS, class_pixels
 from metrics_utils import IGNORE_INDEX
 
 # Pixels along a row or column: what counts as an area, and as what interpolation may put between two areas.
@@ -90,21 +101,19 @@ def value_faults(records: Sequence[ImageRecord], class_map: ClassMap | None) -> 
     lossy = sorted((record for record in records if record.lossy), key=lambda record: -len(unknown[record.key]))
     if lossy:
         harmed = [record for record in lossy if unknown[record.key]]
-        message = part_of(lossy, records, "mask", "has", "have")
-        message += " lossy compression (JPEG or WebP), which changes values"
+        message = part_of(lossy, records, "mask", "has/have lossy compression (JPEG or WebP), which changes values")
         if harmed:
-            message += f"; {count_of(len(harmed), 'holds', 'hold')} values that belong to no class: "
+            message += f"; {count_of(len(harmed), 'holds/hold values that belong to no class')}: "
             message += shorten(map(strays_of, harmed))
         fix = "write masks as PNG files from their source; the loss cannot be undone"
         findings.append(finding("mask-lossy", ERROR if harmed else WARNING, message, fix, keys_of(lossy)))
     exact, looked = [record for record in records if not record.lossy], looked_at(records)
-    blurred = [record for record in exact if _is_interpolated(record, classes)]
+    blurred = sorted((r for r in exact if _is_interpolated(r, classes)), key=lambda record: -record.ramps)
     if blurred:
-        blurred.sort(key=lambda record: -record.ramps)
         worst = blurred[0]
         message = (
-            f"{part_of(blurred, looked, 'mask', 'was', 'were')} resized with interpolation, softened or compressed: "
-            f"in {worst.key} {worst.ramps} of {count_of(worst.crossings, 'border')} have thin runs of other values in "
+            f"{part_of(blurred, looked, 'mask', 'was/were resized with interpolation, softened or compressed')}: in "
+            f"{worst.key} {worst.ramps} of {count_of(worst.crossings, 'border')} have thin runs of other values in "
             f"between ({shorten(map(str, sorted(worst.ramp_values)), 5)})"
         )
         fix = "resize the original masks again, with nearest neighbour"
@@ -119,18 +128,15 @@ def value_faults(records: Sequence[ImageRecord], class_map: ClassMap | None) -> 
         chosen = sorted(others, key=lambda record: -record.raw_values.get(IGNORE_INDEX, 0))
         return [*findings, finding(kind, ERROR, message, fix, keys_of(chosen))]
     pictures = [record for record in others if record.raw_values.keys() == {0, IGNORE_INDEX}]
-    if pictures and values == {0, 1, IGNORE_INDEX} and len(pictures) < len(others):
-        message = (
-            f"{part_of(pictures, records, 'mask', 'holds', 'hold')} 0 and 255 where others hold 0 and 1: there the "
-            "object itself is ignored"
-        )
-        findings.append(finding("mask-binary-mixed", WARNING, message, "write 1 instead of 255", keys_of(pictures)))
+    if values == {0, 1, IGNORE_INDEX} and len(pictures) < len(others):
+        said = "mask holds/hold 0 and 255 where others hold 0 and 1: there the object itself is ignored"
+        findings += part_finding("mask-binary-mixed", WARNING, pictures, records, said, "write 1 instead of 255")
     strange = [record for record in others if unknown[record.key]]
     if strange:
         strange.sort(key=lambda r: -sum(r.raw_values[value] for value in unknown[r.key]))
         kind, what, fix = _explain_unknown(values, sorted(set().union(*(unknown[r.key] for r in strange))), class_map)
-        message = part_of(strange, records, "mask", "holds", "hold")
-        message += f" values that belong to no class ({shorten(map(strays_of, strange))}). {what}"
+        message = part_of(strange, records, "mask", "holds/hold values that belong to no class")
+        message += f" ({shorten(map(strays_of, strange))}). {what}"
         findings.append(finding(kind, ERROR, message, fix, keys_of(strange)))
     elif class_map is not None and others:
         findings += _doubtful_values(others, values, class_map)
@@ -181,7 +187,7 @@ def _explain_unknown(values: set[int], unknown: list[int], class_map: ClassMap |
     fix = "give the list of these classes with --id2label"
     if len(unknown) < 3:
         flag, named = " ".join(map(str, unknown)), " and ".join(map(str, unknown))
-        fix = f"--ignore_values {flag} if {named} {'stands' if len(unknown) == 1 else 'stand'} for void; else {fix}"
+        fix = f"--ignore_values {flag} if {named} {agree(len(unknown), 'stands/stand')} for void; else {fix}"
     if class_map.suggests_reduction(unknown):
         fix = f"--do_reduce_labels if 0 stands for unlabelled and ids count from 1; {fix}"
     return "mask-values-unknown", known, fix
@@ -224,13 +230,9 @@ def _doubtful_values(records: Sequence[ImageRecord], values: set[int], class_map
 
 def count_class_pixels(records: Sequence[ImageRecord], class_map: ClassMap) -> dict[str, np.ndarray]:
     """Split → pixels by training id, int64 (num_labels,)."""
-    value_ids = class_map.value_ids
     counts: dict[str, np.ndarray] = {}
     for record in records:
-        row = counts.setdefault(record.split, np.zeros(class_map.num_labels, np.int64))
-        for value, pixels in record.raw_values.items():
-            if value_ids.get(value, IGNORE_INDEX) != IGNORE_INDEX:
-                row[value_ids[value]] += pixels
+        counts[record.split] = counts.get(record.split, 0) + class_pixels(record, class_map)
     return counts
 
 
@@ -246,20 +248,19 @@ def class_faults(records: Sequence[ImageRecord], class_map: ClassMap, complete: 
             fix = "see --do_reduce_labels and --ignore_values"
             return [finding("split-all-ignored", ERROR if complete else WARNING, message, fix, keys_of(inside))]
     if empty:
-        message = f"{part_of(empty, records, 'mask', 'is', 'are')} ignored entirely: {shorten(keys_of(empty))}"
+        message = f"{part_of(empty, records, 'mask', 'is/are ignored entirely')}: {shorten(keys_of(empty))}"
         findings.append(finding("mask-all-ignored", WARNING, message, "label or leave out", keys_of(empty)))
     constant = [record for record in records if len(record.raw_values) == 1 and record.key not in empty_keys]
     ids = {value_ids.get(value) for record in records for value in record.raw_values} - {IGNORE_INDEX}
     if complete and len(ids) == 1 and len(constant) == len(records):
-        message = f"{part_of(records, records, 'mask', 'holds', 'hold')} one and the same class: nothing can be learnt"
-        fix = "check how they were exported"
-        findings.append(finding("masks-all-constant", ERROR, message, fix, keys_of(constant)))
-    elif constant:
-        message = f"{part_of(constant, records, 'mask', 'holds', 'hold')} one class and nothing else"
-        severity = WARNING if len(constant) > 0.5 * len(records) else INFO
-        fix = "right if the images show nothing else; check some"
-        findings.append(finding("mask-constant", severity, message, fix, keys_of(constant)))
-    return findings
+        said, fix = "mask holds/hold one and the same class: nothing can be learnt", "check how they were exported"
+        severity = ERROR if any(record.split == "train" for record in records) else WARNING  # may be so in a test
+        return findings + part_finding("masks-all-constant", severity, constant, records, said, fix)
+    severity = WARNING if len(constant) > 0.5 * len(records) else INFO
+    fix = "right if the images show nothing else; check some"
+    return findings + part_finding(
+        "mask-constant", severity, constant, records, "mask holds/hold one class and nothing else", fix
+    )
 
 
 def presence_faults(records: Sequence[ImageRecord], class_map: ClassMap) -> list[Finding]:
@@ -272,8 +273,8 @@ def presence_faults(records: Sequence[ImageRecord], class_map: ClassMap) -> list
     nowhere = np.flatnonzero(sum(pixels.values()) == 0).tolist()
     if nowhere:
         listed = shorten((names[i] for i in nowhere), 8)
-        verb = "occurs" if len(nowhere) == 1 else "occur"
-        message = f"{len(nowhere)} of {count_of(len(names), 'class', 'classes')} never {verb}: {listed}"
+        message = f"{len(nowhere)} of {count_of(len(names), 'class/classes')} never "
+        message += f"{agree(len(nowhere), 'occurs/occur')}: {listed}"
         fix = "right if the list of classes is a longer one; else check values against it"
         findings.append(finding("class-nowhere", WARNING, message, fix))
     untrained = [i for i in np.flatnonzero(train == 0).tolist() if i not in nowhere]
@@ -281,15 +282,15 @@ def presence_faults(records: Sequence[ImageRecord], class_map: ClassMap) -> list
         raw = {raw for raw, i in class_map.value_ids.items() if i in untrained}
         files = keys_of(record for record in records if raw & record.raw_values.keys())
         listed = shorten((names[i] for i in untrained), 8)
-        one, several = "class occurs outside training only", "classes occur outside training only"
-        message = f"{count_of(len(untrained), one, several)} and cannot be learnt: {listed}"
+        phrase = "class/classes occurs/occur outside training only and cannot be learnt"
+        message = f"{count_of(len(untrained), phrase)}: {listed}"
         findings.append(finding("class-not-in-train", WARNING, message, "split again, stratified by class", files))
     if validation is not None:
         unmeasured = np.flatnonzero((validation == 0) & (train > 0)).tolist()
         if unmeasured:
             listed = shorten((names[i] for i in unmeasured), 8)
-            one, several = "class never occurs in validation", "classes never occur in validation"
-            message = f"{count_of(len(unmeasured), one, several)}, so nothing is measured there: {listed}"
+            phrase = "class/classes never occurs/occur in validation and is/are not measured there"
+            message = f"{count_of(len(unmeasured), phrase)}: {listed}"
             findings.append(finding("class-not-in-validation", INFO, message, "split again, stratified by class"))
     present = np.flatnonzero(train)
     if len(present) > 1 and train[present].max() > IMBALANCE * train[present].min():

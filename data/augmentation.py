@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as tvF
 from data.preprocessing import MAX_ASPECT_RATIO, EvaluationProtocol
 from metrics_utils import IGNORE_INDEX
 
-# So many at a time, in which colours change: what they need stays in the processor's cache.
+# Colours change in strips of this many rows, so that what they need stays in the processor's cache.
 STRIP_ROWS = 64
 
 

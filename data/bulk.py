@@ -11,7 +11,7 @@ BLOCK, CHUNK = 128, 16  # tasks handed to all processes, and to one, at a time
 
 
 def processes_for(count: int, images_per_process: int) -> int:
-    """How many processes pay off: one for every so many images, as far as there are CPUs, at most 8."""
+    """How many processes pay off: one for every `images_per_process` images, as far as there are CPUs, at most 8."""
     return max(1, min(os.cpu_count() or 1, MAX_PROCESSES, count // images_per_process))
 
 

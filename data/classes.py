@@ -300,6 +300,8 @@ def _entries(content) -> list[dict]:
             content = inner
         elif len(content) > 1 and "annotations" in content:
             raise ValueError("annotations of images")
+    if not isinstance(content, dict | list):
+        raise TypeError(f"a {type(content).__name__}")
     if isinstance(content, dict):
         by_name = all(
             isinstance(value, int) and not str(key).strip().lstrip("-").isdigit() for key, value in content.items()
@@ -532,7 +534,7 @@ def _check_names(source: str, wanted: Iterable[str], known: Iterable[str]) -> No
 
 
 def _relabel(targets: dict[int, str | None], before: ClassMap | None, ignore_values: Sequence[int]) -> ClassMap:
-    """The label map in which raw values belong to the classes `targets` names, None being ignored.
+    """The class map in which raw values belong to the classes `targets` names, None being ignored.
 
     Values that `before` knows and `targets` does not are ignored.
     """

@@ -1,7 +1,7 @@
 """Reading an image and its mask: decoded, upright, and the mask as an array of values, colours among them resolved.
 
-`read_pair`, or `fit_mask` of files that are open already, is what preparing and checking a dataset share; what they
-cannot use is a `FileProblem`.
+A file is a `StoredFile` until it is decoded; what is wrong with one is a `FileProblem`. `fit_mask` is what preparing
+and checking a dataset share.
 """
 
 import io
@@ -42,11 +42,11 @@ class ReadBy(str, Enum):
 
 
 class Turned(str, Enum):
-    """What EXIF entries did to a mask, where its image is not simply as wide and high."""
+    """What made a mask upright: its own EXIF entry, if it has one, unless the size of its image tells otherwise."""
 
-    AS_STORED = "as stored"
-    LIKE_IMAGE = "like its image"  # as the image's entry says
-    AGAINST_ENTRY = "against its own entry"  # left as it is, to fit its image
+    BY_ENTRY = "by its own entry"
+    LIKE_IMAGE = "like its image"  # by the image's entry
+    AGAINST_ENTRY = "against its own entry"  # left as it is
 
 
 class Problem(str, Enum):
@@ -63,48 +63,43 @@ class Problem(str, Enum):
     LOSSY_COLORS = "mask-colors-lossy"
 
 
+AGAIN = "copy or download again, or delete together with the other file of the pair"
+# What is said of files that have it, and what to do about it.
+SENTENCES = {
+    Problem.EMPTY: ("file/files is/are empty (0 bytes)", AGAIN),
+    Problem.TRUNCATED: ("file/files ends/end too early", AGAIN),
+    Problem.UNREADABLE: ("file/files cannot be read", AGAIN),
+    Problem.DEPTH: (
+        "image/images has/have more than 8 bits a channel",
+        "convert to 8 bits, scaled as the picture should look",
+    ),
+    Problem.TURNED: ("mask/masks lies/lie sideways, as wide as the image is high", "turn by 90 degrees"),
+    Problem.SIZE: (
+        "mask/masks differs/differ in size from its/their image/images",
+        "export again at the size of the image, or resize with nearest neighbour",
+    ),
+    Problem.COLORS: (
+        "mask/masks holds/hold colours or fractions instead of class ids",
+        "give the list of classes with their colours: --id2label FILE, a CSV with the columns name,r,g,b or JSON; or "
+        "write masks with one channel of integers, a class id for each pixel",
+    ),
+    Problem.UNKNOWN_COLORS: (
+        "mask/masks holds/hold colours that belong to no class",
+        "add each to the list of classes (--id2label), as a class of its own; if it stands for void or background, "
+        "--drop_classes NAME then ignores it",
+    ),
+    Problem.LOSSY_COLORS: (
+        "mask/masks holds/hold many colours that belong to no class, as lossy compression and interpolation mix them",
+        "export again as PNG and resize with nearest neighbour only; if nothing was mixed, the list of classes "
+        "(--id2label) is that of other masks",
+    ),
+}
+
+
 def describe_problem(problem: Problem, details: Sequence[str]) -> tuple[str, str]:
     """What was found, and what to do about it. details: one for each pair that has the problem."""
-    again = "copy or download again, or delete together with the other file of the pair"
-    one, several, fix = {
-        Problem.EMPTY: ("file is empty (0 bytes)", "files are empty (0 bytes)", again),
-        Problem.TRUNCATED: ("file ends too early", "files end too early", again),
-        Problem.UNREADABLE: ("file cannot be read", "files cannot be read", again),
-        Problem.DEPTH: (
-            "image has more than 8 bits a channel",
-            "images have more than 8 bits a channel",
-            "convert to 8 bits, scaled as the picture should look",
-        ),
-        Problem.TURNED: (
-            "mask lies on its side: it is as wide as its image is high",
-            "masks lie on their sides: they are as wide as their images are high",
-            "turn by 90 degrees",
-        ),
-        Problem.SIZE: (
-            "mask differs in size from its image",
-            "masks differ in size from their images",
-            "export again at the size of the image, or resize with nearest neighbour",
-        ),
-        Problem.COLORS: (
-            "mask holds colours or fractions instead of class ids",
-            "masks hold colours or fractions instead of class ids",
-            "give the list of classes with their colours: --id2label FILE, a CSV with the columns name,r,g,b or JSON; "
-            "or write masks with one channel of integers, a class id for each pixel",
-        ),
-        Problem.UNKNOWN_COLORS: (
-            "mask holds colours that belong to no class",
-            "masks hold colours that belong to no class",
-            "add each to the list of classes (--id2label), as a class of its own; if it stands for void or "
-            "background, --drop_classes NAME then ignores it",
-        ),
-        Problem.LOSSY_COLORS: (
-            "mask holds many colours that belong to no class, as lossy compression and interpolation mix them",
-            "masks hold many colours that belong to no class, as lossy compression and interpolation mix them",
-            "export again as PNG and resize with nearest neighbour only; if nothing was mixed, the list of classes "
-            "(--id2label) is that of other masks",
-        ),
-    }[problem]
-    return f"{count_of(len(details), one, several)}: {shorten(details)}", fix
+    phrase, fix = SENTENCES[problem]
+    return f"{count_of(len(details), phrase)}: {shorten(details)}", fix
 
 
 class StoredFile(NamedTuple):
@@ -161,8 +156,22 @@ class StoredFile(NamedTuple):
         return FileProblem(problem, self, f"{self.title} ({reason})")
 
     def is_lossy(self) -> bool:
+        """Whether it is compressed with loss: JPEG, or WebP with a lossy bitstream, as its chunks tell.
+
+        Source: RFC 9649, WebP Image Format.
+        """
         with self.stream() as file:
-            return is_lossy(file)
+            head = file.read(12)
+            if head.startswith(b"\xff\xd8\xff"):
+                return True
+            is_webp = head[:4] == b"RIFF" and head[8:] == b"WEBP"
+            while is_webp and len(chunk := file.read(8)) == 8:
+                kind, size = chunk[:4], int.from_bytes(chunk[4:], "little")
+                if kind in (b"VP8 ", b"VP8L"):
+                    return kind == b"VP8 "
+                # A frame of an animation has 16 bytes of its own, then chunks.
+                file.seek(16 if kind == b"ANMF" else size + size % 2, io.SEEK_CUR)
+        return False
 
 
 class FileProblem(Exception):
@@ -171,9 +180,6 @@ class FileProblem(Exception):
     def __init__(self, problem: Problem, file: StoredFile, detail: str):
         super().__init__(problem, file, detail)
         self.problem, self.file, self.detail = problem, file, detail
-
-    def __str__(self) -> str:
-        return f"{self.problem.value}: {self.detail}"
 
 
 def _reason(error: Exception) -> str:
@@ -202,13 +208,6 @@ def upright_size(picture: Image.Image) -> tuple[int, int]:
     return picture.size[::-1] if picture.getexif().get(EXIF_ORIENTATION) in SIDEWAYS else picture.size
 
 
-def read_pair(
-    image: StoredFile, mask: StoredFile, class_map: ClassMap | None = None, num_channels: int = 3
-) -> tuple[np.ndarray, ReadBy, Turned]:
-    """Opens both files of a pair and returns what `fit_mask` does. Raises FileProblem: either cannot be used."""
-    return fit_mask(open_picture(image, num_channels), mask.open(), mask, class_map)
-
-
 def fit_mask(
     picture: Image.Image, mask: Image.Image, file: StoredFile, class_map: ClassMap | None = None
 ) -> tuple[np.ndarray, ReadBy, Turned]:
@@ -226,7 +225,7 @@ def fit_mask(
         FileProblem: the mask cannot be used.
     """
     upright = upright_size(picture)
-    fitted, turned = ImageOps.exif_transpose(mask), Turned.AS_STORED
+    fitted, turned = ImageOps.exif_transpose(mask), Turned.BY_ENTRY
     if fitted.size != upright and mask.size == upright:
         fitted, turned = mask, Turned.AGAINST_ENTRY
     elif fitted.size != upright and mask.size == picture.size:
@@ -237,25 +236,6 @@ def fit_mask(
         problem = Problem.TURNED if fitted.size == upright[::-1] else Problem.SIZE
         raise FileProblem(problem, file, f"{file.title} is {found}, its image {needed}")
     return *ids_of(fitted, file, class_map), turned
-
-
-def is_lossy(file: BinaryIO) -> bool:
-    """Whether an image file is compressed with loss: JPEG, or WebP with a lossy bitstream, as its chunks tell.
-
-    Source: RFC 9649, WebP Image Format.
-    """
-    head = file.read(12)
-    if head.startswith(b"\xff\xd8\xff"):
-        return True
-    if head[:4] != b"RIFF" or head[8:] != b"WEBP":
-        return False
-    while len(chunk := file.read(8)) == 8:
-        kind, size = chunk[:4], int.from_bytes(chunk[4:], "little")
-        if kind in (b"VP8 ", b"VP8L"):
-            return kind == b"VP8 "
-        # A frame of an animation has 16 bytes of its own, then chunks.
-        file.seek(16 if kind == b"ANMF" else size + size % 2, io.SEEK_CUR)
-    return False
 
 
 # ---- masks as values ------------------------------------------------------------------------------------------------

@@ -261,8 +261,9 @@ class Tree:
     def _place(self, parts: tuple[str, ...], of_split: set[str]) -> Place:
         reads = [read_name(name) for name in parts]
         roles = [i for i, read in enumerate(reads) if read.role in (IMAGES, MASKS)]
-        if len({reads[i].role for i in roles}) > 1:  # `masks/pictures`, `segmentation/images`
-            roles = [i for i in roles if not self._says_nothing(parts, i)] or roles[-1:]
+        if len(roles) > 1:  # `masks/pictures`, `segmentation/images`
+            saying = [i for i in roles if not self._saying_nothing & {parts[: i + 1], parts[i]}]
+            roles = saying or roles[-1:]
         is_other = any(read.role == OTHER or name in self._superseded for read, name in zip(reads, parts, strict=True))
         role = OTHER if is_other else reads[roles[-1]].role if roles else None
         side, splits, rest = [], [], []
@@ -285,21 +286,16 @@ class Tree:
         split = splits[-1][0] if splits else None
         return Place(role, tuple(side), split, tuple(name for _, name in splits), tuple(rest), is_torn)
 
-    def _says_nothing(self, parts: tuple[str, ...], at: int) -> bool:
-        """Whether a name with a role stands above folders of both roles, or below folders of both."""
-        below = {
-            read.role
-            for other in self.folders
-            if other[: at + 1] == parts[: at + 1]
-            for read in map(read_name, other[at + 1 :])
-        }
-        above = {
-            read.role
-            for other in self.folders
-            if parts[at] in other
-            for read in map(read_name, other[: other.index(parts[at])])
-        }
-        return {IMAGES, MASKS} <= below or {IMAGES, MASKS} <= above
+    @cached_property
+    def _saying_nothing(self) -> set[tuple[str, ...] | str]:
+        """Folders above ones of both roles, and names that lie below folders of both: they have no role themselves."""
+        below, above = defaultdict(set), defaultdict(set)
+        for parts in self.folders:
+            roles = [read_name(name).role for name in parts]
+            for i in range(len(parts)):
+                below[parts[: i + 1]].update(roles[i + 1 :])
+                above[parts[i]].update(roles[:i])
+        return {key for found in (below, above) for key, roles in found.items() if {IMAGES, MASKS} <= roles}
 
     @cached_property
     def _holding(self) -> set[str]:

@@ -380,7 +380,7 @@ def _by_folders(root: Path, best: Candidate, found: FoundDataset) -> set[Path]:
     if loose:
         folders = title_list(entry for pair in loose for entry in (pair.image, pair.mask))
         found.left_out.append(
-            f"{count_of(len(loose), 'image with its mask', 'images with their masks')} in {folders} left out, as the "
+            f"{count_of(len(loose), 'image/images with its/their mask/masks')} in {folders} left out, as the "
             f"folder's name is no split: rename it, or name it with --images and --masks"
         )
     for split in SPLIT_NAMES:
@@ -506,7 +506,7 @@ def _by_lists(root: Path, tree: Tree, best: Candidate, lists: dict[str, Path], f
         listed, missing = reader.read(file)
         if missing:
             raise UserError(
-                f"{file} names {count_of(len(missing), 'image that is', 'images that are')} not in "
+                f"{file} names {count_of(len(missing), 'image/images that is/are')} not in "
                 f"{best.images.title}: {shorten(missing)}"
             )
         pairs, alone = [], []

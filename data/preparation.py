@@ -7,10 +7,11 @@
 """
 
 import io
+import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,7 +93,7 @@ class PairRecord:
     lossy: bool = False
     raw_values: dict[int, int] = field(default_factory=dict)
     read_by: ReadBy = ReadBy.IDS
-    turned: Turned = Turned.AS_STORED
+    turned: Turned = Turned.BY_ENTRY
     problem: Problem | None = None
     problem_file: str = ""
     detail: str = ""
@@ -100,18 +101,6 @@ class PairRecord:
     @property
     def key(self) -> str:
         return f"{self.split}/{self.name}"
-
-
-# `PairRecord` as columns, without split and name; then the columns of `prepare_pairs`.
-RECORD_COLUMNS = {
-    **dict.fromkeys(("image_file", "mask_file", "image_mode", "mask_mode", "read_by", "turned"), Value("string")),
-    **dict.fromkeys(("problem", "problem_file", "detail"), Value("string")),
-    **dict.fromkeys(("width", "height", "orientation"), Value("int32")),
-    **dict.fromkeys(("values", "pixels"), List(Value("int64"))),
-    "mask_size": List(Value("int32")),
-    "lossy": Value("bool"),
-}
-PREPARED_COLUMNS = ("label", "height", "width", "class_pixels")
 
 
 class DecodedPair(NamedTuple):
@@ -148,17 +137,22 @@ def prepare_pairs(
         cannot be used, or whose mask holds values that belong to no class), "name", "height" and "width" (pixels),
         "class_pixels" (num_labels integers); and the record of every pair, in the order of the splits.
     """
-    pixels = List(Value("int64"), length=class_map.num_labels)
-    features = Features({**RECORD_COLUMNS, "label": datasets.Image(decode=False), "class_pixels": pixels})
+    features = Features(
+        {
+            "label": datasets.Image(decode=False),
+            "height": Value("int32"),
+            "width": Value("int32"),
+            "class_pixels": List(Value("int64"), length=class_map.num_labels),
+            "record": Value("string"),
+        }
+    )
     result, records = {}, []
     for name, split in dataset.items():
         options = {"split": name, "class_map": class_map, "num_channels": num_channels}
-        done = (known or {}).get(name, {})
-        rows = cached_map(
-            split, prepare_example, features, options, cache_dir, num_proc, f"{name}: preparing", known=done
-        )
-        records += _records(name, split["name"], rows)
-        rows = rows.select_columns(list(PREPARED_COLUMNS)).cast_column("label", datasets.Image())
+        more = {"known": (known or {}).get(name, {})}
+        rows = cached_map(split, prepare_example, features, options, cache_dir, num_proc, f"{name}: preparing", **more)
+        records += map(_record, rows["record"])
+        rows = rows.remove_columns("record").cast_column("label", datasets.Image())
         # Next to the images, which are neither copied nor encoded anew.
         result[name] = concatenate_datasets([split.select_columns(["image", "name"]), rows], axis=1)
     return DatasetDict(result), records
@@ -343,28 +337,31 @@ def prepare_example(
 
 def prepared_row(record: PairRecord, decoded: DecodedPair | None, class_map: ClassMap) -> dict:
     """What `prepare_pairs` keeps of a pair: its label, its pixels by training id, and its record."""
-    row = {name: getattr(record, name) for name in RECORD_COLUMNS.keys() - {"values", "pixels"}}
-    row |= {"values": list(record.raw_values), "pixels": list(record.raw_values.values())}
-    row |= {"label": None, "class_pixels": [0] * class_map.num_labels}
+    facts = {fact.name: getattr(record, fact.name) for fact in fields(PairRecord)}  # not those of a closer look
+    row = {"label": None, "height": record.height, "width": record.width, "record": json.dumps(facts)}
     label = _label(record, decoded, class_map)
     if label is not None:
         png = io.BytesIO()
         label.save(png, "PNG", compress_level=3)
         row["label"] = {"bytes": png.getvalue(), "path": None}
-        value_ids = class_map.value_ids
-        for value, pixels in record.raw_values.items():
-            if value_ids[value] != IGNORE_INDEX:
-                row["class_pixels"][value_ids[value]] += pixels
-    return row
+    return row | {"class_pixels": class_pixels(record, class_map).tolist()}
 
 
-def _records(split: str, names: list[str], rows: Dataset) -> Iterator[PairRecord]:
-    """The inverse of `prepared_row`, but for the label."""
-    for name, row in zip(names, rows.select_columns(list(RECORD_COLUMNS)), strict=True):
-        row["raw_values"] = dict(zip(row.pop("values"), row.pop("pixels"), strict=True))
-        row["problem"] = row["problem"] and Problem(row["problem"])
-        row |= {"read_by": ReadBy(row["read_by"]), "turned": Turned(row["turned"])}
-        yield PairRecord(split, name, **(row | {"mask_size": tuple(row["mask_size"])}))
+def class_pixels(record: PairRecord, class_map: ClassMap) -> np.ndarray:
+    """Pixels by training id, int64 (num_labels,)."""
+    counts, value_ids = np.zeros(class_map.num_labels, np.int64), class_map.value_ids
+    for value, pixels in record.raw_values.items():
+        if value_ids.get(value, IGNORE_INDEX) != IGNORE_INDEX:
+            counts[value_ids[value]] += pixels
+    return counts
+
+
+def _record(text: str) -> PairRecord:
+    """From what `prepared_row` made of it."""
+    facts = json.loads(text)
+    facts["raw_values"] = {int(value): pixels for value, pixels in facts["raw_values"].items()}
+    facts |= {"mask_size": tuple(facts["mask_size"]), "problem": facts["problem"] and Problem(facts["problem"])}
+    return PairRecord(**(facts | {"read_by": ReadBy(facts["read_by"]), "turned": Turned(facts["turned"])}))
 
 
 def mask_values(image: dict, label: dict, name: str) -> dict:

@@ -54,7 +54,7 @@ def split_train(
     names = list(train["name"])
     keys = names if groups is None else group_keys(names, groups)
     if len(names) == 1:
-        raise UserError(f"--train_val_split {fraction}: a training split of 1 image cannot be parted")
+        raise UserError(f"--train_val_split {fraction}: a training split of 1 image cannot be split")
     if len(set(keys)) == 1:
         raise UserError(f"--split_groups {groups!r}: all {len(names)} images are one group ({keys[0]!r})")
 
@@ -105,7 +105,7 @@ def group_keys(names: Sequence[str], pattern: str) -> list[str]:
 
 
 def stratify(keys: Sequence[str], values: Sequence[set[int]], fraction: float, seed: int) -> np.ndarray:
-    """Chooses validation images so that the classes are parted like the images, in whole groups.
+    """Chooses validation images so that the classes are divided as the images are, in whole groups.
 
     Iterative stratification (Sechidis et al., On the Stratification of Multi-Label Data, 2011) over groups, then
     single groups change sides as long as that puts more classes on both sides, or else brings the number of images

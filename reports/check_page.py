@@ -1,6 +1,6 @@
 """A check of a dataset as one HTML page: verdict, findings, classes, values, sizes, and pictures of the worst files.
 
-    write_html(report, "report.html", dataset, class_map)
+    write_html(report, "report.html", data, class_map)
 
 The page needs nothing but itself: its style is inside, its pictures are data URIs, and it forbids browsers to load
 anything else. All that comes from the data is escaped, as file names may hold anything.
@@ -9,20 +9,21 @@ anything else. All that comes from the data is escaped, as file names may hold a
 import base64
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, DatasetDict
 from PIL import Image
 
-from checks.duplicates import mirrored, normalized_thumbnails
+from checks.duplicates import ACROSS_SPLITS, COPIES, mirrored, normalized_thumbnails
 from checks.records import ERROR, WARNING, DatasetReport, Finding, ImageRecord
 from cli_utils import UserError
 from data.classes import ClassMap
-from data.image_files import FileProblem, StoredFile, ids_of, read_channels, read_pair, rgb_view
-from data.preparation import undecoded
+from data.image_files import FileProblem, StoredFile, ids_of, read_channels, rgb_view
+from data.preparation import decode_pair, undecoded
 from data_utils import Data
 from metrics_utils import IGNORE_INDEX
 from reports.check_tables import class_table, size_table, value_table
@@ -36,6 +37,7 @@ BORDER_KINDS = ("mask-interpolated", "mask-lossy")
 NO_CLASS_COLOR = (255, 0, 255)
 COLORS_WITHOUT_CLASSES = 64
 UNLABELLED = -1
+Places = dict[str, tuple[Dataset, int]]
 
 
 def write_html(
@@ -66,28 +68,21 @@ def _contents(report: DatasetReport, data: Data | None, class_map: ClassMap | No
     counts = ", ".join(f"{split}: {count}" for split, count in report.splits.items()) or "no pairs"
     pairs = f"{len(report.records)} pair{'s' * (len(report.records) != 1)}"
     places = _places(data.splits if data else None, report.records)
-    num_channels = data.num_channels if data else 3
+    draw = partial(_figure, places, class_map, data.num_channels if data else 3)
+    tables = class_table(report, class_map), value_table(report.records, class_map), size_table(report.records)
     return {
         "report": report,
         "level": next((level for level in (ERROR, WARNING) if report.count(level)), "fit"),
         "summary": f"{report.layout} layout; {counts}; looked at {pairs} in {report.seconds:.1f} s",
-        "tables": [
-            class_table(report, class_map),
-            value_table(report.records, class_map),
-            size_table(report.records),
-        ],
-        "sections": [
-            _section(number, found, report.records, places, class_map, num_channels)
-            for number, found in enumerate(report.findings)
-            if found.files
-        ],
+        "tables": tables,
+        "sections": [_section(found, report.records, draw) if found.files else None for found in report.findings],
     }
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------
 
 
-def _places(dataset: DatasetDict | None, records: Iterable[ImageRecord]) -> dict[str, tuple[Dataset, int]]:
+def _places(dataset: DatasetDict | None, records: Iterable[ImageRecord]) -> Places:
     """Where the rows are that entries in `Finding.files` are about: keys of records, and files that have a problem."""
     places = {}
     for split, rows in (dataset or {}).items():
@@ -97,23 +92,14 @@ def _places(dataset: DatasetDict | None, records: Iterable[ImageRecord]) -> dict
     return places | {file: places[key] for file, key in files.items() if key in places}
 
 
-def _section(
-    number: int,
-    found: Finding,
-    records: Sequence[ImageRecord],
-    places: dict[str, tuple[Dataset, int]],
-    class_map: ClassMap | None,
-    num_channels: int,
-) -> dict:
+def _section(found: Finding, records: Sequence[ImageRecord], draw: Callable[[str, str], dict]) -> dict:
     """The worst files of a finding in pictures, copies beside what they are copies of; of the others the names."""
-    shows_copies = "duplicate" in found.kind or found.kind == "mask-repeated"
+    shows_copies = found.kind in COPIES
     groups = _pairs(found, records)[:PAIRS] if shows_copies else [(file,) for file in found.files[:PICTURES]]
     shown = {file for group in groups for file in group}
     return {
-        "number": number,
-        "finding": found,
         "shows_copies": shows_copies,
-        "groups": [[_figure(file, found.kind, places, class_map, num_channels) for file in group] for group in groups],
+        "groups": [[draw(file, found.kind) for file in group] for group in groups],
         "others": [file for file in found.files if file not in shown],
         "unlisted": found.count - len(found.files),
     }
@@ -129,7 +115,7 @@ def _pairs(found: Finding, records: Iterable[ImageRecord]) -> list[tuple[str, st
     _, flipped = mirrored(np.zeros(len(listed), np.uint64), thumbnails)
     likeness = np.maximum(thumbnails @ thumbnails.T, thumbnails @ flipped.T)
     likeness[digests[:, None] == digests] = 2  # more than any correlation
-    if "across-splits" in found.kind:
+    if found.kind in ACROSS_SPLITS:
         likeness[splits[:, None] == splits] = -2
     np.fill_diagonal(likeness, -3)
     pairs, shown = [], set()
@@ -140,14 +126,11 @@ def _pairs(found: Finding, records: Iterable[ImageRecord]) -> list[tuple[str, st
     return pairs
 
 
-def _figure(
-    file: str,
-    kind: str,
-    places: dict[str, tuple[Dataset, int]],
-    class_map: ClassMap | None,
-    num_channels: int,
-) -> dict:
-    """Image and mask side by side, or what there is of them. file: an entry in `Finding.files`."""
+def _figure(places: Places, class_map: ClassMap | None, num_channels: int, file: str, kind: str) -> dict:
+    """Image and mask side by side, or what there is of them.
+
+    file: an entry in `Finding.files`. kind: of the finding.
+    """
     figure = {"file": file, "pictures": [], "problem": ""}
     if file in places:
         rows, index = places[file]
@@ -168,13 +151,12 @@ def _views(
     """Small pictures of image and mask, None for what cannot be read, and what is wrong with them."""
     image, label = (StoredFile.of(row[column], row["name"]) for column in ("image", "label"))
     photo = mask = ids = None
-    problem = ""
-    with suppress(UserError):  # what is wrong, `read_pair` says too
+    with suppress(UserError):  # what is wrong, the record says too
         photo = rgb_view(read_channels(image.source, num_channels)) if image.source else None
-    try:
-        ids, *_ = read_pair(image, label, class_map, num_channels)
-    except FileProblem as unusable:
-        problem = unusable.detail
+    record, decoded = decode_pair("", image, label, class_map, num_channels)
+    if decoded is not None:
+        ids = decoded.ids
+    else:
         try:  # the mask may do by itself
             mask = label.open()
             ids, _ = ids_of(mask, label, class_map)
@@ -183,7 +165,7 @@ def _views(
     if ids is not None:
         fits = photo is not None and photo.size == ids.shape[::-1]
         mask = _mask_view(ids, _small(photo) if fits and kind not in BORDER_KINDS else None, class_map)
-    return photo and _small(photo), mask, problem
+    return photo and _small(photo), mask, record.detail
 
 
 def _shown_size(size: tuple[int, int]) -> tuple[int, int]:

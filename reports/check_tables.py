@@ -14,15 +14,18 @@ ROWS_SHOWN, SIZES_SHOWN = 40, 10
 
 @dataclass(frozen=True)
 class Share:
-    """A cell: a count, and what share of `total` it is."""
+    """A cell: a count, and what share of `total` it is; `percent` says whether the page writes the share out, too."""
 
     count: int
     total: int
-    percent: bool = True  # written out, too
+    percent: bool = True
 
     @property
     def share(self) -> float:
         return self.count / max(self.total, 1)
+
+    def __str__(self) -> str:
+        return f"{self.share:.3%}"
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class NamedClass:
     id: int | None = None
     color: str | None = None
 
-
-Cell = str | int | float | Share | NamedClass
+    def __str__(self) -> str:
+        return self.name if self.id is None else f"{self.id} {self.name}"
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Table:
 
     title: str
     columns: tuple[str, ...]
-    rows: list[tuple[Cell, ...]]
+    rows: list[tuple[str | int | float | Share | NamedClass, ...]]
     note: str = ""
 
 
@@ -85,7 +88,7 @@ def value_table(records: Iterable[ImageRecord], class_map: ClassMap | None) -> T
     return Table("Values in the masks", ("value", "pixels", "masks", "meaning"), rows, note)
 
 
-def _meaning(value: int, class_map: ClassMap) -> Cell:
+def _meaning(value: int, class_map: ClassMap) -> str | NamedClass:
     if value not in class_map.value_ids:
         return "no class"
     training_id = class_map.value_ids[value]

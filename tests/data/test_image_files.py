@@ -16,10 +16,9 @@ from data.image_files import (
     StoredFile,
     Turned,
     ids_of,
-    is_lossy,
     packed_colors,
-    read_pair,
 )
+from data.preparation import decode_pair
 
 PALETTE = [[i * 37 % 256, i * 91 % 256, 255 - i] for i in range(255)]
 ALL = ClassMap({i: f"c{i}" for i in range(255)}, PALETTE)
@@ -54,7 +53,7 @@ def to_mode(ids, mode):
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_ids_survive_every_mode_and_size(data):
-    """Ids → file → `read_pair`, in sizes of 1 to 40 pixels."""
+    """Ids → file → `decode_pair`, in sizes of 1 to 40 pixels."""
     mode = data.draw(st.sampled_from(["P", "L", "1", "I;16", "I", "RGB", "RGBA"]))
     height, width = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
@@ -64,10 +63,11 @@ def test_ids_survive_every_mode_and_size(data):
     file_format = data.draw(st.sampled_from(formats.get(mode, ["PNG", "TIFF", "BMP"])))
     image = encoded(Image.new("RGB", (width, height)), "JPEG")
     mask = encoded(to_mode(ids, mode), file_format)
-    found, read_by, turned = read_pair(StoredFile.of(image, "x"), StoredFile.of(mask, "x"), ALL)
+    record, decoded = decode_pair("train", StoredFile.of(image, "x"), StoredFile.of(mask, "x"), ALL)
+    found, read_by, turned = decoded.ids, record.read_by, record.turned
     np.testing.assert_array_equal(found, ids)
     assert found.shape == (height, width) and np.issubdtype(found.dtype, np.integer)
-    assert read_by == (ReadBy.COLOR if mode in ("RGB", "RGBA") else ReadBy.IDS) and turned == Turned.AS_STORED
+    assert read_by == (ReadBy.COLOR if mode in ("RGB", "RGBA") else ReadBy.IDS) and turned == Turned.BY_ENTRY
 
 
 @settings(max_examples=60, deadline=None)
@@ -170,4 +170,4 @@ def test_lossy_files(file_format, options, expected, frames):
     first, *others = (Image.fromarray(frame).convert(mode) for frame in noise)
     if others and file_format == "WEBP":
         options = options | {"save_all": True, "append_images": others}
-    assert is_lossy(io.BytesIO(encoded(first, file_format, **options)["bytes"])) is expected
+    assert StoredFile.of(encoded(first, file_format, **options), "x").is_lossy() is expected

@@ -276,8 +276,11 @@ def test_coco_mistakes(tmp_path):
     refused(coco(root, annotations=[outline([BOX], image=9)]), "annotation 1 is of image 9, which is not listed")
     refused(coco(root, annotations=[outline([])]), "(COCO layout) holds no outline of any object; 1 annotations have")
     refused(coco(root, categories="none"), "no COCO annotation file with images, annotations and categories")
-    listed = [{"id": 1, "file_name": f"{name}.jpg", "width": 9, "height": 9} for name in "xyzw"]
-    refused(coco(root, images=[*listed, {"id": 11, "file_name": "a.jpg", "width": 9, "height": 9}]), "x.jpg")
+    listed = [{"id": i, "file_name": f"{i}.jpg", "width": 9, "height": 9} for i in range(4)]
+    refused(
+        coco(root, images=[*listed, {"id": 11, "file_name": "a.jpg", "width": 9, "height": 9}]),
+        "names 4 images that are not there: 0.jpg, 1.jpg",
+    )
     images = [{"id": 11, "file_name": "a.jpg", "width": 9, "height": HEIGHT}]
     refused(
         coco(root, images=images),

@@ -190,7 +190,7 @@ TRANSPARENT = np.dstack([np.zeros((8, 12, 3), np.uint8), COLORS[..., 0]])
         (cut_off("masks"), THREE, ["1 file cannot be read: train/train_1.png"]),
         (deep_image, THREE, ["1 image has more than 8 bits a channel: train/train_1.png (mode I;16)"]),
         (overwrite_mask(np.zeros((8, 11), np.uint8)), THREE, ["1 mask differs", "train_1.png is 11x8, its image"]),
-        (overwrite_mask(np.zeros((12, 8), np.uint8)), THREE, ["mask lies on its side", "train_1.png is 8x12, its"]),
+        (overwrite_mask(np.zeros((12, 8), np.uint8)), THREE, ["mask lies sideways", "train_1.png is 8x12, its"]),
         (overwrite_mask(COLORS), THREE,
          ["colours or fractions", "train_1.png (mode RGB, 96 colours: 0 42 138,", "--id2label"]),
         (overwrite_mask(TRANSPARENT), THREE, ["colours or fractions", "train_1.png (mode RGBA, 1 colour: 0 0 0)"]),
@@ -514,13 +514,19 @@ def test_file_formats(tmp_path, image_suffix, mask_suffix, caplog):
     assert "compression" not in caplog.text
 
 
-def test_lossy_webp_masks_are_told(tmp_path, caplog):
+def test_lossy_webp_masks_are_told(tmp_path):
     ids = np.zeros((32, 32), np.uint8)
     ids[8:24, 8:24] = 2
     save_pair(tmp_path / "images" / "x.png", tmp_path / "masks" / "x.webp", 100 * ids)
     with pytest.raises(UserError, match=r"1 mask has lossy compression.*train/x has"):
         prepare(tmp_path)
-    assert "1 masks are JPEG or lossy WebP files, whose compression changes values: x.webp" in caplog.text
+
+
+def test_lossy_masks_whose_values_are_classes_are_told(make_dataset, caplog):
+    root = make_dataset()
+    overwrite_mask(np.ones((8, 12), np.uint8), ".jpg")(root)
+    prepare(root)
+    assert "[mask-lossy] 1 of 4 masks has lossy compression" in caplog.text
 
 
 def test_multi_band_images(tmp_path):

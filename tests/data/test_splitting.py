@@ -82,7 +82,7 @@ def test_a_split_file_without_groups_is_read(make_dataset, tmp_path):
 def test_splits_that_are_refused(make_dataset):
     with pytest.raises(UserError, match="has a validation split of 2 images; leave the flag out"):
         split(make_dataset())
-    with pytest.raises(UserError, match="a training split of 1 image cannot be parted"):
+    with pytest.raises(UserError, match="a training split of 1 image cannot be split"):
         split(make_dataset("images and masks", count=1, folder="one"))
     root = make_dataset(folder="only_test")
     (root / "train").rename(root / "test")

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+from datasets import DatasetDict
 from PIL import Image
 
 from data.arguments import ClassArguments, DatasetArguments
 from data.classes import ClassMap
-from data_utils import Data, find_classes, load_data
+from data_utils import Data, find_classes, load_data, load_segmentation_dataset
 
 # Image and mask of a layout, below the dataset's folder.
 LAYOUT_FILES = {
@@ -40,3 +41,8 @@ def load(root: Path, cache_dir: Path | None = None, **flags) -> tuple[Data, Clas
     class_flags = {name: flags.pop(name) for name in list(flags) if name in ClassArguments.__dataclass_fields__}
     data = load_data(DatasetArguments(dataset_dir=str(root), **flags))
     return data, find_classes(data, ClassArguments(**class_flags), cache_dir)
+
+
+def load_splits(root: Path) -> DatasetDict:
+    """A folder's pairs, by split."""
+    return load_segmentation_dataset(dataset_dir=root)

@@ -1,0 +1,35 @@
+"""Work in several processes comes back in order; keys change with everything that they are made of."""
+
+import os
+
+import pytest
+
+from data import bulk
+from data.bulk import BLOCK, cache_key, map_in_order, processes_for
+
+
+@pytest.mark.parametrize("num_proc", [0, 1, 2])
+@pytest.mark.parametrize("count", [0, 1, BLOCK, 2 * BLOCK + 3])
+def test_map_in_order(num_proc, count):
+    assert list(map_in_order(abs, (-number for number in range(count)), num_proc)) == list(range(count))
+
+
+def test_processes_for(monkeypatch):
+    monkeypatch.setattr(bulk.os, "cpu_count", lambda: 4)
+    assert [processes_for(count, 500) for count in (0, 999, 1000, 2000, 10**6)] == [1, 1, 2, 4, 4]
+    monkeypatch.setattr(bulk.os, "cpu_count", lambda: 64)
+    assert processes_for(10**6, 500) == 8
+
+
+def test_cache_key(tmp_path):
+    file = tmp_path / "a"
+    keys = [cache_key(1, "x", files=[file])]
+    file.write_text("one")
+    keys += [cache_key(1, "x", files=[file]), cache_key(2, "x", files=[file]), cache_key(1, "x", files=[])]
+    keys += [cache_key(1, "x", files=[file, None])]
+    os.utime(file, (5, 5))
+    keys += [cache_key(1, "x", files=[file])]
+    file.write_text("three")
+    os.utime(file, (5, 5))
+    keys += [cache_key(1, "x", files=[file])]
+    assert len(set(keys)) == len(keys) and keys[-1] == cache_key(1, "x", files=[str(file)])
