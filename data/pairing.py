@@ -353,7 +353,7 @@ def _layout_of(best: Candidate) -> str:
         return "Pascal VOC"
     splits = {name.lower() for found in best.matches for name in found.image.picture.place.split_names}
     # images/train or train/images
-    split_first = bool(image.place.split_names) and image.parts.index(image.place.split_names[-1]) == 0
+    split_first = bool(image.place.split_names) and read_name(image.parts[0]).split is not None
     if sides == ("images", "annotations") and splits & {"training", "validation"} and not split_first:
         return "ADE20K"
     if sides == ("", "annot") and image.place.split:
@@ -554,7 +554,7 @@ def _account(root: Path, tree: Tree, found: FoundDataset, spoken: set[Path], cho
         folders = {title: files for (expected, title), files in others.items() if expected == is_expected}
         if not folders:
             continue
-        count = count_of(sum(map(len, folders.values())), "other picture")
+        count = count_of(sum(map(len, folders.values())), "other picture/pictures")
         listed = shorten((f"{title} ({len(files)})" for title, files in folders.items()), 6)
         sentence = f"{count} below {root} not used: {listed}"
         if is_expected:

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import logging
+import zlib
 
 import numpy as np
 import pytest
@@ -512,6 +513,155 @@ def test_yolo_mistakes(tmp_path, caplog):
     yolo(root)
     find_dataset(root)
     assert "1 label files in train have no image and are left out: b.txt" in caplog.text
+
+
+@pytest.mark.parametrize("file", ["classes.txt", "labels/classes.txt", "obj.names"])
+def test_yolo_with_a_list_of_classes_alone(tmp_path, file):
+    """As Label Studio and LabelImg write it."""
+    root = yolo(tmp_path / "data", folder="")
+    (root / "data.yaml").unlink()
+    (root / file).write_bytes("Kätzchen\r\ndog\r\n".encode("cp1252"))
+    assert masks(root)["a"].max() == 2
+    assert find_dataset(root).class_names == {0: "background", 1: "Kätzchen", 2: "dog"}
+
+
+def test_yolo_in_capitals(tmp_path):
+    root = yolo(tmp_path / "data", folder="Train")
+    (root / "images").rename(root / "Images")
+    (root / "labels").rename(root / "Labels")
+    assert masks(root)["a"].max() == 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+def test_text_files_of_any_editor(tmp_path, encoding):
+    root = yolo(tmp_path / "yolo")
+    file = root / "labels" / "train" / "a.txt"
+    file.write_bytes(file.read_text().encode(encoding))
+    (root / "data.yaml").write_bytes("names: [Kätzchen, dog]".encode(encoding))
+    assert masks(root)["a"].max() == 2
+    root = labelme(tmp_path / "labelme", shapes=[shape("Straße", "polygon", np.reshape(BOX, (-1, 2)).tolist())])
+    (root / "labels.txt").write_bytes("Straße\n".encode(encoding))
+    (root / "a.json").write_bytes(json.dumps(json.loads((root / "a.json").read_text())).encode(encoding))
+    assert find_dataset(root).class_names == {0: "background", 1: "Straße"}
+
+
+def test_text_that_cannot_be_told(tmp_path):
+    root = labelme(tmp_path / "labelme")
+    (root / "labels.txt").write_bytes("図形一覧表".encode("shift_jis"))
+    refused(root, "labels.txt is no text in UTF-8, UTF-16 or Windows-1252; save it as UTF-8")
+
+
+# ---- other programs ----
+
+
+def test_coco_under_any_name(tmp_path):
+    """Label Studio's result.json, FiftyOne's labels.json, and one of one's own, with ids as strings."""
+    for name in ("result.json", "labels.json", "export of may.json"):
+        root = coco(tmp_path / name, name, "images", annotations=[outline([BOX], category="3", image="11")])
+        np.testing.assert_array_equal(masks(root)["a"], BOX_MASK)
+        assert load(root)[0].class_names == {0: "background", 1: "cat", 2: "dog"}
+
+
+def panoptic(root, folder="annotations/panoptic_val2017"):
+    save_image(root / "val2017" / "a.jpg")
+    ids = np.zeros((HEIGHT, WIDTH), np.int32)
+    ids[2:5, 3:7], ids[:2] = 70_000, 258
+    channels = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)
+    (root / folder).mkdir(parents=True)
+    Image.fromarray(channels).save(root / folder / "a.png")
+    segments = [{"id": 70_000, "category_id": 17}, {"id": 258, "category_id": 3}]
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": WIDTH, "height": HEIGHT}],
+        "categories": [{"id": 3, "name": "sky"}, {"id": 17, "name": "cat"}],
+        "annotations": [{"image_id": 1, "file_name": "a.png", "segments_info": segments}],
+    }
+    write_json(root / "annotations" / "panoptic_val2017.json", content)
+    return root
+
+
+def test_coco_panoptic(tmp_path):
+    root = panoptic(tmp_path / "data")
+    found = find_dataset(root)
+    assert (found.layout, list(found.splits), found.class_names) == (
+        "COCO panoptic",
+        ["validation"],
+        {0: "sky", 1: "cat"},
+    )
+    expected = np.full((HEIGHT, WIDTH), 255, np.uint8)  # what is in no segment belongs to no class
+    expected[:2], expected[2:5, 3:7] = 0, 1
+    np.testing.assert_array_equal(masks(root)["a"], expected)
+    (root / "annotations" / "panoptic_val2017" / "a.png").unlink()
+    refused(root, "panoptic_val2017.json names a.png, which is not there")
+
+
+def supervisely(root, objects, dataset="ds0", **changes):
+    save_image(root / dataset / "img" / "a.jpg")
+    write_json(root / "meta.json", {"classes": [{"title": "road", "shape": "any"}, {"title": "car", "shape": "any"}]})
+    content = {"size": {"width": WIDTH, "height": HEIGHT}, "tags": [], "objects": objects}
+    write_json(root / dataset / "ann" / "a.jpg.json", content | changes)
+    return root
+
+
+def test_supervisely(tmp_path, caplog):
+    buffer = io.BytesIO()
+    stencil = Image.fromarray(np.array([[0, 1], [1, 1]], np.uint8))
+    stencil.putpalette([0, 0, 0, 255, 255, 255])
+    stencil.save(buffer, "PNG", transparency=0)
+    data = base64.b64encode(zlib.compress(buffer.getvalue())).decode()
+    corners, hole = np.reshape(BOX, (-1, 2)).tolist(), [[4, 3], [6, 3], [6, 4], [4, 4]]
+    objects = [
+        {"classTitle": "car", "geometryType": "polygon", "points": {"exterior": corners, "interior": [hole]}},
+        {"classTitle": "road", "geometryType": "bitmap", "bitmap": {"data": data, "origin": [9, 5]}},
+        {"classTitle": "road", "geometryType": "rectangle", "points": {"exterior": [[0, 0], [2, 1]], "interior": []}},
+        {"classTitle": "road", "geometryType": "point", "points": {"exterior": [[1, 1]], "interior": []}},
+    ]
+    root = supervisely(tmp_path / "data", objects)
+    expected = 2 * BOX_MASK
+    expected[3, 4:6] = 0
+    expected[5, 10] = expected[6, 9:11] = 1
+    expected[0, :2] = 1
+    found = find_dataset(root)
+    assert (found.layout, found.class_names) == ("Supervisely", {0: "background", 1: "road", 2: "car"})
+    np.testing.assert_array_equal(masks(root)["ds0/img/a".replace("img/", "")], expected)
+    assert "1 shapes of the type point have no area and are left out" in caplog.text
+    supervisely(root, objects, "ds1", tags=[{"name": "val"}])
+    assert {split: [pair.name for pair in pairs] for split, pairs in find_dataset(root).splits.items()} == {
+        "train": ["ds0/a"],
+        "validation": ["ds1/a"],
+    }
+    refused(supervisely(root, [objects[0] | {"classTitle": "cars"}]), "class 'cars' is not in", "(did you mean car?)")
+    refused(supervisely(root, [{"classTitle": "car"}]), "a.jpg.json is no Supervisely annotation: KeyError")
+
+
+def brushes(root, *labels, task=4, annotation=9):
+    for number, (label, area) in enumerate(labels):
+        pixels = np.zeros((HEIGHT, WIDTH), np.uint8)
+        pixels[area] = 255
+        root.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(root / f"task-{task}-annotation-{annotation}-by-1-tag-{label}-{number}.png")
+
+
+def test_label_studio_brushes(tmp_path, caplog):
+    root = tmp_path / "data"
+    save_image(root / "images" / "holiday.jpg")
+    brushes(root / "masks", ("road", np.s_[:4]), ("big car", np.s_[3:6, 2:5]))
+    refused(root, "task 4; export the project as JSON, too")
+    write_json(root / "project.json", [{"id": 4, "data": {"image": "/data/upload/1/0a1b2c3d-holiday.jpg"}}])
+    found = find_dataset(root)
+    assert (found.layout, found.class_names) == ("Label Studio brushes", {0: "background", 1: "big car", 2: "road"})
+    expected = np.zeros((HEIGHT, WIDTH), np.uint8)
+    expected[3:6, 2:5] = 1
+    expected[:4] = 2  # in the order of the files' names
+    np.testing.assert_array_equal(masks(root)["holiday"], expected)
+    brushes(root / "masks", ("road", np.s_[:1]), annotation=12)
+    assert (masks(root)["holiday"] > 0).sum() == WIDTH
+    assert "1 tasks have several annotations, of which the last counts" in caplog.text
+
+
+def test_label_studio_brushes_of_pictures_named_like_tasks(tmp_path):
+    save_image(tmp_path / "4.jpg")
+    brushes(tmp_path, ("road", np.s_[:4]))
+    assert masks(tmp_path)["4"].sum() == 4 * WIDTH
 
 
 # ---- the cache ----

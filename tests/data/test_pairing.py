@@ -6,11 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
-from factories.datasets import LAYOUT_FILES, save_pair
+from factories.datasets import LAYOUT_FILES, load, save_pair
 
 from cli_utils import UserError
 from data.layouts import Pair
 from data.pairing import PairingFlags, find_dataset
+from data_utils import LABELS
 
 
 def refused(folder, *parts, **options):
@@ -162,10 +163,30 @@ def test_two_files_of_one_name(make_dataset, kind):
 
 
 def test_cityscapes_without_training_ids(make_dataset):
-    root = make_dataset("Cityscapes")
-    for path in (root / "gtFine" / "train" / "ulm").iterdir():
-        path.rename(path.with_name(path.name.replace("labelTrainIds", "labelIds")))
+    root = make_dataset("Cityscapes", values=(0, 7, 26))
+    for path in list((root / "gtFine").rglob("*.png")):
+        for other in ("labelIds", "color", "instanceIds"):
+            shutil.copy(path, path.with_name(path.name.replace("labelTrainIds", other)))
+    assert {pair.mask.name[-17:] for pair in find_dataset(root).splits["train"]} == {"labelTrainIds.png"}
+    for path in (root / "gtFine" / "train" / "ulm").glob("*TrainIds.png"):
+        path.unlink()
     refused(root, "no *_gtFine_labelTrainIds.png", "csCreateTrainIdLabelImgs")
+    for path in (root / "gtFine").rglob("*TrainIds.png"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"--label_map .*cityscapes_label_ids.yaml"):
+        load(root)
+    class_map = load(root, label_map=LABELS / "cityscapes_label_ids.yaml")[1]
+    assert class_map.id2label[13] == "car" and class_map.value_ids[26] == 13
+
+
+def test_class_lists_of_programs(make_dataset, tmp_path):
+    """Found by their names where they hold classes; other files of the name are passed over."""
+    root = make_dataset(values=(0, 1, 2))
+    (root / "config.json").write_text('{"model_type": "segformer"}')
+    (root / "labels.txt").write_text("a caption with \n a caption with \n")
+    assert load(root)[1].id2label == {0: "class_0", 1: "class_1", 2: "class_2"}
+    (root / "train" / "_classes.csv").write_text("Pixel Value, Class\n0, sky\n1, cat\n2, dog\n")
+    assert load(root)[1].id2label == {0: "sky", 1: "cat", 2: "dog"}
 
 
 def test_voc_lists(make_dataset, caplog):
