@@ -42,7 +42,7 @@ def describe_unread(paths: Iterable[Path]) -> tuple[str, str]:
     paths = list(paths)
     kinds = Counter(_extension(path.name) for path in paths)
     listed = ", ".join(f"{count} {kind or 'without extension'}" for kind, count in kinds.most_common())
-    phrase = count_of(len(paths), "file is/files are")
+    phrase = count_of(len(paths), "file/files is/are")
     message = f"{phrase} of kinds that are not read ({listed}): {shorten(path.name for path in paths)}"
     advice = dict.fromkeys(
         UNREAD_EXTENSIONS.get(kind, "convert them to JPEG or PNG") for kind, _ in kinds.most_common()

@@ -219,13 +219,26 @@ def test_files_that_are_not_read_are_named(tmp_path, caplog):
     for name in NAMES[:4]:
         (tmp_path / "images" / f"{name}.jpg").rename(tmp_path / "images" / f"{name}.heic")
     found = find_dataset(tmp_path)
-    assert "images/: 4 .heic files are not read (pip install pillow-heif reads them)" in caplog.text
+    assert "4 files are of kinds that are not read (4 .heic): p0.heic, " in caplog.text
+    assert "pip install pillow-heif reads them" in caplog.text and caplog.text.count("not read") == 1
+    assert [path.suffix for path in found.unread] == [".heic"] * 4
     assert len(found.masks_alone) == 4
     for name in NAMES[4:]:
         (tmp_path / "images" / f"{name}.jpg").rename(tmp_path / "images" / f"{name}.npy")
-    refused(tmp_path, "6 masks in masks but no images", "4 .heic files", "2 .npy files are not read")
+    refused(tmp_path, "6 masks in masks but no images", "6 files are of kinds that are not read (4 .heic, 2 .npy)")
     shutil.rmtree(tmp_path / "masks")
-    refused(tmp_path, "0 images that can be read", "4 .heic files", "2 .npy files")
+    refused(tmp_path, "0 images that can be read", "not read (4 .heic, 2 .npy)")
+
+
+def test_names_of_a_table_lead_out_of_no_folder(tmp_path):
+    for folder in ("here", "there"):
+        write_tree(tmp_path / folder, {"a.jpg": "a.png"})
+    there = tmp_path / "there"
+    rows = [f"../there/a.jpg,{there}/a.png", "a.jpg,a.png"]
+    (tmp_path / "here" / "metadata.csv").write_text("\n".join(["image,label", *rows]))
+    [pairs] = find_dataset(tmp_path / "here").splits.values()
+    assert [pair.name for pair in pairs] == ["there/a", "a"]
+    assert all(pair.image.is_file() and pair.mask.is_file() for pair in pairs)
 
 
 def test_every_other_picture_is_counted(tmp_path, caplog):

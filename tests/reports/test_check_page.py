@@ -220,7 +220,10 @@ def test_text_can_be_read(tmp_path, scheme):
 
 def test_file_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    for path, reason in ((tmp_path, "Is a directory"), (tmp_path / "file" / "page.html", "(Not a directory|exists)")):
+    for path, reason in (
+        (tmp_path, "Is a directory"),
+        (tmp_path / "file" / "page.html", "(Not a directory|File exists)"),
+    ):
         with pytest.raises(UserError, match=rf"{path} cannot be written \({reason}"):
             write_html(report_of(), path)
     write_html(report_of(), tmp_path / "new" / "page.html")
