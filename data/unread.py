@@ -4,7 +4,7 @@ A folder with eight .jpg and four .heic is not a folder of eight photos. Whoever
 prediction) says how many files it passed over, and which. What to do about each kind stands in `data.synonyms`.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -44,10 +44,11 @@ def describe_unread(paths: Iterable[Path]) -> tuple[str, str]:
     listed = ", ".join(f"{count} {kind or 'without extension'}" for kind, count in kinds.most_common())
     phrase = count_of(len(paths), "file/files is/are")
     message = f"{phrase} of kinds that are not read ({listed}): {shorten(path.name for path in paths)}"
-    advice = dict.fromkeys(
-        UNREAD_EXTENSIONS.get(kind, "convert them to JPEG or PNG") for kind, _ in kinds.most_common()
-    )
-    return message, f"{', '.join(advice)} (read are {' '.join(sorted(IMAGE_EXTENSIONS))})"
+    advice = defaultdict(list)
+    for kind, _ in kinds.most_common():
+        advice[UNREAD_EXTENSIONS.get(kind, "convert to JPEG or PNG")].append(kind or "without extension")
+    each = [f"{' '.join(of)}: {what}" if len(advice) > 1 else what for what, of in advice.items()]
+    return message, f"{'; '.join(each)} (read are {' '.join(sorted(IMAGE_EXTENSIONS))})"
 
 
 def _extension(name: str) -> str:
