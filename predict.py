@@ -41,8 +41,9 @@ from cli_utils import (
 from data.arguments import EvaluationArguments
 from data.classes import ClassMap, read_class_list
 from data.image_files import read_channels
-from data.layouts import IMAGE_EXTENSIONS, MASK_SUFFIXES
+from data.layouts import MASKS, Tree, read_name
 from data.output_paths import check_writable
+from data.synonyms import IMAGE_EXTENSIONS, MASK_SUFFIXES
 from data.unread import describe_unread, unread_pictures
 from models.image_processor import load_image_processor
 from models.inference import evaluation_protocol, predict_ids
@@ -52,12 +53,8 @@ from reports.predictions import prediction_files, write_predictions
 logger = logging.getLogger(__name__)
 
 CONTACT_SHEET = "contact_sheet.png"
-# How datasets call the folders of masks, and what they add to the name of an image.
-MASK_FOLDER = (
-    r"(.*[_-])?(masks?|labels?|annotations?|ann|ann_dir|annot|gt|gtfine|ground_?truths?|semseg|segmentations?)"
-)
-MASK_FOLDER += r"|(train|val|test)annot|segmentation(class|object)(png)?"
-MASK_ENDINGS = (*MASK_SUFFIXES, "_gtFine_.*", "_leftImg8bit")
+# What datasets add to the name of an image, to name a mask or another picture of it.
+ENDINGS = f"({'|'.join(map(re.escape, sorted(MASK_SUFFIXES, key=len, reverse=True)))}|_gtFine_.*|_leftImg8bit)$"
 
 
 @dataclass
@@ -116,8 +113,8 @@ def _images_in(folder: Path) -> list[tuple[str, Path]]:
         for path in below
         if path.suffix.lower() in IMAGE_EXTENSIONS and not any(part.startswith(".") for part in path.parts)
     ]
-    unread = unread_pictures(folder, IMAGE_EXTENSIONS)
-    passed_over = f"{folder}: {': '.join(describe_unread(unread, IMAGE_EXTENSIONS))}" if unread else ""
+    unread = unread_pictures(Tree(folder))
+    passed_over = f"{folder}: {': '.join(describe_unread(unread))}" if unread else ""
     if not below:
         extensions = " ".join(sorted(IMAGE_EXTENSIONS))
         raise UserError(passed_over or f"no images in {folder} and its subfolders (looked for {extensions})")
@@ -133,15 +130,18 @@ def _images_in(folder: Path) -> list[tuple[str, Path]]:
     return [(path.with_suffix("").as_posix(), folder / path) for path in below if path not in masks]
 
 
+def _holds_masks(folder: str) -> bool:
+    """By the folder's name; those of VOC's objects hold no classes, but no photos either."""
+    return read_name(folder).role == MASKS or "segmentation" in folder.lower()
+
+
 def _masks_of(paths: list[Path]) -> set[Path]:
     """Those of the files of a folder that are masks of others there, by the names of their folders or their own."""
 
     def bare(path: Path) -> str:
-        return re.sub(f"({'|'.join(MASK_ENDINGS)})$", "", path.stem)
+        return re.sub(ENDINGS, "", path.stem)
 
-    in_mask_folder = {
-        path for path in paths if any(re.fullmatch(MASK_FOLDER, part.lower()) for part in path.parts[:-1])
-    }
+    in_mask_folder = {path for path in paths if any(_holds_masks(part) for part in path.parts[:-1])}
     images = {bare(path) for path in paths if path not in in_mask_folder}
     masks = {path for path in in_mask_folder if bare(path) in images}
     stems = {path.with_suffix("") for path in paths}

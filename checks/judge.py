@@ -22,7 +22,6 @@ from checks.storage import exif_faults, file_faults, image_faults, mask_form_fau
 from checks.values import class_faults, presence_faults, split_faults, value_faults
 from cli_utils import UserError, count_of, shorten
 from data.classes import ClassMap
-from data.layouts import IMAGE_EXTENSIONS
 from data.preparation import BINARY_MASKS, PairRecord, prepare_pairs
 from data.unread import describe_unread
 from data_utils import Data
@@ -149,6 +148,10 @@ def orphan_faults(data: Data) -> list[Finding]:
             message = f"{count_of(len(files), phrase)}: {shorten(path.name for path in files)}"
             fix_all = f"{fix}; {CLEAN_COPY} writes a copy without such files"
             findings.append(finding(kind, severity, message, fix_all, map(str, files)))
+    for sentence in data.left_out:
+        findings.append(
+            Finding("files-left-out", WARNING, sentence, "move, rename or convert what training should use")
+        )
     return findings
 
 
@@ -156,5 +159,5 @@ def unread_faults(data: Data) -> list[Finding]:
     """Pictures of kinds that are not read."""
     if not data.unread:
         return []
-    message, fix = describe_unread(data.unread, IMAGE_EXTENSIONS)
+    message, fix = describe_unread(data.unread)
     return [finding("file-not-read", WARNING, message, fix, map(str, data.unread))]

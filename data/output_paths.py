@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path, PurePath
 
 from cli_utils import UserError, printable
-from data.layouts import IMAGE_EXTENSIONS, MASK_EXTENSIONS
+from data.synonyms import IMAGE_EXTENSIONS, MASK_EXTENSIONS
 
 # Bytes of a part of a path, of 255 at most, and of all of it. A number, an extension, "." and ".partial" come on top.
 MAX_PART, MAX_PATH = 180, 1000

@@ -185,6 +185,19 @@ def test_flags_that_do_not_fit(flags, message):
     assert message in str(caught.value)
 
 
+def test_pictures_that_are_not_read_are_a_finding(tmp_path):
+    """Once, and with all of their names, wherever they lie below the folder."""
+    root = make_clean(tmp_path / "data")
+    (root / "more").mkdir()
+    for name in ("more/a.heic", "more/b.nii.gz", "c.CR2", "notes.txt"):
+        (root / name).write_bytes(b"\0")
+    _, report = run(root, tmp_path)
+    found = [finding for finding in report["findings"] if "not read" in finding["message"]]
+    assert [finding["kind"] for finding in found] == ["file-not-read"]
+    assert found[0]["severity"] == "warning" and found[0]["count"] == 3
+    assert "(1 .cr2, 1 .heic, 1 .nii.gz)" in found[0]["message"] and ".cr2: develop them" in found[0]["fix"]
+
+
 def test_report_that_cannot_be_written(clean, tmp_path):
     for flag in ("--json", "--html"):
         with pytest.raises(UserError, match=f"{flag} {tmp_path} is a folder; give a file in it"):

@@ -362,9 +362,30 @@ def test_output_in_an_input_folder(no_model, photos, inside):
 def test_output_over_an_input_file(no_model, photos):
     with pytest.raises(UserError, match=r"photos/a\.png .*would be overwritten"):
         run("model", photos, photos / "a.png")
+
+
+def test_image_that_is_called_as_the_contact_sheet(photos):
     noise(8, 8).save(photos / "contact_sheet.png")
-    with pytest.raises(UserError, match="replace the contact sheet"):
-        run("model", photos.parent / "out", photos)
+    out = photos.parent / "out"
+    names = list(predict.find_images([photos], out))
+    files = predict.prediction_files(names, out, [out / predict.CONTACT_SHEET])
+    assert [png.name for png, _ in files] == ["a.png", "contact_sheet_2.png", "b.v2.png"]
+
+
+def test_what_is_passed_over_in_a_folder_is_counted(photos, caplog):
+    """Pictures that are not read, and the masks of a dataset, by their folders' names or their own."""
+    for name in ("c.heic", "d.NEF", "notes.txt"):
+        (photos / name).write_bytes(b"")
+    noise(8, 8).save(photos / "e.jpg")
+    (photos / "e.jpg").rename(photos / "without_extension")
+    noise(8, 8).save(photos / "a_mask.png")
+    for folder in ("trainannot", "gtFine", "SegmentationObject"):
+        (photos / folder).mkdir()
+        noise(8, 8).save(photos / folder / "a.png")
+    (photos / "gtFine" / "a.png").rename(photos / "gtFine" / "lone.png")  # belongs to no image, so it is one
+    assert sorted(predict.find_images([photos], photos.parent / "out")) == ["a", "gtFine/lone", "sub/b.v2"]
+    assert "3 files are of kinds that are not read (1 .heic, 1 .nef, 1 without extension)" in caplog.text
+    assert "is a dataset: 3 masks in" in caplog.text
 
 
 @pytest.mark.parametrize(
