@@ -1,7 +1,9 @@
 """What every command-line script here shares: YAML + flags → dataclasses, and errors that a user can act on."""
 
+import codecs
 import difflib
 import json
+import logging
 import os
 import re
 import sys
@@ -15,6 +17,16 @@ from transformers import HfArgumentParser
 
 # What HfArgumentParser takes for the value of a switch.
 TRUTH_VALUES = {"yes", "true", "t", "y", "1", "no", "false", "f", "n", "0"}
+# The longer ones first, as that of UTF-16 begins that of UTF-32.
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+logger = logging.getLogger(__name__)
 
 
 class UserError(ValueError):
@@ -46,6 +58,35 @@ def count_of(count: int, phrase: str) -> str:
 def agree(count: int, phrase: str) -> str:
     """Of words like is/are, in a phrase that comes from no file, the one that goes with a count."""
     return " ".join(word.split("/")[-(count != 1)] for word in phrase.split(" "))
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """The text of a file that people and their programs wrote: UTF-8, with or without a byte order mark, UTF-16, or
+    Windows-1252 as old editors and Excel write it, which is logged.
+
+    Raises:
+        UserError: it is none of these. OSError: it cannot be opened.
+    """
+    content = Path(path).read_bytes()
+    encodings = [encoding for mark, encoding in BYTE_ORDER_MARKS.items() if content.startswith(mark)][:1]
+    if not encodings and b"\0" in content:  # UTF-16 without a mark: of Latin text every other byte is zero
+        zeros = [content[start::2].count(0) for start in (0, 1)]
+        encodings = ["utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"] if max(zeros) > len(content) / 4 else []
+    elif not encodings:
+        encodings = ["utf-8", "cp1252"]
+    for encoding in encodings:
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if encoding == "cp1252":
+            # Other encodings, read as this one, have signs where letters belong and rows of letters with accents.
+            foreign = re.findall(r"[^\x00-\x7f]", text)
+            if sum(map(str.isalpha, foreign)) < 0.8 * len(foreign) or re.search(r"[^\x00-\x7f]{3}", text):
+                continue
+            logger.warning(f"{path} is not UTF-8 and is read as Windows-1252")
+        return text
+    raise UserError(f"{path} is no text in UTF-8, UTF-16 or Windows-1252; save it as UTF-8")
 
 
 def one_line(error: BaseException) -> str:
@@ -87,11 +128,12 @@ def _config_tokens(argv: list[str], known: set[str]) -> list[tuple[str, list[str
     file = parser.parse_known_args(argv)[0].config
     if file is None:
         return []
+    file = _without_tilde(file)
     try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+        content = yaml.safe_load(read_text(file)) or {}
     except FileNotFoundError:
         raise UserError(f"--config {file}: no such file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, yaml.YAMLError) as error:
         raise UserError(f"--config {file} cannot be read as YAML: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"--config {file} must hold `key: value` lines, not a {type(content).__name__}")
@@ -105,7 +147,14 @@ def _config_tokens(argv: list[str], known: set[str]) -> list[tuple[str, list[str
             tokens.append((key, [f"--{key}", json.dumps(value)]))
         elif value is not None:
             tokens.append((key, [f"--{key}", str(value)]))
-    return tokens
+    return [(key, [_without_tilde(token) for token in values]) for key, values in tokens]
+
+
+def _without_tilde(word: str) -> str:
+    """`~/photos` with the home folder, which a shell puts in only where it sees it: not in quotes, in
+    `--flag=~/photos` or in a YAML file."""
+    flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return flag + equals + os.path.expanduser(value) if value == "~" or value.startswith(("~/", "~\\")) else word
 
 
 def parse_arguments(
@@ -136,7 +185,7 @@ def parse_arguments(
         if field.type == bool | None and "const" in field.metadata:
             parser.add_argument(f"--no_{name}", dest=name, action="store_false", default=None, help=f"not {name}")
 
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = [_without_tilde(word) for word in (sys.argv[1:] if argv is None else argv)]
     if positional:
         parser.positional = positional
         # In `--eval_flip photo.jpg` the word is not the switch's value.
