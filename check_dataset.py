@@ -82,14 +82,16 @@ def check(
         data = load_data(dataset_args, args.seed)
     except UserError as error:
         source = dataset_args.source
-        fault = Finding("not-loadable", ERROR, str(error), "see the README for layouts and flags", (source,), 1)
+        fault = Finding("not-loadable", ERROR, str(error), "docs/data.md shows what can be read and how", (source,), 1)
         return DatasetReport(source, "unknown", {}, {}, {}, [], [fault], time.perf_counter() - started), None, None
     class_map, unclear = None, []
     try:
         class_map = find_classes(data, class_args)
     except UserError as error:
         # The files may be right and the classes be what is wrong; then the values tell why.
-        unclear = [Finding("classes-unclear", ERROR, str(error), "give the list of classes with --id2label")]
+        given = class_args.id2label or class_args.label_map
+        fix = f"mend {given}; docs/data.md has the formats" if given else "give the list of classes with --id2label"
+        unclear = [Finding("classes-unclear", ERROR, str(error), fix)]
     records = scan(data.splits, class_map, args.max_images, args.num_proc, args.seed, num_channels=data.num_channels)
     splits = {split: len(rows) for split, rows in data.splits.items()}
     faults = find_faults(records, class_map, args.image_size, complete=len(records) == sum(splits.values()))

@@ -27,14 +27,24 @@ import visual_utils
 from cli_utils import UserError, shorten
 from data.arguments import ClassArguments, DatasetArguments
 from data.augmentation import TrainTransform
-from data.classes import MAX_LABELS, ClassMap, edit_classes, map_classes, read_class_list, read_label_mapping
+from data.classes import (
+    MAX_LABELS,
+    ClassMap,
+    class_map_of_list,
+    edit_classes,
+    map_classes,
+    read_class_list,
+    read_label_mapping,
+)
 from data.hub_datasets import load_through_datasets, standard_columns, standard_splits
 from data.image_files import read_channels, rgb_view
-from data.pairing import find_dataset
+from data.layouts import visible_files
+from data.pairing import PairingFlags, find_dataset
 from data.preparation import annotation_values
 from data.preprocessing import EvaluationProtocol
 from data.splitting import split_train
 from data.streaming import NO_CLASS_LIST, open_streams
+from data.synonyms import CLASS_LIST_FILES, KNOWN_VOID, POSSIBLE_CLASS_LIST_FILES, POSSIBLE_COCO_FILES
 from metrics_utils import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
@@ -42,8 +52,8 @@ logger = logging.getLogger(__name__)
 LABELS = Path(__file__).parent / "labels"
 # Datasets whose classes and label reduction are known → their class list.
 PUBLISHED = {"ADE20K": LABELS / "ade20k.json", "Cityscapes": LABELS / "cityscapes.json"}
-# Ours, then those of CamVid and CVAT.
-CLASS_LIST_FILES = ("id2label.json", "labels.json", "classes.json", "class_dict.csv", "labelmap.txt")
+# Layouts whose masks hold other values than those that training uses → the table of both.
+VALUES_ON_REQUEST = {"Cityscapes label ids": LABELS / "cityscapes_label_ids.yaml"}
 ADE20K_ON_THE_HUB = "scene_parse_150"
 HUB_LAYOUT = "Hub dataset"
 
@@ -62,6 +72,7 @@ class Data:
         images_alone, masks_alone: files that are left out as they have no counterpart.
         folder: where it lies on this disk.
         num_channels: bands of its images.
+        left_out: sentences on other files of the folder that are not used.
         stream: with `--streaming`, the training images as {"bytes", "path"} of "image" and "label"; `splits` then has
             the images to evaluate alone.
     """
@@ -76,6 +87,7 @@ class Data:
     folder: Path | None = None
     num_channels: int = 3
     stream: IterableDataset | None = None
+    left_out: tuple[str, ...] = ()
 
 
 # ---- loading --------------------------------------------------------------------------------------------------------
@@ -102,8 +114,9 @@ def load_data(
         UserError: nothing or nothing usable is there; the message says what was looked for.
     """
     source, num_channels = args.source, args.num_channels or num_channels or 3
-    if args.dataset_dir:
-        found = find_dataset(args.dataset_dir, args.image_column, args.label_column)
+    if args.is_folder:
+        flags = PairingFlags(args.images, args.masks, args.mask_suffix, args.image_suffix)
+        found = find_dataset(args.dataset_dir, args.image_column, args.label_column, flags)
         data = Data(
             source,
             DatasetDict({split: _dataset_of_pairs(pairs) for split, pairs in found.splits.items()}),
@@ -112,8 +125,9 @@ def load_data(
             found.class_names,
             found.images_alone,
             found.masks_alone,
-            Path(args.dataset_dir),
+            found.folder,
             num_channels,
+            left_out=tuple(found.left_out),
         )
     else:
         stream = None
@@ -192,16 +206,23 @@ def find_classes(
     classes = _known_classes(data, args.id2label, reduces, mapping)
     ignore_values = tuple(args.ignore_values)
     if classes:
-        class_map = ClassMap(*classes, reduces, ignore_values)
+        class_map = class_map_of_list(*classes, reduces, ignore_values)
     elif mapping is not None:
         class_map = None
     elif data.stream is not None:
         raise UserError(NO_CLASS_LIST)
     else:
-        class_map = _infer_classes(annotation_values(data.splits, cache_dir, num_proc), reduces, ignore_values)
+        values = annotation_values(data.splits, cache_dir, num_proc)
+        void = KNOWN_VOID.get(data.layout)
+        if void in values - {*ignore_values} and max(values - {IGNORE_INDEX}) == void:
+            logger.warning(f"value {void} is void in {data.layout}: --ignore_values {void} if these masks are its own")
+        class_map = _infer_classes(values, reduces, ignore_values)
 
     if mapping is not None:
-        return map_classes(mapping, args.label_map, class_map, classes if args.id2label else None, ignore_values)
+        named = None
+        if classes and args.id2label:
+            named = {i: name for i, name in classes[0].items() if i != IGNORE_INDEX}, classes[1]
+        return map_classes(mapping, args.label_map, class_map, named, ignore_values)
     if args.merge_classes or args.drop_classes:
         return edit_classes(class_map, args.merge_classes, args.drop_classes)
     return class_map
@@ -211,13 +232,18 @@ def _known_classes(
     data: Data, id2label_file: str | None, reduces: bool, mapping: dict | None
 ) -> tuple[dict[int, str], list[list[int]] | None] | None:
     """Names and colours by training id, from the first place that has them; None where none has."""
-    inside = [data.folder / name for name in CLASS_LIST_FILES] if data.folder else []
-    file = id2label_file or next((path for path in inside if path.is_file()), None)
+    file = id2label_file or (_class_list_in(data.folder, bool(data.class_names)) if data.folder else None)
     first = int(reduces)
     own = {value - first: name for value, name in (data.class_names or {}).items() if value >= first}
     if own and file is None:
         logger.info(f"{len(own)} classes, as the annotations name them")
         return own, None
+    if data.layout in VALUES_ON_REQUEST and file is None and mapping is None:
+        raise UserError(
+            f"{data.source}: the masks are Cityscapes' *_labelIds.png, with 34 values of which 19 are classes: "
+            f"--label_map {VALUES_ON_REQUEST[data.layout]} says which (or make *_labelTrainIds.png with "
+            "csCreateTrainIdLabelImgs of cityscapesscripts)"
+        )
     file = file or PUBLISHED.get(data.published)
     if file is None:
         return None
@@ -232,6 +258,28 @@ def _known_classes(
         )
     logger.info(f"{len(classes[0])} classes from {file}")
     return classes
+
+
+def _class_list_in(folder: Path, has_names: bool) -> Path | None:
+    """A class list in a dataset's folder or, as Roboflow has it, in those of its splits.
+
+    has_names: the annotations name their classes themselves, so files that may belong to them are not looked at.
+    """
+    certain = [name for name in CLASS_LIST_FILES if not (has_names and name in POSSIBLE_COCO_FILES)]
+    found = next((folder / name for name in certain if (folder / name).is_file()), None)
+    if found is not None or has_names:
+        return found
+    folders = [folder, *(path for path in visible_files(folder) if path.is_dir())]
+    for path in [below / name for name in POSSIBLE_CLASS_LIST_FILES for below in folders]:
+        if not path.is_file():
+            continue
+        try:
+            read_class_list(path)
+        except UserError as error:
+            logger.info(f"{path} is not taken for a list of classes: {error}")
+        else:
+            return path
+    return None
 
 
 def _infer_classes(values: set[int], do_reduce_labels: bool, ignore_values: tuple[int, ...]) -> ClassMap:

@@ -28,7 +28,8 @@ from cli_utils import UserError, one_line, parse_arguments, run_cli, shorten
 from data.arguments import EvaluationArguments
 from data.classes import ClassMap, read_class_list
 from data.image_files import read_channels
-from data.layouts import IMAGE_EXTENSIONS
+from data.layouts import describe_unread
+from data.synonyms import IMAGE_EXTENSIONS
 from models.image_processor import load_image_processor
 from models.inference import evaluation_protocol, predict_ids
 from models.loading import describe_model, load_trained_model
@@ -68,6 +69,7 @@ def find_images(inputs: list[Path], output_dir: Path) -> dict[str, Path]:
             if output_dir.resolve().is_relative_to(source.resolve()):
                 raise UserError(f"--output_dir {output_dir} lies in the input folder {source}; give one outside it")
             below = [path.relative_to(source) for path in sorted(source.rglob("*")) if path.is_file()]
+            unread = describe_unread(path.name for path in below)
             found = [
                 (path.with_suffix("").as_posix(), source / path)
                 for path in below
@@ -75,7 +77,11 @@ def find_images(inputs: list[Path], output_dir: Path) -> dict[str, Path]:
             ]
             if not found:
                 extensions = " ".join(sorted(IMAGE_EXTENSIONS))
-                raise UserError(f"no images in {source} and its subfolders (looked for {extensions})")
+                raise UserError(
+                    f"no images in {source} and its subfolders (looked for {extensions}{unread and f'; {unread}'})"
+                )
+            if unread:
+                logger.warning(f"{source}: {unread}")
         elif source.is_file():
             found = [(source.stem, source)]
         else:

@@ -29,8 +29,8 @@ from cli_utils import UserError
 from data.arguments import ClassArguments, DatasetArguments
 from data.classes import ClassMap
 from data.image_files import EXIF_ORIENTATION, StoredFile
-from data.layouts import IMAGE_EXTENSIONS, MASK_EXTENSIONS
 from data.preparation import decode_pair, undecoded
+from data.synonyms import IMAGE_EXTENSIONS, MASK_EXTENSIONS
 from data_utils import Data, find_classes
 from metrics_utils import IGNORE_INDEX
 

@@ -147,4 +147,8 @@ def orphan_faults(data: Data) -> list[Finding]:
             message = f"{count_of(len(files), phrase)}: {shorten(path.name for path in files)}"
             fix_all = f"{fix}; {CLEAN_COPY} writes a copy without such files"
             findings.append(finding(kind, severity, message, fix_all, map(str, files)))
+    for sentence in data.left_out:
+        findings.append(
+            Finding("files-left-out", WARNING, sentence, "move, rename or convert what training should use")
+        )
     return findings

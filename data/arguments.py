@@ -14,7 +14,21 @@ class DatasetArguments:
     """Which images and masks, and which of them are kept for validation."""
 
     dataset_dir: str | None = field(
-        default=None, metadata={"help": "folder with images and masks; the README lists the layouts that are read"}
+        default=None, metadata={"help": "folder with images and masks; docs/data.md lists the layouts that are read"}
+    )
+    images: str | None = field(
+        default=None,
+        metadata={
+            "help": "folder of the images, below --dataset_dir or anywhere, where it cannot be told; '*/photos' means "
+            "that of every split"
+        },
+    )
+    masks: str | None = field(default=None, metadata={"help": "folder of the masks, in the same way"})
+    mask_suffix: str | None = field(
+        default=None, metadata={"help": "what masks have behind the names of their images, as in _mask"}
+    )
+    image_suffix: str | None = field(
+        default=None, metadata={"help": "what images have behind the names of their masks, as in _sat"}
     )
     dataset_name: str | None = field(
         default=None, metadata={"help": "instead: a Hub dataset, or anything datasets.load_dataset takes"}
@@ -54,14 +68,27 @@ class DatasetArguments:
         check_positive(self, "num_channels")
         if self.dataset_dir and self.dataset_name:
             raise UserError("give only one of --dataset_dir and --dataset_name")
+        for name in ("images", "masks", "mask_suffix", "image_suffix"):
+            if getattr(self, name) is not None and self.dataset_name:
+                raise UserError(f"--{name} belongs to a folder, so give --dataset_dir instead of --dataset_name")
+            if getattr(self, name) == "":
+                raise UserError(f"--{name} is empty; leave it out")
+        if not self.dataset_dir and (self.images is None) != (self.masks is None):
+            there, needed = ("images", "masks") if self.images else ("masks", "images")
+            raise UserError(f"--{there} alone: give --{needed} as well, or --dataset_dir")
         if self.train_val_split is not None and not 0 < self.train_val_split < 1:
             raise UserError(f"--train_val_split is {self.train_val_split}; it must lie between 0 and 1, as in 0.2")
         if self.split_groups is not None and self.train_val_split is None:
             raise UserError("--split_groups belongs to a split: add --train_val_split 0.2")
-        if self.streaming and self.dataset_dir:
+        if self.streaming and self.is_folder:
             raise UserError("--streaming reads --dataset_name; a folder (--dataset_dir) is on this disk already")
         if self.streaming and self.train_val_split is not None:
             raise UserError("--streaming cannot split what it has not seen yet: leave out --train_val_split")
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the data are files on this disk."""
+        return bool(self.dataset_dir or self.images)
 
     @property
     def source(self) -> str:
@@ -70,9 +97,10 @@ class DatasetArguments:
         Raises:
             UserError: neither was given.
         """
-        if not (self.dataset_dir or self.dataset_name):
+        source = self.dataset_dir or self.dataset_name or self.images
+        if not source:
             raise UserError("no data: give --dataset_dir FOLDER or --dataset_name HUB_ID")
-        return str(self.dataset_dir or self.dataset_name)
+        return str(source)
 
 
 @dataclass

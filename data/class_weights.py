@@ -1,6 +1,5 @@
 """How much each class counts in the loss: weights worked out from pixel counts, or read from a file."""
 
-import csv
 import json
 import logging
 import math
@@ -11,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from cli_utils import UserError, nearest
+from cli_utils import UserError, nearest, read_text
+from data.listings import read_csv
 
 logger = logging.getLogger(__name__)
 
@@ -69,9 +69,9 @@ def read_class_weights(path: str | Path, id2label: dict[int, str]) -> np.ndarray
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
         if path.suffix.lower() == ".csv":
-            content = _without_repeats((row["name"], row["weight"]) for row in csv.DictReader(text.splitlines()))
+            content = _without_repeats((row["name"], row["weight"]) for row in read_csv(text))
         elif path.suffix.lower() == ".txt":
             content = text.split()
         else:
@@ -80,7 +80,7 @@ def read_class_weights(path: str | Path, id2label: dict[int, str]) -> np.ndarray
         raise UserError(f"--class_weights {path}: {error.strerror}") from None
     except (ValueError, KeyError) as error:
         raise UserError(
-            f"--class_weights {path} cannot be read as JSON, or .csv with the columns name and weight: {error}"
+            f"--class_weights {path} cannot be read as JSON, .csv with the columns name and weight, or .txt: {error}"
         ) from None
     names = [name for _, name in sorted(id2label.items())]
     if isinstance(content, dict):

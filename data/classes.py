@@ -19,7 +19,9 @@ import numpy as np
 import yaml
 
 import visual_utils
-from cli_utils import UserError, nearest, shorten
+from cli_utils import UserError, nearest, read_text, shorten
+from data.listings import read_csv
+from data.synonyms import CLASS_COLUMNS, IGNORED_CLASS_NAMES
 from metrics_utils import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
@@ -209,69 +211,153 @@ class ClassMap:
 
 
 def read_class_list(path: str | os.PathLike) -> tuple[dict[int, str], list[list[int]] | None]:
-    """Reads class names by training id, and their colours where all have one.
+    """Reads class names by id, and, where all have one, their colours in the order of the ids.
 
-    The file is JSON, `{id: name}` or a list of `{"id", "name", "color"}`; a CSV with those columns, a colour being
-    three numbers ("120 120 120"), or with the columns name, r, g, b, as CamVid's `class_dict.csv`; or CVAT's
-    `labelmap.txt` with the lines `name:r,g,b:parts:actions`. Without ids the rows count from 0.
+    JSON or YAML: `{id: name}`, `{name: id}`, a list of names or of `{"id", "name", "color"}`, or one of these under
+    `names` (YOLO) or `labels` (nnU-Net, Mapillary). CSV: with such columns, a colour being three numbers, or with
+    name, r, g, b, as CamVid's `class_dict.csv`. Text: a name a line, or `id name`; CVAT's `labelmap.txt` with
+    `name:r,g,b:parts:actions`; CamVid's `label_colors.txt` with `r g b name`. Without ids the rows count from 0.
+
+    Ids from 0 without a gap are training ids, all others values in masks, see `class_map_of_list`.
 
     Raises:
-        UserError: the file is missing or has another format; ids that are not 0 … K - 1; a name that is used twice.
+        UserError: the file is missing or has another format; an id or a name that is used twice.
     """
     path = Path(path)
+    kind = path.suffix.lower()
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".csv":
+        text = read_text(path)
+        if kind in (".csv", ".tsv"):
             content = _csv_entries(text)
-        elif path.suffix.lower() == ".txt":
-            content = _labelmap_entries(text)
+        elif kind in (".json", ".yaml", ".yml"):
+            content = _entries(json.loads(text) if kind == ".json" else yaml.safe_load(text))
         else:
-            content = json.loads(text)
-        if isinstance(content, dict):
-            content = [{"id": key, "name": name} for key, name in content.items()]
+            content = _line_entries(text)
+        content = [entry for entry in content if str(entry["name"]).strip() not in IGNORED_CLASS_NAMES]
         names = {int(entry["id"]): str(entry["name"]).strip() for entry in content}
         colors = {int(entry["id"]): _read_color(entry.get("color")) for entry in content}
     except OSError as error:
         raise UserError(f"class list {path}: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError, RecursionError) as error:
         expected = {
             ".csv": "no table with the columns id, name, color or name, r, g, b",
-            ".txt": "no label map of CVAT, with lines like road:128,64,128::",
-        }.get(path.suffix.lower(), "neither {id: name} nor a list of {id, name, color}")
-        raise UserError(f"class list {path} is {expected}: {type(error).__name__} {error}") from None
+            ".json": "neither {id: name} nor a list of names or of {id, name, color}",
+        }.get(kind, "no list with a name a line, and no label map of CVAT, with lines like road:128,64,128::")
+        reason = " ".join(str(error).split())
+        raise UserError(f"class list {path} is {expected}: {type(error).__name__} {reason}") from None
     if len(names) != len(content):
         raise UserError(f"class list {path} uses an id twice")
-    if not names or sorted(names) != list(range(len(names))):
-        found = f"{min(names)} to {max(names)}, {len(names)} of them" if names else "none"
-        raise UserError(
-            f"class list {path}: ids must be 0, 1, 2 … without a gap (found {found}); they are training ids, so with "
-            "--do_reduce_labels the class of annotation value 1 has id 0"
-        )
+    if not names.keys() - {IGNORE_INDEX}:
+        raise UserError(f"class list {path} names no class")
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
     if twice:
         raise UserError(f"class list {path} uses a name twice: {shorten(twice)}")
-    ids = range(len(names))
+    ids = sorted(names)
     palette = None if None in colors.values() else [colors[i] for i in ids]
     return {i: names[i] for i in ids}, palette
 
 
+def class_map_of_list(
+    names: dict[int, str], palette: list[list[int]] | None, do_reduce_labels: bool, ignore_values: Sequence[int] = ()
+) -> ClassMap:
+    """The label map of a class list. Ids from 0 without a gap are training ids; all others are values in masks, and
+    the training ids count up in their order. 255 is no class, but its colour is that of ignored pixels.
+
+    Args:
+        names, palette: of `read_class_list`.
+    """
+    ignore_values = tuple(ignore_values)
+    void = {IGNORE_INDEX: palette[-1]} if palette and IGNORE_INDEX in names else {}
+    names = {i: name for i, name in names.items() if i != IGNORE_INDEX}
+    palette = palette and palette[: len(names)]
+    first = int(do_reduce_labels)
+    if list(names) == list(range(len(names))):
+        colors = {i + first: color for i, color in enumerate(palette)} | void if void else None
+        return ClassMap(names, palette, do_reduce_labels, ignore_values, raw_colors=colors)
+    raw_to_id = {raw: i for i, raw in enumerate(names)}
+    id2label = dict(enumerate(names.values()))
+    logger.info("the ids of the class list are values in masks; training ids count up in their order")
+    if do_reduce_labels:
+        if 0 in names:
+            raise UserError(
+                f"the class list names value 0 ({names[0]}) and has gaps, so its ids are values in masks, of which "
+                "--do_reduce_labels would ignore 0: leave out one of the two"
+            )
+        if list(names) == list(range(1, len(names) + 1)):
+            return ClassMap(id2label, palette, True, ignore_values)
+        raw_to_id[0] = IGNORE_INDEX
+    colors = None if palette is None else dict(zip(names, palette, strict=True)) | void
+    return ClassMap(id2label, palette, False, ignore_values, raw_to_id, colors)
+
+
+def _entries(content) -> list[dict]:
+    """What a JSON or YAML file holds → {"id", "name", "color"}."""
+    if isinstance(content, dict):
+        inner = next((content[key] for key in ("names", "labels", "id2label") if key in content), None)
+        if isinstance(inner, dict | list):
+            content = inner
+        elif len(content) > 1 and "annotations" in content:
+            raise ValueError("annotations of images")
+    if not isinstance(content, dict | list):
+        raise TypeError(f"a {type(content).__name__}")
+    if isinstance(content, dict):
+        by_name = all(
+            isinstance(value, int) and not str(key).strip().lstrip("-").isdigit() for key, value in content.items()
+        )
+        pairs = [(value, key) if by_name else (key, value) for key, value in content.items()]
+        if any(isinstance(name, dict | list) for _, name in pairs):
+            raise ValueError("several values for a class")
+        return [{"id": i, "name": name} for i, name in pairs]
+    if all(isinstance(entry, str) for entry in content):
+        return _numbered(content)
+    return [_entry(index, entry) for index, entry in enumerate(content)]
+
+
+def _entry(index: int, row: dict) -> dict:
+    """A row or object with any of the names that a column may have."""
+    row = {str(key).strip().lower(): value for key, value in row.items()}
+    found = {
+        kind: next((row[name] for name in names if row.get(name) not in (None, "")), None)
+        for kind, names in CLASS_COLUMNS.items()
+    }
+    channels = [found["r"], found["g"], found["b"]]
+    if any(channel is not None for channel in channels):
+        if None in channels:
+            raise ValueError(f"{found['name']!r} lacks r, g or b")
+        found["color"] = channels
+    if found["name"] is None:
+        raise KeyError("name")
+    return {"id": index if found["id"] is None else found["id"], "name": found["name"], "color": found["color"]}
+
+
+def _numbered(names: Sequence[str]) -> list[dict]:
+    """Names count from 0, but for what Labelme calls its first line, which is no class."""
+    names = [name.strip() for name in names if name.strip() and name.strip() not in IGNORED_CLASS_NAMES]
+    return [{"id": index, "name": name} for index, name in enumerate(names)]
+
+
 def _csv_entries(text: str) -> list[dict]:
-    entries = []
-    for index, row in enumerate(csv.DictReader(text.splitlines(), skipinitialspace=True)):
-        entry = {str(key).strip().lower(): value for key, value in row.items()}
-        if {"r", "g", "b"} <= entry.keys():
-            entry["color"] = [entry["r"], entry["g"], entry["b"]]
-        entries.append({"id": index} | entry)
-    return entries
+    return [_entry(index, row) for index, row in enumerate(read_csv(text))]
 
 
-def _labelmap_entries(text: str) -> list[dict]:
+def _line_entries(text: str) -> list[dict]:
     lines = [line for line in map(str.strip, text.splitlines()) if line and not line.startswith("#")]
     fields = [line.rsplit(":", 3) for line in lines]
+    if lines and all(len(found) == 4 for found in fields):
+        return [{"id": index, "name": name, "color": color} for index, (name, color, _, _) in enumerate(fields)]
     for line, found in zip(lines, fields, strict=True):
-        if len(found) != 4:
-            raise ValueError(f"in {line!r}")
-    return [{"id": index, "name": name, "color": color} for index, (name, color, _, _) in enumerate(fields)]
+        if len(found) == 4 and re.fullmatch(r"\d*,\d*,\d*", found[1]):
+            odd = next(other for other, parts in zip(lines, fields, strict=True) if len(parts) != 4)
+            raise ValueError(f"in {odd!r}, as {line!r} has colours")
+    colored = [re.fullmatch(r"(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(.+)", line) for line in lines]
+    if lines and all(colored):
+        return [{"id": index, "name": hit[4], "color": list(hit.groups()[:3])} for index, hit in enumerate(colored)]
+    numbered = [re.fullmatch(r"(\d+)\s*[:=,;\t ]\s*(.*\D.*)", line) for line in lines]
+    if lines and all(numbered):
+        return [{"id": hit[1], "name": hit[2]} for hit in numbered]
+    return _numbered(lines)
 
 
 def _read_color(color) -> list[int] | None:
@@ -341,13 +427,16 @@ def read_label_mapping(path: str | os.PathLike) -> dict[int | str, int | str | N
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
         if path.suffix.lower() == ".csv":
-            rows = list(csv.reader(text.splitlines(), skipinitialspace=True))[1:]
+            delimiter = max(",;\t", key=text.partition("\n")[0].count)
+            rows = list(csv.reader(text.splitlines(), delimiter=delimiter, skipinitialspace=True))[1:]
             pairs = [(key, target or None) for key, target in filter(None, rows)]
         else:
             pairs = list(yaml.safe_load(text).items())  # JSON is YAML
         mapping = {_value_or_name(key): None if target is None else _value_or_name(target) for key, target in pairs}
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"--label_map {path}: {error.strerror}") from None
     except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:

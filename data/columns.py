@@ -3,18 +3,10 @@
 from collections.abc import Collection
 
 from cli_utils import UserError, nearest
+from data.layouts import IMAGES, MASKS, read_name
+from data.synonyms import COLUMNS
 
-KNOWN = {
-    "image": (
-        *("image", "pixel_values", "img", "images", "input", "photo", "picture"),
-        *("file_name", "image_file_name", "image_path", "filename"),
-    ),
-    "label": (
-        *("label", "annotation", "mask", "segmentation_mask", "semantic_mask", "segmentation", "seg_map"),
-        *("labels", "annotations", "masks", "label_image", "gt", "ground_truth"),
-        *("mask_file_name", "label_file_name", "mask_path", "label_path"),
-    ),
-}
+ROLES = {"image": IMAGES, "label": MASKS}
 
 
 def find_columns(
@@ -27,7 +19,8 @@ def find_columns(
 ) -> tuple[str, str]:
     """The names of the image column and the label column: those asked for, or those found.
 
-    Found is the column with a known name, or else the only one whose name says nothing.
+    Found is the column with a known name, or else the only one with a word for it in its name, as `sat_image_path`, or
+    else the only one whose name says nothing.
 
     Args:
         columns: name → what it holds, for messages. usable: those that can be images at all, by what they hold.
@@ -45,9 +38,10 @@ def find_columns(
                 raise UserError(f"--{kind}_column {wanted} holds {columns[wanted]}, not images ({holding})")
             return wanted
         free = [name for name in columns if name in usable and name != taken]
-        by_name = [name for name in free if name.lower() in KNOWN[kind]]
-        others = [name for name in free if name.lower() not in (*KNOWN["image"], *KNOWN["label"])]
-        candidates = by_name or others
+        by_name = [name for name in free if name.lower() in COLUMNS[kind]]
+        by_word = [name for name in free if read_name(name).role == ROLES[kind]]
+        others = [name for name in free if not _is_known(name)]
+        candidates = by_name or by_word or others
         if len(candidates) == 1:
             return candidates[0]
         described = ", ".join(f"{name} ({what})" if what else name for name, what in columns.items())
@@ -58,3 +52,12 @@ def find_columns(
 
     image_column = find("image", image_column, label_column)
     return image_column, find("label", label_column, image_column)
+
+
+def has_column(kind: str, columns: Collection[str]) -> bool:
+    """Whether a name says that a column holds images or labels."""
+    return any(name.lower() in COLUMNS[kind] or read_name(name).role == ROLES[kind] for name in columns)
+
+
+def _is_known(name: str) -> bool:
+    return any(has_column(kind, [name]) for kind in ROLES)

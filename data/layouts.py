@@ -1,11 +1,33 @@
-"""The layouts that a folder of images and masks may have, told by the names in it, and how its files are listed."""
+"""A dataset's folder as its names tell it: what lies below it, which folders hold images, which masks, which split.
 
+Names are compared word by word with the tables of `data.synonyms`; capitals do not count.
+"""
+
+import fnmatch
+import os
 import re
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from cli_utils import UserError
+from data.synonyms import (
+    FILLERS,
+    IMAGE_EXTENSIONS,
+    IMAGE_WORDS,
+    LITTER,
+    MASK_EXTENSIONS,
+    MASK_WORDS,
+    OTHER_SUFFIXES,
+    OTHER_WORDS,
+    SHORT_SPLIT_NAMES,
+    SPLIT_NAMES,
+    UNREAD_EXTENSIONS,
+    VARIANTS,
+)
 
 LAYOUTS = {
     "ADE20K": "images/{training,validation} + annotations/{training,validation}",
@@ -13,25 +35,22 @@ LAYOUTS = {
     "images and masks by split": "{images,masks}/{train,val,test}",
     "CamVid": "train + trainannot, val + valannot, test + testannot",
     "Cityscapes": "leftImg8bit/*/* + gtFine/*/*_labelTrainIds.png",
+    "Cityscapes label ids": "leftImg8bit/*/* + gtFine/*/*_labelIds.png, with --label_map",
     "Pascal VOC": "JPEGImages + SegmentationClass + ImageSets/Segmentation/*.txt",
     "images and masks": "images + masks",
+    "paired folders": "two folders, by whatever names, whose files pair",
+    "masks beside images": "a.jpg + a_mask.png in one folder",
     "metadata": "metadata.csv or metadata.jsonl with an image and a mask column",
-    # Outlines, from which `annotation_utils` draws masks.
+    # Annotations from which `data.outlines` draws masks.
     "COCO": "annotations*.json or instances_*.json here or in annotations, or {train,val,test}/_annotations.coco.json",
-    "Labelme": "images with a .json file beside each, here, in images or in {train,val,test}",
-    "YOLO": "data.yaml + images/{train,val,test} + labels/{train,val,test}/*.txt",
+    "COCO panoptic": "panoptic*.json with a folder of PNG files, and the images",
+    "Labelme": "images with a .json file for each",
+    "YOLO": "data.yaml or classes.txt + images/{train,val,test} + labels/{train,val,test}/*.txt",
+    "Supervisely": "meta.json + */img + */ann/*.json",
+    "Label Studio brushes": "task-1-annotation-1-by-1-tag-road-0.png and so on, and the images",
 }
-COCO_FILES = ("annotations*.json", "instances_*.json", "_annotations.coco.json")
-YOLO_FILES = ("data.yaml", "data.yml", "dataset.yaml")
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "val", "valid", "dev"),
-    "test": ("test", "testing"),
-}
-IMAGE_EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
-MASK_EXTENSIONS = {".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".jpg", ".jpeg"}
-# What annotation tools append to the image's name.
-MASK_SUFFIXES = ("_mask", "_masks", "_label", "_labels", "_seg", "_segmentation", "_annotation", "_gt", "_L")
+# Which program's file is a mask of one class alone, see `data.annotation_files`.
+BRUSH_FILE = re.compile(r"task-(\d+)-annotation-(\d+)-by-(\d+)-tag-(.+)-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -47,8 +66,9 @@ class Pair:
 class FoundDataset:
     """layout: a key of `LAYOUTS`. splits: "train", "validation", "test", those that are there, in this order.
 
-    images_alone, masks_alone: files that are left out as they have no counterpart. Pascal VOC: images that a list
-    names and that have no mask. COCO, Labelme and metadata: images beside others that have annotations. YOLO: none.
+    images_alone, masks_alone: files that are left out as they have no counterpart. Where lists or annotations say
+    which images there are: images that these name and that have no mask, and images beside the others.
+    left_out: sentences, each on other files that are there and not used. folder: where the dataset lies.
     """
 
     layout: str
@@ -56,112 +76,330 @@ class FoundDataset:
     class_names: dict[int, str] | None = None
     images_alone: list[Path] = field(default_factory=list)
     masks_alone: list[Path] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    folder: Path | None = None
+
+
+# ---- names ----------------------------------------------------------------------------------------------------------
+
+IMAGES, MASKS, OTHER = "images", "masks", "other"  # roles
+SPLIT_OF = {alias: split for split, aliases in SPLIT_NAMES.items() for alias in aliases}
 
 
 def standard_split_name(name: str) -> str | None:
     """ "val" → "validation"; None for a name that is no split."""
-    return next((split for split, aliases in SPLIT_NAMES.items() if name.lower() in aliases), None)
+    return SPLIT_OF.get(name.strip().lower())
 
 
-def detect_layout(dataset_dir: str | Path) -> str | None:
-    """The first of `LAYOUTS` whose folders are all there, or None; looks at names only."""
-    root = Path(dataset_dir)
-
-    def has(*parts: str) -> bool:
-        return root.joinpath(*parts).is_dir()
-
-    aliases = [alias for names in SPLIT_NAMES.values() for alias in names]
-    if any(has("images", split) and has("annotations", split) for split in ("training", "validation")):
-        return "ADE20K"
-    if any(has(split, "images") and has(split, "masks") for split in aliases):
-        return "split folders"
-    if any(has("images", split) and has("masks", split) for split in aliases):
-        return "images and masks by split"
-    if any(has(split) and has(f"{split}annot") for split in aliases):
-        return "CamVid"
-    if has("leftImg8bit") and has("gtFine"):
-        return "Cityscapes"
-    if has("JPEGImages") and has("SegmentationClass") and has("ImageSets", "Segmentation"):
-        return "Pascal VOC"
-    if has("images") and has("masks"):
-        return "images and masks"
-    if metadata_files(root):
-        return "metadata"
-    if coco_files(root):
-        return "COCO"
-    if labelme_folders(root):
-        return "Labelme"
-    return "YOLO" if yolo_file(root) else None
+def words_of(name: str) -> tuple[str, ...]:
+    """ "labelsTr", "train_masks", "val2017", "trainannot" → their words, in lower case."""
+    parted = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])", " ", name)
+    words = []
+    for word in re.findall(r"[^\W\d_]+|\d+", parted):
+        words += _unglued(word.lower())
+    return tuple(words)
 
 
-def coco_files(root: Path) -> list[tuple[str, Path]]:
-    """(split, annotation file); the split is that which the file's name or its folder's holds, or else train."""
-    folders = [root, root / "annotations", *(root / alias for names in SPLIT_NAMES.values() for alias in names)]
-    found = []
-    for folder in filter(Path.is_dir, folders):
-        for path in visible_files(folder):
-            if path.is_file() and any(fnmatch(path.name, pattern) for pattern in COCO_FILES):
-                words = [*re.findall("[a-z]+", path.stem.lower()), folder.name]
-                found.append((next(filter(None, map(standard_split_name, words)), "train"), path))
-    return found
+@lru_cache(maxsize=100_000)
+def _unglued(word: str) -> tuple[str, ...]:
+    """ "trainannot" and "imagestr", which no capital parts."""
+    roles = IMAGE_WORDS | MASK_WORDS
+    if word in roles or word in SPLIT_OF or word in OTHER_WORDS:
+        return (word,)
+    for cut in range(2, len(word) - 1):
+        front, back = word[:cut], word[cut:]
+        if front in SPLIT_OF and len(back) > 1 and back in roles:
+            return (front, back)
+        if front in roles and (back in SPLIT_OF or back in SHORT_SPLIT_NAMES):
+            return (front, back)
+        if back in ("annot", "annots"):  # CamVid's, with any name in front
+            return (front, back)
+    return (word,)
 
 
-def labelme_folders(root: Path) -> list[tuple[str, Path]]:
-    """(split, folder) where a .json file lies beside an image of its name."""
-    folders = [("train", root), ("train", root / "images")]
-    for split, aliases in SPLIT_NAMES.items():
-        for alias in aliases:
-            folders += [(split, root / alias), (split, root / alias / "images"), (split, root / "images" / alias)]
-    found = []
-    for split, folder in folders:
-        files = visible_files(folder) if folder.is_dir() else []
-        images = {path.stem for path in files if path.suffix.lower() in IMAGE_EXTENSIONS}
-        if any(path.suffix == ".json" and path.stem in images for path in files):
-            found.append((split, folder))
-    return found
+@dataclass(frozen=True)
+class NameOfFolder:
+    """What one name says. role: `IMAGES`, `MASKS`, `OTHER` or None. split: a standard name, if `sure` or if another
+    folder has the same name but for the split (`uavid_train`, `uavid_val`). base: its words for the role; extra: all
+    others but those of the split; pattern: its words with a mark where the split stands."""
+
+    role: str | None
+    split: str | None
+    sure: bool
+    base: tuple[str, ...]
+    extra: tuple[str, ...]
+    pattern: tuple[str, ...]
 
 
-def yolo_file(root: Path) -> Path | None:
-    """The file that names the classes."""
-    return next((root / name for name in YOLO_FILES if (root / name).is_file()), None)
+@lru_cache(maxsize=100_000)
+def read_name(name: str) -> NameOfFolder:
+    words = words_of(name)
+    # Words that are written apart, too: ground truth, train val.
+    joined = [words[i] + words[i + 1] for i in range(len(words) - 1)]
+
+    def hits(table) -> set[str]:
+        found = {word for word in words if word in table and (len(word) > 1 or len(words) == 1)}
+        found |= {word for pair, both in zip(joined, zip(words, words[1:], strict=False), strict=True)
+                  if pair in table for word in both}  # fmt: skip
+        return found
+
+    others, masks, images = (hits(table) for table in (OTHER_WORDS, MASK_WORDS, IMAGE_WORDS))
+    role, base = (
+        (OTHER, others) if others else (MASKS, masks) if masks else (IMAGES, images) if images else (None, set())
+    )
+    splits = {word: SPLIT_OF[word] for word in words if word in SPLIT_OF and word not in base}
+    if not splits and role in (IMAGES, MASKS):
+        splits = {word: SHORT_SPLIT_NAMES[word] for word in words if word in SHORT_SPLIT_NAMES and word not in base}
+    if len(set(splits.values())) > 1 and set(splits) == {"train", "val"}:
+        splits = dict.fromkeys(splits, "train")
+    split = next(iter(splits.values())) if len(set(splits.values())) == 1 else None
+    if split is None:
+        splits = {}
+    left = [word for word in words if word not in base and word not in splits]
+    sure = not [word for word in left if word not in FILLERS and not re.fullmatch(r"(19|20)\d\d", word)]
+    ordered = tuple(word for word in words if word in base)
+    pattern = tuple("{}" if word in splits else word for word in words)
+    return NameOfFolder(role, split, sure, ordered, tuple(left), pattern)
 
 
-def metadata_files(root: Path) -> list[tuple[str, Path]]:
-    """(split, metadata file): one in the folder itself, or one in each split's folder."""
-    folders = [("train", root)] + [(split, root / alias) for split, names in SPLIT_NAMES.items() for alias in names]
-    return [
-        (split, folder / name)
-        for split, folder in folders
-        for name in ("metadata.csv", "metadata.jsonl")
-        if (folder / name).is_file()
-    ]
+# ---- the tree -------------------------------------------------------------------------------------------------------
 
 
-def files_by_stem(folder: Path, extensions: set[str], ending: str = "") -> dict[str, Path]:
-    """Relative path without `ending` and extension → file, for all files below `folder`, sorted by name.
+class Place(NamedTuple):
+    """What the names on the way to a folder say: its role by the last name that has one; side: all names with a role,
+    without the split; split, and the name that said so (split_names: all of them, where they contradict each other);
+    rest: all other names."""
 
-    ending: only files whose stem ends so are taken.
-    """
+    role: str | None
+    side: tuple[str, ...]
+    split: str | None
+    split_names: tuple[str, ...]
+    rest: tuple[str, ...]
+    is_torn: bool = False
+
+
+class Picture(NamedTuple):
+    """An image or mask file. parts: the folders from the dataset's to it."""
+
+    path: Path
+    parts: tuple[str, ...]
+    stem: str
+    extension: str
+    place: Place
+
+
+class Tree:
+    """All files below a folder but for litter, listed once; links to folders are followed."""
+
+    def __init__(self, root: Path, below: Iterable[Path] | None = None):
+        """below: folders in `root` that are looked at; default: all of it."""
+        self.root = root
+        self.files: list[tuple[tuple[str, ...], str]] = []  # folders from the root, name
+        for start in below or [root]:
+            self._list(start)
+
+    def _list(self, start: Path) -> None:
+        prefix = start.relative_to(self.root).parts if start != self.root else ()
+        for folder, folders, names in os.walk(start, followlinks=True):
+            here = os.path.realpath(folder)
+            # A link to a folder above would be followed forever.
+            folders[:] = sorted(
+                name
+                for name in folders
+                if not is_litter(name)
+                and not (
+                    os.path.islink(path := os.path.join(folder, name)) and is_within(here, os.path.realpath(path))
+                )
+            )
+            relative = os.path.relpath(folder, start)
+            parts = prefix + (() if relative == "." else tuple(relative.split(os.sep)))
+            self.files += [(parts, name) for name in sorted(names) if not is_litter(name)]
+
+    def path(self, parts: tuple[str, ...], name: str) -> Path:
+        return self.root.joinpath(*parts, name)
+
+    @cached_property
+    def folders(self) -> set[tuple[str, ...]]:
+        """All that hold files, here or below."""
+        return {parts[:depth] for parts in {parts for parts, _ in self.files} for depth in range(len(parts) + 1)}
+
+    @cached_property
+    def pictures(self) -> list[Picture]:
+        """All files that can be images or masks."""
+        found = []
+        for parts, name in self.files:
+            stem, extension = split_extension(name)
+            if extension in IMAGE_EXTENSIONS or extension in MASK_EXTENSIONS:
+                place = self.places[parts]
+                if place.role != OTHER and (stem.endswith(OTHER_SUFFIXES) or BRUSH_FILE.fullmatch(stem)):
+                    place = place._replace(role=OTHER)
+                found.append(Picture(self.path(parts, name), parts, stem, extension, place))
+        return found
+
+    @cached_property
+    def unread(self) -> list[tuple[tuple[str, ...], str, str]]:
+        """Folders, name and extension of pictures and arrays that cannot be read."""
+        return [
+            (parts, name, extension) for parts, name in self.files if (extension := unread_extension(name)) is not None
+        ]
+
+    @cached_property
+    def places(self) -> dict[tuple[str, ...], Place]:
+        """Folder → what the names on the way to it say."""
+        names = {name for parts in self.folders for name in parts}
+        patterns = defaultdict(set)
+        for name in names:
+            if (read := read_name(name)).split:
+                patterns[read.pattern].add(read.split)
+        of_split = {
+            name
+            for name in names
+            if (read := read_name(name)).split and (read.sure or len(patterns[read.pattern]) > 1)
+        }
+        return {parts: self._place(parts, of_split) for parts in self.folders}
+
+    def _place(self, parts: tuple[str, ...], of_split: set[str]) -> Place:
+        reads = [read_name(name) for name in parts]
+        roles = [i for i, read in enumerate(reads) if read.role in (IMAGES, MASKS)]
+        if len(roles) > 1:  # `masks/pictures`, `segmentation/images`
+            saying = [i for i in roles if not self._saying_nothing & {parts[: i + 1], parts[i]}]
+            roles = saying or roles[-1:]
+        is_other = any(read.role == OTHER or name in self._superseded for read, name in zip(reads, parts, strict=True))
+        role = OTHER if is_other else reads[roles[-1]].role if roles else None
+        side, splits, rest = [], [], []
+        for i, (name, read) in enumerate(zip(parts, reads, strict=True)):
+            if name in of_split:
+                # Of `site1_train` and `site2_train` the rest is part of the names.
+                splits.append((read.split, name if read.sure or read.role else read.split))
+            if i in roles:
+                if name in self._series:
+                    side.append("_".join(read.base))
+                    rest.append("_".join(read.extra).casefold())
+                else:
+                    keep = read.base + read.extra if name in of_split else words_of(name)
+                    side.append("_".join(word for word in words_of(name) if word in keep))
+            elif name not in of_split:
+                rest.append(name)
+            elif not read.sure:
+                rest.append("_".join(read.pattern).replace("{}", "").strip("_"))
+        is_torn = len({split for split, _ in splits}) > 1
+        split = splits[-1][0] if splits else None
+        return Place(role, tuple(side), split, tuple(name for _, name in splits), tuple(rest), is_torn)
+
+    @cached_property
+    def _saying_nothing(self) -> set[tuple[str, ...] | str]:
+        """Folders above ones of both roles, and names that lie below folders of both: they have no role themselves."""
+        below, above = defaultdict(set), defaultdict(set)
+        for parts in self.folders:
+            roles = [read_name(name).role for name in parts]
+            for i in range(len(parts)):
+                below[parts[: i + 1]].update(roles[i + 1 :])
+                above[parts[i]].update(roles[:i])
+        return {key for found in (below, above) for key, roles in found.items() if {IMAGES, MASKS} <= roles}
+
+    @cached_property
+    def _holding(self) -> set[str]:
+        """Names of folders that hold pictures, directly or below."""
+        return {
+            name
+            for parts in {parts for parts, name in self.files if split_extension(name)[1] in IMAGE_EXTENSIONS}
+            for name in parts
+        }
+
+    @cached_property
+    def _superseded(self) -> set[str]:
+        """Names of folders that hold what another holds in a better form, see `VARIANTS`."""
+        found = set()
+        by_word = defaultdict(set)
+        for name in self._holding:
+            by_word[re.sub(r"[\W_]", "", name).lower()].add(name)
+        for variants in VARIANTS:
+            there = [word for word in variants if word in by_word]
+            found |= {name for word in there[1:] for name in by_word[word]}
+        return found
+
+    @cached_property
+    def _series(self) -> set[str]:
+        """Names of folders like `site1_images`, `site1_masks`, `site2_images`, `site2_masks`: several of one kind,
+        where what is left of their names pairs images with masks."""
+        extras: dict[str, dict[tuple[str, ...], str]] = {IMAGES: {}, MASKS: {}}
+        for name in self._holding:
+            read = read_name(name)
+            if read.role in extras and not read.split:
+                if read.extra in extras[read.role]:
+                    return set()
+                extras[read.role][read.extra] = name
+        images, masks = extras.values()
+        if len(images) < 2 or () in images or images.keys() != masks.keys():
+            return set()
+        return {*images.values(), *masks.values()}
+
+    def named(self, *patterns: str, within: Iterable[str] | None = None) -> list[tuple[tuple[str, ...], Path]]:
+        """(folders, path) of the files whose name fits a pattern, capitals or not; nearest to the root first.
+
+        within: names of the folder they must lie in, "" for the root.
+        """
+        found = []
+        for parts, name in self.files:
+            if any(fnmatch.fnmatchcase(name.lower(), pattern.lower()) for pattern in patterns):
+                if within is None or (parts[-1].lower() if parts else "") in within:
+                    found.append((parts, self.path(parts, name)))
+        return sorted(found, key=lambda item: (len(item[0]), item[1]))
+
+    def title(self, parts: tuple[str, ...]) -> str:
+        """What messages call a folder."""
+        return "/".join(parts) + "/" if parts else "the folder itself"
+
+
+def split_extension(name: str) -> tuple[str, str]:
+    """ "a.b.JPG" → "a.b", ".jpg"."""
+    stem, extension = os.path.splitext(name)
+    return stem, extension.lower()
+
+
+def unread_extension(name: str) -> str | None:
+    lower = name.lower()
+    extension = ".nii.gz" if lower.endswith(".nii.gz") else os.path.splitext(lower)[1]
+    return extension if extension in UNREAD_EXTENSIONS and extension not in IMAGE_EXTENSIONS else None
+
+
+def describe_unread(names: Iterable[str]) -> str:
+    """ "12 .heic files are not read (pip install pillow-heif reads them)", or an empty string."""
+    counts: dict[str, int] = defaultdict(int)
+    for name in names:
+        if (extension := unread_extension(name)) is not None:
+            counts[extension] += 1
+    return "; ".join(
+        f"{count} {extension} {'file is' if count == 1 else 'files are'} not read ({UNREAD_EXTENSIONS[extension]})"
+        for extension, count in sorted(counts.items())
+    )
+
+
+def is_within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def files_by_stem(folder: Path, extensions: set[str]) -> dict[str, Path]:
+    """Relative path without extension → file, for all files below `folder`, sorted by name."""
     files: dict[str, Path] = {}
     if not folder.is_dir():
         return files
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if path.suffix.lower() not in extensions or not path.stem.endswith(ending) or not path.is_file():
+    tree = Tree(folder)
+    for parts, name in sorted(tree.files):
+        stem, extension = split_extension(name)
+        if extension not in extensions:
             continue
-        if any(is_litter(Path(part)) for part in relative.parts):
-            continue
-        stem = relative.with_suffix("").as_posix().removesuffix(ending)
-        if stem in files:
-            raise UserError(f"{folder} holds {files[stem].name} and {path.name}, which differ in the extension alone")
-        files[stem] = path
+        key = "/".join((*parts, stem))
+        if key in files:
+            raise UserError(f"{folder} holds {files[key].name} and {name}, which differ in the extension alone")
+        files[key] = tree.path(parts, name)
     return files
 
 
 def visible_files(folder: Path) -> list[Path]:
     """What a person sees in a folder, sorted: without dot files and what macOS and Windows leave behind."""
-    return sorted(path for path in folder.iterdir() if not is_litter(path))
+    return sorted(path for path in folder.iterdir() if not is_litter(path.name))
 
 
-def is_litter(path: Path) -> bool:
-    return path.name.startswith(".") or path.name.lower() in ("thumbs.db", "desktop.ini", "__macosx")
+def is_litter(name: str) -> bool:
+    return name.startswith(".") or name.lower() in LITTER

@@ -1,92 +1,121 @@
-"""Finding images and their masks in a folder: which known layout it has, and which mask belongs to which image.
+"""Finding images and their masks in a folder: what it holds, which mask belongs to which image, and what is left over.
 
-`find_dataset(folder)` tries the layouts below in order and takes the first that fits. A mask belongs to an image if
-both have the same path below their folders, whatever the extensions.
+`find_dataset(folder)` takes, in this order: folders named by flags; a table that names images and masks; folders whose
+names say what they hold and whose files pair (`data.trial_pairing`); annotations from which masks can be drawn
+(`data.outlines`); folders whose names say nothing, where their files pair and the pixels tell images from masks. Every
+picture below the folder is then used, or counted in a sentence.
 """
 
-import csv
-import io
-import json
+import glob
 import logging
 import os
-from collections import Counter
-from collections.abc import Iterable
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from cli_utils import UserError, nearest, shorten
-from data.columns import find_columns
+from cli_utils import UserError, count_of, nearest, shorten
+from data.annotation_files import outline_layout
 from data.layouts import (
-    IMAGE_EXTENSIONS,
     LAYOUTS,
-    MASK_EXTENSIONS,
-    MASK_SUFFIXES,
-    SPLIT_NAMES,
+    OTHER,
     FoundDataset,
     Pair,
-    detect_layout,
-    files_by_stem,
-    metadata_files,
-    standard_split_name,
+    Picture,
+    Tree,
+    describe_unread,
+    read_name,
     visible_files,
 )
+from data.listings import ListReader, find_lists, metadata_files, read_tables
 from data.outlines import draw_masks
+from data.synonyms import IMAGE_EXTENSIONS, PREFERRED_SUFFIXES, SPLIT_NAMES, UNREADABLE_EXPORTS
+from data.trial_pairing import (
+    Candidate,
+    Entry,
+    Side,
+    best_of,
+    candidates_of,
+    described_unclear,
+    pair_by_extension,
+    sides_of,
+    told_by_content,
+)
 
 logger = logging.getLogger(__name__)
 
+LISTING_LAYOUTS = ("metadata", "COCO", "COCO panoptic", "Labelme", "Supervisely", "Label Studio brushes")
+FLAGS = "say where they are with --images DIR --masks DIR"
+
+
+@dataclass(frozen=True)
+class PairingFlags:
+    """The flags that say which folders and files are meant; folders may be patterns, as `*/images`."""
+
+    images: str | None = None
+    masks: str | None = None
+    mask_suffix: str | None = None
+    image_suffix: str | None = None
+
 
 def find_dataset(
-    dataset_dir: str | Path, image_column: str | None = None, label_column: str | None = None
+    dataset_dir: str | Path | None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    flags: PairingFlags = PairingFlags(),
 ) -> FoundDataset:
-    """Finds the layout of a folder and pairs its images with their masks.
+    """Finds out how a folder is laid out and pairs its images with their masks.
 
     Args:
+        dataset_dir: None: the folders that hold `flags.images` and `flags.masks`.
         image_column, label_column: of `metadata.csv` or `.jsonl`; default: found by name.
 
     Raises:
-        UserError: the folder is missing, empty or in no known layout; a split would be empty; two files have the same
-            name but for the extension; the metadata names files that are not there.
+        UserError: the folder is missing or empty; nothing pairs, or several things do equally well; a split would be
+            empty or has two folders; two files have the same name but for the extension; a list or table names
+            files that are not there.
     """
-    root = Path(dataset_dir)
-    _check_folder(root)
-    layout = detect_layout(root)
-    if layout is None:
-        raise UserError(_no_layout_message(root))
-    found = FoundDataset(layout, {})
-    if layout == "metadata":
-        splits = _read_metadata(root, image_column, label_column)
-    elif layout == "Pascal VOC":
-        splits = _pair_voc(found, root)
-    elif layout in ("COCO", "Labelme", "YOLO"):
-        splits, class_names = draw_masks(root, layout)
-        found = FoundDataset(layout, {}, class_names)
-    elif layout == "images and masks":
-        splits = {"train": _pair_folders(found, "train", root / "images", root / "masks")}
-    else:
-        splits = {}
-        for split, images, masks in _split_folders(root, layout):
-            if split in splits:
-                raise UserError(f"{root} has two folders for the {split} split; the second is {images}")
-            splits[split] = _pair_folders(found, split, images, masks)
-    splits = {split: splits[split] for split in SPLIT_NAMES if splits.get(split)}
-    found.splits.update(splits)
-    if layout in ("metadata", "COCO", "Labelme"):
-        found.images_alone.extend(_images_beside(splits))
+    root, tree = _listed(dataset_dir, flags)
+    found, used = None, set()
+    if not (flags.images or flags.masks):
+        table = read_tables(metadata_files(tree), image_column, label_column) if metadata_files(tree) else None
+        if table is not None:
+            found = FoundDataset("metadata", table.splits, None, table.images_alone, table.masks_alone)
+            logger.info(f"{root} has the metadata layout ({LAYOUTS['metadata']}); {_counted(table.splits)}")
+        elif image_column or label_column:
+            raise UserError(f"--image_column and --label_column: {root} has no metadata.csv or metadata.jsonl")
+    if found is None:
+        found, used = _find_pairs(root, tree, flags)
+    splits = {split: found.splits[split] for split in SPLIT_NAMES if found.splits.get(split)}
     if not splits:
-        raise UserError(f"{root} ({layout} layout) holds no image with a mask")
-    counts = ", ".join(f"{split}: {len(pairs)}" for split, pairs in splits.items())
-    logger.info(f"{root} has the {layout} layout ({LAYOUTS[layout]}); images with masks: {counts}")
+        raise UserError(f"{root} ({found.layout} layout) holds no image with a mask")
+    found = replace(found, splits=splits, folder=root)
+    _account(root, tree, found, used, chosen=bool(flags.images or flags.masks))
     return found
 
 
-def _images_beside(splits: dict[str, list[Pair]]) -> list[Path]:
-    """Images in the folders of a dataset's images that do not belong to it."""
-    pairs = [pair for pairs in splits.values() for pair in pairs]
-    used = {os.path.abspath(path) for pair in pairs for path in (pair.image, pair.mask)}
-    folders = sorted({os.path.abspath(pair.image.parent) for pair in pairs})
-    files = [
-        path for folder in folders for path in visible_files(Path(folder)) if path.suffix.lower() in IMAGE_EXTENSIONS
-    ]
-    return [path for path in files if str(path) not in used]
+def _listed(dataset_dir: str | Path | None, flags: PairingFlags) -> tuple[Path, Tree]:
+    if dataset_dir is None:
+        folders = [_existing(text, None, flag) for flag, text in (("images", flags.images), ("masks", flags.masks))]
+        below = [folder for found in folders for folder in found]
+        root = Path(os.path.commonpath([os.path.abspath(folder) for folder in below]))
+        # What lies within another is listed with it.
+        below = sorted({Path(os.path.abspath(folder)) for folder in below})
+        below = [path for path in below if not any(other in path.parents for other in below)]
+        return root, Tree(root, below)
+    root = Path(dataset_dir)
+    _check_folder(root)
+    # An archive that was unpacked into a folder of its own.
+    while len(inside := visible_files(root)) == 1 and inside[0].is_dir() and visible_files(inside[0]):
+        said = read_name(inside[0].name)
+        if said.role or said.split:
+            break
+        root = inside[0]
+    if root != Path(dataset_dir):
+        logger.info(f"{dataset_dir} holds {root.relative_to(dataset_dir)} alone, which is looked at instead")
+    return root, Tree(root)
 
 
 def _check_folder(root: Path) -> None:
@@ -99,155 +128,446 @@ def _check_folder(root: Path) -> None:
         raise UserError(f"--dataset_dir {root} is empty")
 
 
-def _no_layout_message(root: Path) -> str:
-    there = [path.name + "/" * path.is_dir() for path in visible_files(root)]
-    inside = next((path for path in visible_files(root) if path.is_dir() and detect_layout(path)), None)
-    hint = f" (did you mean {inside}?)" if inside else ""
-    known = "; ".join(f"{name}: {folders}" for name, folders in LAYOUTS.items())
-    return f"--dataset_dir {root} has no known layout{hint}. It holds {shorten(there, 8)}. Looked for {known}"
+def _existing(text: str, root: Path | None, flag: str) -> list[Path]:
+    """The folders that a flag names, in the dataset's folder or, failing that, in the current one."""
+    bases = [root, Path()] if root is not None else [Path()]
+    for base in bases:
+        hits = sorted(Path(path) for path in glob.glob(str(base / text) if text != "." else str(base)))
+        hits = [path for path in hits if path.is_dir()] or ([base / text] if (base / text).is_dir() else [])
+        if hits:
+            return hits
+    siblings = [path.name for path in visible_files(root)] if root is not None else []
+    where = f" in {root} or here" if root is not None else ""
+    raise UserError(f"--{flag} {text}: no such folder{where}{nearest(text, siblings)}")
 
 
-def _split_folders(root: Path, layout: str) -> Iterable[tuple[str, Path, Path]]:
-    """(split, image folder, mask folder) for every split of a layout of which the image folder is there."""
-    for split, aliases in SPLIT_NAMES.items():
-        for alias in aliases:
-            images, masks = {
-                "ADE20K": (root / "images" / alias, root / "annotations" / alias),
-                "split folders": (root / alias / "images", root / alias / "masks"),
-                "images and masks by split": (root / "images" / alias, root / "masks" / alias),
-                "CamVid": (root / alias, root / f"{alias}annot"),
-                "Cityscapes": (root / "leftImg8bit" / alias, root / "gtFine" / alias),
-            }[layout]
-            if images.is_dir() or masks.is_dir():
-                yield split, images, masks
+def _counted(splits: dict[str, Sequence]) -> str:
+    return ", ".join(f"{split}: {len(splits[split])}" for split in SPLIT_NAMES if splits.get(split))
 
 
-def _pair_folders(found: FoundDataset, split: str, images: Path, masks: Path) -> list[Pair]:
-    """Pairs the files of two folders by name; a test split without any mask, as benchmarks publish it, is left out."""
-    if found.layout == "Cityscapes":
-        image_files = files_by_stem(images, IMAGE_EXTENSIONS, "_leftImg8bit")
-        mask_files = files_by_stem(masks, MASK_EXTENSIONS, "_gtFine_labelTrainIds")
-        if not mask_files and split != "test" and files_by_stem(masks, MASK_EXTENSIONS, "_gtFine_labelIds"):
-            raise UserError(
-                f"{masks} holds *_labelIds.png but no *_labelTrainIds.png; make those with the Cityscapes scripts "
-                "(pip install cityscapesscripts, then csCreateTrainIdLabelImgs)"
-            )
-    else:
-        image_files, mask_files = files_by_stem(images, IMAGE_EXTENSIONS), files_by_stem(masks, MASK_EXTENSIONS)
-    return _match(found, split, image_files, mask_files, str(images), str(masks))
+# ---- the decision ---------------------------------------------------------------------------------------------------
 
 
-def _match(
-    found: FoundDataset,
-    split: str,
-    images: dict[str, Path],
-    masks: dict[str, Path],
-    images_from: str,
-    masks_from: str,
-) -> list[Pair]:
-    """The pairs of a split; files without a counterpart are added to those of `found`."""
-    if images and masks and not images.keys() & masks.keys():
-        masks = _without_common_suffix(images, masks)
-    pairs = [Pair(stem, images[stem], masks[stem]) for stem in images if stem in masks]
-    images_alone = [path for stem, path in images.items() if stem not in masks]
-    masks_alone = [path for stem, path in masks.items() if stem not in images]
-    if not pairs and split == "test" and not masks:
-        logger.info(f"{images_from}: {len(images)} test images have no masks and are left out")
-    elif not pairs:
-        raise UserError(
-            f"the {split} split would be empty: of {len(images)} images in {images_from}"
-            f"{_examples(images_alone)} and {len(masks)} masks in {masks_from}{_examples(masks_alone)} "
-            "no two have the same name"
+def _find_pairs(root: Path, tree: Tree, flags: PairingFlags) -> tuple[FoundDataset, set[Path]]:
+    """What the tree holds, and pictures that were used for it or are spoken of already."""
+    suffixes = flags.mask_suffix, flags.image_suffix
+    images, masks, unknown = sides_of(tree)
+    if flags.images or flags.masks:
+        chosen = [
+            [_side_of_flag(root, tree, text, flag)] if text else None
+            for flag, text in (("images", flags.images), ("masks", flags.masks))
+        ]
+        if flags.images and flags.masks and _same(*chosen):
+            candidates = candidates_of(chosen[0][0], chosen[0][0], *suffixes)
+            pair = pair_by_extension(chosen[0][0])
+            candidates += [pair] if pair and not any(suffixes) else []
+        else:
+            left = chosen[0] or [side for side in [*images, *unknown] if not _same([side], chosen[1])]
+            right = chosen[1] or [side for side in [*masks, *unknown] if not _same([side], chosen[0])]
+            candidates = [found for a in left for b in right for found in candidates_of(a, b, *suffixes)]
+        best = best_of(_nearest_tier(candidates))
+        if best is None:
+            left, right = (side[0] if side else None for side in chosen)
+            raise UserError(_nothing_pairs(root, tree, candidates, left, right))
+        return _assembled(root, tree, best)
+
+    plain = [side for side in unknown if side.tier == 1]
+    candidates = [found for a in images for b in masks for found in candidates_of(a, b, *suffixes)]
+    beside = [found for side in [*images, *unknown] for found in candidates_of(side, side, *suffixes)]
+    # A photograph may have such a name, too: `beach_L.jpg` beside `beach.jpg`.
+    candidates += beside if any(suffixes) else told_by_content(beside, names_tell=True)
+    if not any(found.matches and found.tier == 0 for found in candidates):
+        named = [found for a in unknown for b in masks for found in candidates_of(a, b, *suffixes)]
+        # Folders whose names say nothing may hold anything; what has no name but its split's holds the images.
+        candidates += [found for found in named if found.images in plain] + told_by_content(
+            [found for found in named if found.images not in plain]
         )
-    else:
-        found.images_alone.extend(images_alone)
-        found.masks_alone.extend(masks_alone)
-        for files, what in ((images_alone, "images without a mask"), (masks_alone, "masks without an image")):
-            if files:
-                logger.warning(f"{split}: {len(files)} {what} left out: {shorten(path.name for path in files)}")
-    return pairs
+    best = best_of(_nearest_tier(candidates))
+    if best is not None:
+        return _assembled(root, tree, best)
+
+    layout = outline_layout(tree)
+    if layout is not None:
+        drawn = draw_masks(tree, layout)
+        found = FoundDataset(layout, drawn.splits, drawn.classes)
+        logger.info(f"{root} has the {layout} layout ({LAYOUTS[layout]}); {_counted(drawn.splits)}")
+        return found, set(drawn.sources)
+
+    guesses = [found for a in images for b in unknown for found in candidates_of(a, b, *suffixes)]
+    guesses += [found for a in unknown for b in unknown if a is not b for found in candidates_of(a, b, *suffixes)]
+    told = told_by_content(guesses)
+    told += [pair for side in [*images, *unknown] if not any(suffixes) and (pair := pair_by_extension(side))]
+    best = best_of(told)
+    if best is not None:
+        return _assembled(root, tree, best)
+    guessed = [found for found in [*beside, *guesses] if found.matches]
+    if guessed and not candidates:
+        likely = max(guessed, key=lambda found: len(found.matches))
+        raise UserError(
+            f"--dataset_dir {root}: {likely} would make {count_of(len(likely.matches), 'pair')}, but neither names "
+            f"nor pixels say that these are masks; if they are: {likely.flags}"
+        )
+    largest = [max(sides, key=lambda side: len(side.entries), default=None) for sides in (images or unknown, masks)]
+    raise UserError(_nothing_pairs(root, tree, candidates, *largest))
 
 
-def _examples(files: list[Path]) -> str:
+def _nearest_tier(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those in which names say most, among those that make pairs."""
+    making = [found for found in candidates if found.matches]
+    lowest = min((found.tier for found in making), default=0)
+    return [found for found in making if found.tier == lowest]
+
+
+def _same(left: Sequence[Side] | None, right: Sequence[Side] | None) -> bool:
+    if not left or not right:
+        return False
+    paths = [{entry.picture.path for side in sides for entry in side.entries} for sides in (left, right)]
+    return bool(paths[0] & paths[1])
+
+
+def _side_of_flag(root: Path, tree: Tree, text: str, flag: str) -> Side:
+    """The pictures below the folders that a flag names; what a `*` stands for must be the same on both sides."""
+    below = [Path(os.path.abspath(folder)) for folder in _existing(text, tree.root, flag)]
+    base = Path(os.path.abspath(tree.root))
+    outside = [folder for folder in below if folder != base and base not in folder.parents]
+    if outside:
+        tree, base = Tree(Path(os.path.commonpath(below)), below), Path(os.path.commonpath(below))
+    folders = [folder.relative_to(base).parts for folder in below]
+    wanted = [re.compile(_capturing(part)) for part in Path(text).parts]
+    entries = []
+    for picture in tree.pictures:
+        start = next((parts for parts in folders if picture.parts[: len(parts)] == parts), None)
+        if start is None:
+            continue
+        place = tree.places[picture.parts]
+        varied = []
+        for name, pattern in zip(reversed(start), reversed(wanted), strict=False):
+            hit = pattern.fullmatch(name)
+            if hit and name not in place.split_names:
+                varied = [part for part in hit.groups() if part and part not in place.split_names] + varied
+        deeper = [name for name in picture.parts[len(start) :] if name not in place.split_names]
+        entries.append(Entry(picture, place.split, (*varied, *deeper)))
+    if not entries:
+        unread = describe_unread(name for _, name in tree.files)
+        raise UserError(f"--{flag} {text} holds no pictures that are read{f': {unread}' if unread else ''}")
+    return Side(text, entries)
+
+
+def _capturing(part: str) -> str:
+    return re.escape(part).replace(r"\*", "(.*)").replace(r"\?", "(.)")
+
+
+# ---- what is said where nothing pairs -------------------------------------------------------------------------------
+
+
+def _nothing_pairs(
+    root: Path, tree: Tree, candidates: Sequence[Candidate], images: Side | None, masks: Side | None
+) -> str:
+    """One line: what is there, and what would make it readable."""
+    unread = describe_unread(name for _, name in tree.files)
+    noted = f"; {unread}" if unread else ""
+    unclear = next((found for found in candidates if found.unclear), None)
+    if unclear is not None:
+        return f"--dataset_dir {root}: {described_unclear(unclear)}"
+    if images is not None and masks is not None:
+        left, right = ([entry.picture.path for entry in side.entries] for side in (images, masks))
+        return (
+            f"the train split would be empty: of {len(left)} images in {_full(root, images)}{_examples(left)} and "
+            f"{len(right)} masks in {_full(root, masks)}{_examples(right)} no two have the same name; if the masks' "
+            f"names are those of the images with something behind: --mask_suffix TEXT{noted}"
+        )
+    export = _unreadable_export(tree)
+    if export:
+        return f"--dataset_dir {root}: {export}"
+    there = shorten((path.name + "/" * path.is_dir() for path in visible_files(root)), 8)
+    if not tree.pictures:
+        return (
+            f"the train split would be empty: --dataset_dir {root} has 0 images that can be read{noted} (it holds "
+            f"{there}; read are {' '.join(sorted(IMAGE_EXTENSIONS))})"
+        )
+    if masks is not None:
+        count = count_of(len(masks.entries), "mask")
+        return (
+            f"--dataset_dir {root} has {count} in {masks.title} but no images{noted}: put them into a folder images "
+            "beside it, with the same names, or say where they are: --images DIR"
+        )
+    if images is not None:
+        names = [entry.picture.path for entry in images.entries]
+        return (
+            f"--dataset_dir {root} has no known layout: {count_of(len(names), 'picture')} in {_full(root, images)}"
+            f"{_examples(names)} and nothing that could be their masks{noted} (it holds {there}); put masks of the "
+            f"same names into a folder masks beside images, or {FLAGS}"
+        )
+    return f"--dataset_dir {root} has no known layout{noted}. It holds {there}; {FLAGS}"
+
+
+def _unreadable_export(tree: Tree) -> str:
+    for parts, name in tree.files:
+        for pattern, advice in UNREADABLE_EXPORTS.items():
+            if fnmatchcase(name.lower(), pattern):
+                return f"{'/'.join((*parts, name))} is {advice}"
+    return ""
+
+
+def _full(root: Path, side: Side) -> str:
+    return str(root) if side.title == "." else str(root / side.title)
+
+
+def _examples(files: Sequence[Path]) -> str:
     return f" ({shorten(path.name for path in files)})" if files else ""
 
 
-def _without_common_suffix(images: dict[str, Path], masks: dict[str, Path]) -> dict[str, Path]:
-    """`x_mask.png` for `x.jpg`: if one suffix, and one only, makes pairs, it is taken off the masks' names."""
-    candidates = {}
-    for suffix in MASK_SUFFIXES:
-        renamed = {stem.removesuffix(suffix): path for stem, path in masks.items() if stem.endswith(suffix)}
-        if renamed.keys() & images.keys():
-            candidates[suffix] = renamed
-    if len(candidates) != 1:
-        return masks
-    [(suffix, renamed)] = candidates.items()
-    logger.info(f"masks are named like their images with {suffix} at the end")
-    return renamed | {stem: path for stem, path in masks.items() if not stem.endswith(suffix)}
+# ---- from a candidate to a dataset ----------------------------------------------------------------------------------
 
 
-def _pair_voc(found: FoundDataset, root: Path) -> dict[str, list[Pair]]:
-    lists = root / "ImageSets" / "Segmentation"
-    images = files_by_stem(root / "JPEGImages", IMAGE_EXTENSIONS)
-    masks = files_by_stem(root / "SegmentationClass", MASK_EXTENSIONS)
-    splits = {}
-    for file in visible_files(lists):
-        split = standard_split_name(file.stem)
-        if file.suffix != ".txt" or split is None:
-            continue
-        names = dict.fromkeys(file.read_text(encoding="utf-8").split())
-        missing = [name for name in names if name not in images]
-        if missing:
-            raise UserError(f"{file} names {len(missing)} images that are not in JPEGImages: {shorten(missing)}")
-        splits[split] = _match(
-            found,
-            split,
-            {name: images[name] for name in names},
-            {name: masks[name] for name in names if name in masks},
-            str(file),
-            "SegmentationClass",
+def _assembled(root: Path, tree: Tree, best: Candidate) -> tuple[FoundDataset, set[Path]]:
+    """The dataset that a candidate makes, with the splits of lists where there are any."""
+    layout = _layout_of(best)
+    in_folders = any(entry.split for side in (best.images, best.masks) for entry in side.entries)
+    lists = {} if in_folders else find_lists(tree)
+    made = f"{len(best.matches)} of {max(len(best.images.entries), len(best.masks.entries))} pairs"
+    found = FoundDataset(layout, {})
+    if lists:
+        used = _by_lists(root, tree, best, lists, found)
+    else:
+        used = _by_folders(root, best, found)
+    how = f"{best.rule}, {made}"
+    what = (
+        f"images and masks in {best.images.title}"
+        if best.is_one_folder
+        else f"images in {best.images.title}, masks in {best.masks.title}"
+    )
+    logger.info(f"{root} has the {layout} layout: {what} ({how}); {_counted(found.splits)}")
+    return found, used
+
+
+def _layout_of(best: Candidate) -> str:
+    """The key of `LAYOUTS`, as names of folders tell it."""
+    first = next((found for found in best.matches if found.image.split), best.matches[0])
+    image, mask = first.image.picture, first.mask.picture
+    if best.is_one_folder:
+        return "masks beside images"
+    sides = "/".join(image.place.side), "/".join(mask.place.side)
+    if sides == ("left_img_8_bit", "gt_fine") and best.rule.mask_suffix in PREFERRED_SUFFIXES[:2]:
+        return "Cityscapes" if best.rule.mask_suffix == PREFERRED_SUFFIXES[0] else "Cityscapes label ids"
+    if sides[0] == "jpeg_images" and sides[1].startswith("segmentation_class"):
+        return "Pascal VOC"
+    splits = {name.lower() for found in best.matches for name in found.image.picture.place.split_names}
+    # images/train or train/images
+    split_first = bool(image.place.split_names) and read_name(image.parts[0]).split is not None
+    if sides == ("images", "annotations") and splits & {"training", "validation"} and not split_first:
+        return "ADE20K"
+    if sides == ("", "annot") and image.place.split:
+        return "CamVid"
+    if sides == ("images", "masks"):
+        return ("split folders" if split_first else "images and masks by split") if splits else "images and masks"
+    return "paired folders"
+
+
+def _by_folders(root: Path, best: Candidate, found: FoundDataset) -> set[Path]:
+    """Splits as the names of folders say. Returns pictures that are spoken of."""
+    for side in (best.images, best.masks):
+        _check_splits(root, side)
+    has_splits = any(pair.image.split or pair.mask.split for pair in best.matches)
+    pairs, matched, loose = defaultdict(list), set(), []
+    for pair in best.matches:
+        split = pair.image.split or pair.mask.split or (None if has_splits else "train")
+        files = Pair(pair.name, pair.image.picture.path, pair.mask.picture.path)
+        matched |= {files.image, files.mask}
+        if split is None:
+            loose.append(pair)
+        else:
+            pairs[split].append(files)
+    if loose:
+        folders = title_list(entry for pair in loose for entry in (pair.image, pair.mask))
+        found.left_out.append(
+            f"{count_of(len(loose), 'image/images with its/their mask/masks')} in {folders} left out, as the "
+            f"folder's name is no split: rename it, or name it with --images and --masks"
         )
-    if not splits:
-        raise UserError(f"{lists} holds no train.txt, val.txt or test.txt")
-    return splits
+    for split in SPLIT_NAMES:
+        here = [
+            [
+                entry.picture.path
+                for entry in side.entries
+                if entry.picture.path not in matched and (entry.split or (None if has_splits else "train")) == split
+            ]
+            for side in (best.images, best.masks)
+        ]
+        _judge_split(root, split, pairs.get(split, []), here[0], here[1], found, best)
+    found.splits.update({split: _ordered(pairs[split]) for split in pairs})
+    sides = [entry for side in (best.images, best.masks) for entry in side.entries]
+    spoken = {entry.picture.path for entry in sides if entry.split or not has_splits}
+    return spoken | matched
 
 
-def _read_metadata(root: Path, image_column: str | None, label_column: str | None) -> dict[str, list[Pair]]:
-    """A row names an image and a mask, relative to its file's folder, and may name a split in a column `split`."""
-    splits: dict[str, list[Pair]] = {}
-    for file_split, file in metadata_files(root):
-        rows = _rows(file)
-        if not rows:
-            raise UserError(f"{file} has no rows")
-        columns = dict.fromkeys(map(str, rows[0]), "")
-        # Other columns hold other things than files.
-        files = [name for name in columns if any(Path(str(row.get(name) or "")).suffix for row in rows[:20])]
-        image_key, mask_key = find_columns(columns, files, image_column, label_column, str(file))
-        missing = []
-        for row in rows:
-            split = standard_split_name(str(row["split"])) if row.get("split") else file_split
-            if split is None:
-                raise UserError(f"{file}: split {row['split']!r} is none of {', '.join(SPLIT_NAMES)}")
-            if not row.get(image_key) or not row.get(mask_key):
-                raise UserError(f"{file}: a row lacks its {image_key} or {mask_key}: {row}")
-            image, mask = file.parent / str(row[image_key]), file.parent / str(row[mask_key])
-            missing += [str(row[key]) for key, path in ((image_key, image), (mask_key, mask)) if not path.is_file()]
-            name = Path(str(row[image_key])).with_suffix("").as_posix()
-            splits.setdefault(split, []).append(Pair(name, image, mask))
+def _judge_split(
+    root: Path,
+    split: str,
+    pairs: list[Pair],
+    images_alone: list[Path],
+    masks_alone: list[Path],
+    found: FoundDataset,
+    best: Candidate,
+) -> None:
+    """Says what of a split is left out; raises UserError where that is all of it."""
+    if pairs:
+        found.images_alone.extend(images_alone)
+        found.masks_alone.extend(masks_alone)
+        for files, what in ((images_alone, "without a mask"), (masks_alone, "without an image")):
+            if files:
+                noun = "image" if files is images_alone else "mask"
+                logger.warning(f"{split}: {count_of(len(files), noun)} {what} left out: {_names(files)}")
+    elif images_alone and not masks_alone and split == "test":
+        logger.info(f"{_folder(images_alone)}: {len(images_alone)} test images have no masks and are left out")
+    elif images_alone or masks_alone:
+        unclear = [
+            case
+            for case in best.unclear
+            if {entry.picture.path for entries in case for entry in entries} & {*images_alone, *masks_alone}
+        ]
+        if unclear:
+            raise UserError(f"{root}: {described_unclear(replace(best, unclear=unclear))}")
+        others = [path for path in masks_alone if path.stem.endswith(PREFERRED_SUFFIXES)]
+        if others:
+            raise UserError(
+                f"{_folder(masks_alone)} holds no *{best.rule.mask_suffix}.png as other splits do, but "
+                f"{_names(others)}; make those of Cityscapes with csCreateTrainIdLabelImgs "
+                "(pip install cityscapesscripts), or move the others away"
+            )
+        images_said, masks_said = (
+            f"{len(files)} {noun}s{f' in {_folder(files)}' if files else ''}{_examples(files)}"
+            for files, noun in ((images_alone, "image"), (masks_alone, "mask"))
+        )
+        raise UserError(
+            f"the {split} split would be empty: of {images_said} and {masks_said} no two have the same name; add what "
+            "is missing, or move these files out of the dataset's folder to do without them"
+        )
+    if pairs and best.unclear:
+        paths = {*images_alone, *masks_alone}
+        for case in best.unclear:
+            if {entry.picture.path for entries in case for entry in entries} & paths:
+                raise UserError(f"{root}: {described_unclear(replace(best, unclear=[case]))}")
+
+
+def _names(files: Sequence[Path]) -> str:
+    return shorten(path.name for path in files)
+
+
+def _folder(files: Sequence[Path]) -> str:
+    return os.path.commonpath([path.parent for path in files])
+
+
+def title_list(entries: Iterable[Entry]) -> str:
+    return shorten(dict.fromkeys("/".join(entry.picture.parts) + "/" for entry in entries), 4)
+
+
+def _check_splits(root: Path, side: Side) -> None:
+    """Raises UserError where two folders make one split, or one folder is named after two."""
+    names: dict[str, dict[str, Entry]] = defaultdict(dict)
+    for entry in side.entries:
+        place = entry.picture.place
+        if place.is_torn:
+            raise UserError(
+                f"{root}: {'/'.join(entry.picture.parts)} is named after two splits, "
+                f"{' and '.join(place.split_names)}; rename one of these folders"
+            )
+        if entry.split and place.split_names:
+            names[entry.split].setdefault(place.split_names[-1], entry)
+    for split, found in names.items():
+        if len(found) > 1:
+            first, second = list(found)[:2]
+            raise UserError(
+                f"{root} has two folders for the {split} split, {first} and {second}; put their files into one, or "
+                "rename or move the one that is not meant"
+            )
+
+
+def _ordered(pairs: list[Pair]) -> list[Pair]:
+    pairs = sorted(pairs, key=lambda pair: pair.image)
+    counts = Counter(pair.name for pair in pairs)
+    if max(counts.values()) == 1:
+        return pairs
+    base = os.path.commonpath([pair.image.parent for pair in pairs])
+    return [replace(pair, name=pair.image.relative_to(base).with_suffix("").as_posix()) for pair in pairs]
+
+
+def _by_lists(root: Path, tree: Tree, best: Candidate, lists: dict[str, Path], found: FoundDataset) -> set[Path]:
+    """Splits as lists say; what no list names is left out. Returns pictures that are spoken of."""
+    name_of = {pair.image.picture: pair.name for pair in best.matches}
+    mask_of = {pair.image.picture: pair.mask.picture for pair in best.matches}
+    images = [
+        (entry.picture, name_of.get(entry.picture, "/".join((*entry.rest, entry.picture.stem))))
+        for entry in best.images.entries
+    ]
+    names = dict(images)
+    reader = ListReader(tree, images, [picture for picture in tree.pictures if picture not in names])
+    listed_in: dict[Picture, str] = {}
+    for split in [name for name in SPLIT_NAMES if name in lists]:
+        file = lists[split]
+        listed, missing = reader.read(file)
         if missing:
-            raise UserError(f"{file} names {len(missing)} files that are not there: {shorten(missing)}")
-    for split, pairs in splits.items():
-        twice = [name for name, count in Counter(pair.name for pair in pairs).items() if count > 1]
-        if twice:
-            raise UserError(f"the metadata of the {split} split names an image more than once: {shorten(twice)}")
-    return splits
+            raise UserError(
+                f"{file} names {count_of(len(missing), 'image/images that is/are')} not in "
+                f"{best.images.title}: {shorten(missing)}"
+            )
+        pairs, alone = [], []
+        for picture, entry in listed.items():
+            mask = entry.mask or mask_of.get(picture)
+            if mask is None:
+                alone.append(picture.path)
+            else:
+                pairs.append(Pair(names[picture], picture.path, mask.path))
+            other = listed_in.setdefault(picture, split)
+            if other != split:
+                logger.warning(f"{file} names {picture.path.name}, which is in the {other} split as well")
+        _judge_split(root, split, pairs, alone, [], found, best)
+        if pairs:
+            found.splits[split] = pairs
+    unlisted = [picture for picture in names if picture not in listed_in]
+    if unlisted:
+        logger.info(
+            f"{count_of(len(unlisted), 'image')} in {best.images.title} that no list names left out: "
+            f"{shorten(picture.path.name for picture in unlisted)}"
+        )
+    return {entry.picture.path for side in (best.images, best.masks) for entry in side.entries}
 
 
-def _rows(file: Path) -> list[dict]:
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-        if file.suffix == ".csv":
-            return list(csv.DictReader(io.StringIO(text)))
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
-    except ValueError as error:
-        raise UserError(f"{file} cannot be read: {error}") from None
+# ---- what is left over ----------------------------------------------------------------------------------------------
+
+
+def _account(root: Path, tree: Tree, found: FoundDataset, spoken: set[Path], chosen: bool) -> None:
+    """Says which other pictures lie below the folder, and which files there are not read at all."""
+    pairs = [pair for pairs in found.splits.values() for pair in pairs]
+    known = {os.path.abspath(path) for pair in pairs for path in (pair.image, pair.mask)}
+    known |= {os.path.abspath(path) for path in (*spoken, *found.images_alone, *found.masks_alone)}
+    beside = {os.path.abspath(pair.image.parent) for pair in pairs}
+    others: dict[tuple[bool, str], list[Picture]] = defaultdict(list)
+    for picture in tree.pictures:
+        path = os.path.abspath(picture.path)
+        if path in known:
+            continue
+        if found.layout in LISTING_LAYOUTS and os.path.dirname(path) in beside:
+            found.images_alone.append(picture.path)
+        else:
+            is_expected = chosen or picture.place.role == OTHER
+            others[is_expected, tree.title(picture.parts)].append(picture)
+    for is_expected in (True, False):
+        folders = {title: files for (expected, title), files in others.items() if expected == is_expected}
+        if not folders:
+            continue
+        count = count_of(sum(map(len, folders.values())), "other picture/pictures")
+        listed = shorten((f"{title} ({len(files)})" for title, files in folders.items()), 6)
+        sentence = f"{count} below {root} not used: {listed}"
+        if is_expected:
+            logger.info(sentence)
+        else:
+            found.left_out.append(sentence)
+    folders = {tuple(Path(path).relative_to(tree.root.absolute()).parts) for path in beside
+               if Path(path).is_relative_to(tree.root.absolute())}  # fmt: skip
+    folders |= {picture.parts for picture in tree.pictures if os.path.abspath(picture.path) in known}
+    unread = [(parts, name) for parts, name, _ in tree.unread if parts in folders]
+    if unread:
+        where = shorten(dict.fromkeys(tree.title(parts) for parts, _ in unread), 4)
+        found.left_out.append(f"{where}: {describe_unread(name for _, name in unread)}")
+    for sentence in found.left_out:
+        logger.warning(sentence)

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from cli_utils import UserError, parse_arguments, run_cli
+from cli_utils import UserError, parse_arguments, read_text, run_cli
+from data.arguments import ClassArguments, DatasetArguments
 
 
 @dataclass
@@ -167,3 +168,35 @@ def test_a_word_without_a_flag_wins_over_the_file(config):
     assert (options.dataset_dir, options.dataset_name) == ("my_photos", None)
     with pytest.raises(UserError, match="'b' belongs to no flag"):
         parse_arguments((Options,), ["a", "b"], positional="dataset_dir")
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("größe", encoding)
+        for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252")
+    ]
+    + [("plain", "ascii"), ("", "utf-8"), ("図形", "utf-8")],
+)
+def test_text_of_any_editor(tmp_path, text, encoding):
+    (tmp_path / "list.txt").write_bytes(text.encode(encoding))
+    assert read_text(tmp_path / "list.txt") == text
+
+
+@pytest.mark.parametrize(
+    "content", ["図形一覧表".encode("shift_jis"), "привет".encode("cp1251"), bytes(range(256)), b"\xff\xfea"]
+)
+def test_text_that_cannot_be_told(tmp_path, content):
+    (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(UserError, match="list.txt is no text in UTF-8, UTF-16 or Windows-1252; save it as UTF-8"):
+        read_text(tmp_path / "list.txt")
+
+
+def test_home_folders_are_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "run.yaml").write_text("masks: ~/masks\nmerge_classes: [~/x]\n")
+    argv = ["--dataset_dir=~/photos", "--images", "~/images", "--config", str(tmp_path / "run.yaml")]
+    data, classes = parse_arguments((DatasetArguments, ClassArguments), [*argv, "--id2label", "~/names.txt"])
+    assert (data.dataset_dir, data.images, data.masks) == ("/home/me/photos", "/home/me/images", "/home/me/masks")
+    assert (classes.id2label, classes.merge_classes) == ("/home/me/names.txt", ["/home/me/x"])
+    assert parse_arguments((DatasetArguments,), ["--mask_suffix", "~old"])[0].mask_suffix == "~old"

@@ -52,7 +52,7 @@ REFUSED = {
     "masks of half size": "none of 12 pairs can be used",
     "no layout": "cannot be loaded",
     "twice with another extension": "cannot be loaded",
-    "class list with a gap": "needs to know the classes",
+    "class list with a name twice": "needs to know the classes",
     "colour masks": "none of 12 pairs can be used",
     "colour masks as JPEG": "none of 12 pairs can be used",
     "void after the last class": "--ignore_values 4",

@@ -5,7 +5,7 @@ import pytest
 from transformers import AutoConfig, SegformerConfig, SegformerImageProcessor
 
 from cli_utils import UserError
-from data.classes import ClassMap, edit_classes, map_classes, read_class_list, read_label_mapping
+from data.classes import ClassMap, class_map_of_list, edit_classes, map_classes, read_class_list, read_label_mapping
 from data_utils import LABELS
 
 
@@ -97,6 +97,22 @@ def test_saved_and_read_again(tmp_path):
         ("labelmap.txt", "# label:color_rgb:parts:actions\nroad:128,64,128::\n\nside: walk:1,2,3:a,b:c\n",
          ({0: "road", 1: "side: walk"}, [[128, 64, 128], [1, 2, 3]])),
         ("labelmap.txt", "road:::\nsky:1,2,3::\n", ({0: "road", 1: "sky"}, None)),
+        ("names.txt", "sky\nold tree\n\nroad\n", ({0: "sky", 1: "old tree", 2: "road"}, None)),
+        ("class_names.txt", "__ignore__\n_background_\ncat\n", ({0: "_background_", 1: "cat"}, None)),
+        ("classes.txt", "0: sky\n3: tree\n", ({0: "sky", 3: "tree"}, None)),
+        ("classes.txt", "1 sky\n2 tree 9\n", ({1: "sky", 2: "tree 9"}, None)),
+        ("label_colors.txt", "1 2 3 sky\n4\t5\t6\ttree\n", ({0: "sky", 1: "tree"}, [[1, 2, 3], [4, 5, 6]])),
+        ("obj.names", "sky\ntree\n", ({0: "sky", 1: "tree"}, None)),
+        ("_classes.csv", "Pixel Value, Class\n0, background\n1, cat\n", ({0: "background", 1: "cat"}, None)),
+        ("a.csv", "value;name;r;g;b\n7;sky;1;2;3\n5;tree;4;5;6\n",
+         ({5: "tree", 7: "sky"}, [[4, 5, 6], [1, 2, 3]])),
+        ("a.json", '["sky", "tree"]', ({0: "sky", 1: "tree"}, None)),
+        ("a.json", '{"sky": 0, "tree": 4}', ({0: "sky", 4: "tree"}, None)),
+        ("dataset.json", '{"labels": {"background": 0, "tumour": 1}, "numTraining": 8}',
+         ({0: "background", 1: "tumour"}, None)),
+        ("config.json", '{"labels": [{"name": "void", "color": [1, 2, 3]}, {"name": "bird", "color": [4, 5, 6]}]}',
+         ({0: "void", 1: "bird"}, [[1, 2, 3], [4, 5, 6]])),
+        ("data.yaml", "names: [sky, tree]\nnc: 2\n", ({0: "sky", 1: "tree"}, None)),
     ],
 )  # fmt: skip
 def test_formats_of_class_lists(tmp_path, file, text, expected):
@@ -109,16 +125,11 @@ def test_formats_of_class_lists(tmp_path, file, text, expected):
     [
         ("{", "is neither {id: name} nor"),
         ("3", "is neither {id: name} nor"),
-        ('["sky"]', "is neither {id: name} nor"),
+        ('{"sky": [0, 1], "sea": 2}', "is neither {id: name} nor"),
         ('[{"id": 0}]', "KeyError 'name'"),
         ('[{"id": 0, "name": "a", "color": [1, 2]}]', r"colour \[1, 2\] is not three numbers"),
         ('[{"id": 0, "name": "a"}, {"id": 0, "name": "b"}]', "uses an id twice"),
-        (
-            '{"1": "a", "2": "b"}',
-            "found 1 to 2, 2 of them.*--do_reduce_labels the class of annotation value 1 has id 0",
-        ),
-        ('{"0": "a", "2": "b"}', "without a gap"),
-        ("{}", "found none"),
+        ("{}", "names no class"),
         ('{"0": "a", "1": "a"}', "uses a name twice: a"),
     ],
 )
@@ -136,20 +147,57 @@ def test_bad_class_lists(tmp_path, text, message):
         (
             "a.csv",
             "name,r,g,b\nsky,1,2\n",
-            "is no table with the columns id, name, color or name, r, g, b: TypeError",
+            "is no table with the columns id, name, color or name, r, g, b: ValueError",
         ),
         ("a.csv", "name,r,g,b\nsky,1,2,256\n", "is not three numbers in 0…255"),
-        ("a.csv", "label,r,g,b\nsky,1,2,3\n", "KeyError 'name'"),
+        ("a.csv", "colour,r,g,b\nsky,1,2,3\n", "KeyError 'name'"),
         ("a.csv", "name,r,g,b\nsky,1,2,3\nsky,4,5,6\n", "uses a name twice: sky"),
-        ("labelmap.txt", "# a comment\nroad 1 2 3\n", "is no label map of CVAT, .*ValueError in 'road 1 2 3'"),
+        ("labelmap.txt", "sky:1,2,3::\nroad 1 2 3\n", "no label map of CVAT, .*ValueError in 'road 1 2 3'"),
         ("labelmap.txt", "road:1,2::\n", "colour '1,2' is not three numbers"),
-        ("labelmap.txt", "# nothing\n", "found none"),
+        ("labelmap.txt", "# nothing\n", "names no class"),
     ],
 )
 def test_bad_tables_of_classes(tmp_path, file, text, message):
     (tmp_path / file).write_text(text)
     with pytest.raises(UserError, match=message):
         read_class_list(tmp_path / file)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("file", ["a.json", "a.csv", "a.txt"])
+def test_class_lists_of_any_editor(tmp_path, file, encoding):
+    text = {".json": '{"0": "Straße", "1": "Bäume"}', ".csv": "id;name\n0;Straße\n1;Bäume\n"}
+    (tmp_path / file).write_bytes(text.get(file[1:], "Straße\nBäume\n").encode(encoding))
+    assert read_class_list(tmp_path / file) == ({0: "Straße", 1: "Bäume"}, None)
+
+
+def test_ids_with_gaps_are_values():
+    """Training ids count up in their order; predictions come back in the values."""
+    class_map = class_map_of_list({7: "road", 11: "building", 26: "car"}, [[1, 1, 1], [2, 2, 2], [3, 3, 3]], False)
+    assert class_map.id2label == {0: "road", 1: "building", 2: "car"}
+    np.testing.assert_array_equal(class_map.reduce(np.array([[7, 26, 255, 11]])), [[0, 2, 255, 1]])
+    np.testing.assert_array_equal(class_map.to_raw(np.array([[0, 2]], np.uint8)), [[7, 26]])
+    assert class_map.values_by_color() == {(1, 1, 1): 7, (2, 2, 2): 11, (3, 3, 3): 26}
+    with pytest.raises(UserError, match="values 0 are none"):
+        class_map.reduce(np.array([[0, 7]]))
+
+
+def test_ids_from_one_and_void():
+    class_map = class_map_of_list({1: "wall", 2: "sky"}, None, True)
+    assert (class_map.do_reduce_labels, class_map.id2label) == (True, {0: "wall", 1: "sky"})
+    class_map = class_map_of_list({1: "wall", 3: "sky"}, None, True)
+    np.testing.assert_array_equal(class_map.reduce(np.array([[0, 1, 3]])), [[255, 0, 1]])
+    with pytest.raises(UserError, match="would ignore 0"):
+        class_map_of_list({0: "wall", 3: "sky"}, None, True)
+    class_map = class_map_of_list({0: "wall", 1: "sky", 255: "void"}, [[1, 1, 1], [2, 2, 2], [9, 9, 9]], False)
+    assert class_map.num_labels == 2 and class_map.values_by_color()[9, 9, 9] == 255
+
+
+def test_the_label_ids_of_cityscapes():
+    mapping = read_label_mapping(LABELS / "cityscapes_label_ids.yaml")
+    class_map = map_classes(mapping, "x", None)
+    assert class_map.id2label == read_class_list(LABELS / "cityscapes.json")[0]
+    np.testing.assert_array_equal(class_map.reduce(np.array([[7, 33, 0, 9, -1]])), [[0, 18, 255, 255, 255]])
 
 
 def test_missing_class_list(tmp_path):

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import logging
+import zlib
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from PIL import Image
 from checks.judge import prepare_dataset
 from cli_utils import UserError
 from data import outlines
-from data.layouts import detect_layout
+from data.layouts import Tree
 from data.outlines import decode_rle, draw_masks, draw_polygon
 from data.pairing import find_dataset
 
@@ -142,7 +143,7 @@ def test_coco(tmp_path, caplog):
     )
     (root / "annotations" / "captions_val2017.json").write_text("{}")
     found = find_dataset(root)
-    assert found.layout == detect_layout(root) == "COCO"
+    assert found.layout == "COCO"
     assert {split: [pair.name for pair in pairs] for split, pairs in found.splits.items()} == {
         "train": ["a", "b"],
         "validation": ["a", "b"],
@@ -276,8 +277,11 @@ def test_coco_mistakes(tmp_path):
     refused(coco(root, annotations=[outline([BOX], image=9)]), "annotation 1 is of image 9, which is not listed")
     refused(coco(root, annotations=[outline([])]), "(COCO layout) holds no outline of any object; 1 annotations have")
     refused(coco(root, categories="none"), "no COCO annotation file with images, annotations and categories")
-    listed = [{"id": 1, "file_name": f"{name}.jpg", "width": 9, "height": 9} for name in "xyzw"]
-    refused(coco(root, images=[*listed[:1], {"id": 11, "file_name": "a.jpg", "width": 9, "height": 9}]), "x.jpg")
+    listed = [{"id": i, "file_name": f"{i}.jpg", "width": 9, "height": 9} for i in range(4)]
+    refused(
+        coco(root, images=[*listed, {"id": 11, "file_name": "a.jpg", "width": 9, "height": 9}]),
+        "names 4 images that are not there: 0.jpg, 1.jpg",
+    )
     images = [{"id": 11, "file_name": "a.jpg", "width": 9, "height": HEIGHT}]
     refused(
         coco(root, images=images),
@@ -295,13 +299,16 @@ def test_coco_mistakes(tmp_path):
     refused(root, "several annotation files for a split: annotations_train.json (train), annotations/instances_train")
 
 
-def test_coco_images_that_are_not_there(tmp_path):
+def test_coco_images_that_are_not_there(tmp_path, caplog):
+    """One may be lost, or left behind by who uploads; if most are, something else is wrong."""
     root = coco(tmp_path / "data")
     (root / "train2017" / "b.jpg").unlink()
+    assert list(masks(root)) == ["a"]
+    assert "1 images that instances_train2017.json names are not there and are left out: b.jpg" in caplog.text
+    (root / "train2017" / "a.jpg").unlink()
     refused(
         root,
-        "instances_train2017.json names 1 images that are not there: b.jpg (looked in annotations/,",
-        "train2017/",
+        "instances_train2017.json names 2 images that are not there: a.jpg, b.jpg (looked in annotations/",
     )
 
 
@@ -360,7 +367,7 @@ def test_labelme(tmp_path, caplog):
     save_image(root / "val" / "unlabelled.jpg")
     write_json(root / "val" / "settings.json", {})
     found = find_dataset(root)
-    assert found.layout == detect_layout(root) == "Labelme"
+    assert found.layout == "Labelme"
     assert {split: [pair.name for pair in pairs] for split, pairs in found.splits.items()} == {
         "train": ["a", "b"],
         "validation": ["c"],
@@ -448,7 +455,7 @@ def test_yolo(tmp_path, caplog):
     yolo(root, ["0 0.5 0 1 0 1 1 0.5 1", "", "1 0 0 1 0 1 0.1 0 0.1"], {"names": {0: "cat", 1: "dog"}}, "val")
     save_image(root / "images" / "val" / "b.jpg")
     found = find_dataset(root)
-    assert found.layout == detect_layout(root) == "YOLO"
+    assert found.layout == "YOLO"
     assert {split: [pair.name for pair in pairs] for split, pairs in found.splits.items()} == {
         "train": ["a"],
         "validation": ["a", "b"],
@@ -508,6 +515,155 @@ def test_yolo_mistakes(tmp_path, caplog):
     assert "1 label files in train have no image and are left out: b.txt" in caplog.text
 
 
+@pytest.mark.parametrize("file", ["classes.txt", "labels/classes.txt", "obj.names"])
+def test_yolo_with_a_list_of_classes_alone(tmp_path, file):
+    """As Label Studio and LabelImg write it."""
+    root = yolo(tmp_path / "data", folder="")
+    (root / "data.yaml").unlink()
+    (root / file).write_bytes("Kätzchen\r\ndog\r\n".encode("cp1252"))
+    assert masks(root)["a"].max() == 2
+    assert find_dataset(root).class_names == {0: "background", 1: "Kätzchen", 2: "dog"}
+
+
+def test_yolo_in_capitals(tmp_path):
+    root = yolo(tmp_path / "data", folder="Train")
+    (root / "images").rename(root / "Images")
+    (root / "labels").rename(root / "Labels")
+    assert masks(root)["a"].max() == 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+def test_text_files_of_any_editor(tmp_path, encoding):
+    root = yolo(tmp_path / "yolo")
+    file = root / "labels" / "train" / "a.txt"
+    file.write_bytes(file.read_text().encode(encoding))
+    (root / "data.yaml").write_bytes("names: [Kätzchen, dog]".encode(encoding))
+    assert masks(root)["a"].max() == 2
+    root = labelme(tmp_path / "labelme", shapes=[shape("Straße", "polygon", np.reshape(BOX, (-1, 2)).tolist())])
+    (root / "labels.txt").write_bytes("Straße\n".encode(encoding))
+    (root / "a.json").write_bytes(json.dumps(json.loads((root / "a.json").read_text())).encode(encoding))
+    assert find_dataset(root).class_names == {0: "background", 1: "Straße"}
+
+
+def test_text_that_cannot_be_told(tmp_path):
+    root = labelme(tmp_path / "labelme")
+    (root / "labels.txt").write_bytes("図形一覧表".encode("shift_jis"))
+    refused(root, "labels.txt is no text in UTF-8, UTF-16 or Windows-1252; save it as UTF-8")
+
+
+# ---- other programs ----
+
+
+def test_coco_under_any_name(tmp_path):
+    """Label Studio's result.json, FiftyOne's labels.json, and one of one's own, with ids as strings."""
+    for name in ("result.json", "labels.json", "export of may.json"):
+        root = coco(tmp_path / name, name, "images", annotations=[outline([BOX], category="3", image="11")])
+        np.testing.assert_array_equal(masks(root)["a"], BOX_MASK)
+        assert load(root)[0].class_names == {0: "background", 1: "cat", 2: "dog"}
+
+
+def panoptic(root, folder="annotations/panoptic_val2017"):
+    save_image(root / "val2017" / "a.jpg")
+    ids = np.zeros((HEIGHT, WIDTH), np.int32)
+    ids[2:5, 3:7], ids[:2] = 70_000, 258
+    channels = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)
+    (root / folder).mkdir(parents=True)
+    Image.fromarray(channels).save(root / folder / "a.png")
+    segments = [{"id": 70_000, "category_id": 17}, {"id": 258, "category_id": 3}]
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": WIDTH, "height": HEIGHT}],
+        "categories": [{"id": 3, "name": "sky"}, {"id": 17, "name": "cat"}],
+        "annotations": [{"image_id": 1, "file_name": "a.png", "segments_info": segments}],
+    }
+    write_json(root / "annotations" / "panoptic_val2017.json", content)
+    return root
+
+
+def test_coco_panoptic(tmp_path):
+    root = panoptic(tmp_path / "data")
+    found = find_dataset(root)
+    assert (found.layout, list(found.splits), found.class_names) == (
+        "COCO panoptic",
+        ["validation"],
+        {0: "sky", 1: "cat"},
+    )
+    expected = np.full((HEIGHT, WIDTH), 255, np.uint8)  # what is in no segment belongs to no class
+    expected[:2], expected[2:5, 3:7] = 0, 1
+    np.testing.assert_array_equal(masks(root)["a"], expected)
+    (root / "annotations" / "panoptic_val2017" / "a.png").unlink()
+    refused(root, "panoptic_val2017.json names a.png, which is not there")
+
+
+def supervisely(root, objects, dataset="ds0", **changes):
+    save_image(root / dataset / "img" / "a.jpg")
+    write_json(root / "meta.json", {"classes": [{"title": "road", "shape": "any"}, {"title": "car", "shape": "any"}]})
+    content = {"size": {"width": WIDTH, "height": HEIGHT}, "tags": [], "objects": objects}
+    write_json(root / dataset / "ann" / "a.jpg.json", content | changes)
+    return root
+
+
+def test_supervisely(tmp_path, caplog):
+    buffer = io.BytesIO()
+    stencil = Image.fromarray(np.array([[0, 1], [1, 1]], np.uint8))
+    stencil.putpalette([0, 0, 0, 255, 255, 255])
+    stencil.save(buffer, "PNG", transparency=0)
+    data = base64.b64encode(zlib.compress(buffer.getvalue())).decode()
+    corners, hole = np.reshape(BOX, (-1, 2)).tolist(), [[4, 3], [6, 3], [6, 4], [4, 4]]
+    objects = [
+        {"classTitle": "car", "geometryType": "polygon", "points": {"exterior": corners, "interior": [hole]}},
+        {"classTitle": "road", "geometryType": "bitmap", "bitmap": {"data": data, "origin": [9, 5]}},
+        {"classTitle": "road", "geometryType": "rectangle", "points": {"exterior": [[0, 0], [2, 1]], "interior": []}},
+        {"classTitle": "road", "geometryType": "point", "points": {"exterior": [[1, 1]], "interior": []}},
+    ]
+    root = supervisely(tmp_path / "data", objects)
+    expected = 2 * BOX_MASK
+    expected[3, 4:6] = 0
+    expected[5, 10] = expected[6, 9:11] = 1
+    expected[0, :2] = 1
+    found = find_dataset(root)
+    assert (found.layout, found.class_names) == ("Supervisely", {0: "background", 1: "road", 2: "car"})
+    np.testing.assert_array_equal(masks(root)["ds0/img/a".replace("img/", "")], expected)
+    assert "1 shapes of the type point have no area and are left out" in caplog.text
+    supervisely(root, objects, "ds1", tags=[{"name": "val"}])
+    assert {split: [pair.name for pair in pairs] for split, pairs in find_dataset(root).splits.items()} == {
+        "train": ["ds0/a"],
+        "validation": ["ds1/a"],
+    }
+    refused(supervisely(root, [objects[0] | {"classTitle": "cars"}]), "class 'cars' is not in", "(did you mean car?)")
+    refused(supervisely(root, [{"classTitle": "car"}]), "a.jpg.json is no Supervisely annotation: KeyError")
+
+
+def brushes(root, *labels, task=4, annotation=9):
+    for number, (label, area) in enumerate(labels):
+        pixels = np.zeros((HEIGHT, WIDTH), np.uint8)
+        pixels[area] = 255
+        root.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(root / f"task-{task}-annotation-{annotation}-by-1-tag-{label}-{number}.png")
+
+
+def test_label_studio_brushes(tmp_path, caplog):
+    root = tmp_path / "data"
+    save_image(root / "images" / "holiday.jpg")
+    brushes(root / "masks", ("road", np.s_[:4]), ("big car", np.s_[3:6, 2:5]))
+    refused(root, "task 4; export the project as JSON, too")
+    write_json(root / "project.json", [{"id": 4, "data": {"image": "/data/upload/1/0a1b2c3d-holiday.jpg"}}])
+    found = find_dataset(root)
+    assert (found.layout, found.class_names) == ("Label Studio brushes", {0: "background", 1: "big car", 2: "road"})
+    expected = np.zeros((HEIGHT, WIDTH), np.uint8)
+    expected[3:6, 2:5] = 1
+    expected[:4] = 2  # in the order of the files' names
+    np.testing.assert_array_equal(masks(root)["holiday"], expected)
+    brushes(root / "masks", ("road", np.s_[:1]), annotation=12)
+    assert (masks(root)["holiday"] > 0).sum() == WIDTH
+    assert "1 tasks have several annotations, of which the last counts" in caplog.text
+
+
+def test_label_studio_brushes_of_pictures_named_like_tasks(tmp_path):
+    save_image(tmp_path / "4.jpg")
+    brushes(tmp_path, ("road", np.s_[:4]))
+    assert masks(tmp_path)["4"].sum() == 4 * WIDTH
+
+
 # ---- the cache ----
 
 
@@ -539,7 +695,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, cache, monkeypatch):
 
 def test_several_processes_give_the_same(tmp_path):
     root = coco(tmp_path / "data")
-    [pairs] = draw_masks(root, "COCO", tmp_path / "other", num_proc=2)[0].values()
+    [pairs] = draw_masks(Tree(root), "COCO", tmp_path / "other", num_proc=2)[0].values()
     np.testing.assert_array_equal(np.asarray(Image.open(pairs[0].mask)), BOX_MASK)
 
 

@@ -6,11 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
-from factories.datasets import LAYOUT_FILES, save_pair
+from factories.datasets import LAYOUT_FILES, load, save_pair
 
 from cli_utils import UserError
-from data.layouts import LAYOUTS, Pair, detect_layout
-from data.pairing import find_dataset
+from data.layouts import Pair
+from data.pairing import PairingFlags, find_dataset
+from data_utils import LABELS
 
 
 def refused(folder, *parts, **options):
@@ -27,7 +28,7 @@ def test_every_layout_is_found(make_dataset, layout, caplog):
     caplog.set_level(logging.INFO)
     root = make_dataset(layout)
     found = find_dataset(root)
-    assert found.layout == detect_layout(root) == layout
+    assert found.layout == layout
     assert f"has the {layout} layout" in caplog.text
     prefix = "ulm/" if layout == "Cityscapes" else "pictures/" if layout == "metadata" else ""
     expected = {"train": [f"{prefix}train_0", f"{prefix}train_1"]}
@@ -84,7 +85,7 @@ def test_two_possible_suffixes_are_refused(make_dataset):
     for path in list((root / "masks").iterdir()):
         shutil.copy(path, path.with_stem(path.stem + "_mask"))
         path.rename(path.with_stem(path.stem + "_label"))
-    refused(root, "no two have the same name", "train_0_label.bmp")
+    refused(root, "masks with _label at the end", "masks with _mask at the end", "--mask_suffix _mask")
 
 
 def test_orphans_are_left_out_and_counted(make_dataset, caplog):
@@ -95,7 +96,7 @@ def test_orphans_are_left_out_and_counted(make_dataset, caplog):
     found = find_dataset(root)
     assert [pair.name for pair in found.splits["train"]] == ["train_5"]
     assert "train: 5 images without a mask left out: train_0.jpg, train_1.jpg, train_2.jpg and 2 more" in caplog.text
-    assert "validation: 1 masks without an image left out: val_3.png" in caplog.text
+    assert "validation: 1 mask without an image left out: val_3.png" in caplog.text
     assert found.images_alone == [root / "train" / "images" / f"train_{i}.jpg" for i in range(5)]
     assert found.masks_alone == [root / "val" / "masks" / "val_3.png"]
 
@@ -136,9 +137,15 @@ def test_no_known_layout(make_dataset, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "Notes.txt").write_text("")
     (tmp_path / "other" / "pictures").mkdir()
-    refused(tmp_path / "other", "no known layout", "It holds Notes.txt, pictures/", *LAYOUTS.values())
-    root = make_dataset("ADE20K", folder="ADEChallengeData2016")
-    refused(tmp_path, f"did you mean {root}?")
+    refused(tmp_path / "other", "0 images that can be read", "it holds Notes.txt, pictures/")
+    save_pair(tmp_path / "only" / "a.jpg", tmp_path / "b.png", np.zeros((8, 8), np.uint8))
+    refused(tmp_path / "only", "no known layout", "1 picture", "a.jpg", "--images DIR --masks DIR")
+
+
+def test_an_archive_in_a_folder_of_its_own(make_dataset, tmp_path):
+    root = make_dataset("ADE20K", folder="downloads/ADEChallengeData2016")
+    found = find_dataset(tmp_path / "downloads")
+    assert (found.layout, found.folder) == ("ADE20K", root)
 
 
 def test_two_folders_for_a_split(make_dataset):
@@ -156,10 +163,39 @@ def test_two_files_of_one_name(make_dataset, kind):
 
 
 def test_cityscapes_without_training_ids(make_dataset):
-    root = make_dataset("Cityscapes")
-    for path in (root / "gtFine" / "train" / "ulm").iterdir():
-        path.rename(path.with_name(path.name.replace("labelTrainIds", "labelIds")))
-    refused(root, "no *_labelTrainIds.png", "csCreateTrainIdLabelImgs")
+    root = make_dataset("Cityscapes", values=(0, 7, 26))
+    for path in list((root / "gtFine").rglob("*.png")):
+        for other in ("labelIds", "color", "instanceIds"):
+            shutil.copy(path, path.with_name(path.name.replace("labelTrainIds", other)))
+    assert {pair.mask.name[-17:] for pair in find_dataset(root).splits["train"]} == {"labelTrainIds.png"}
+    for path in (root / "gtFine" / "train" / "ulm").glob("*TrainIds.png"):
+        path.unlink()
+    refused(root, "no *_gtFine_labelTrainIds.png", "csCreateTrainIdLabelImgs")
+    for path in (root / "gtFine").rglob("*TrainIds.png"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"--label_map .*cityscapes_label_ids.yaml"):
+        load(root)
+    class_map = load(root, label_map=LABELS / "cityscapes_label_ids.yaml")[1]
+    assert class_map.id2label[13] == "car" and class_map.value_ids[26] == 13
+
+
+def test_the_void_of_camvid_is_named(make_dataset, caplog):
+    root = make_dataset("CamVid", values=(0, 3, 11))
+    load(root)
+    assert "value 11 is void in CamVid: --ignore_values 11" in caplog.text
+    caplog.clear()
+    load(root, ignore_values=[11])
+    assert "void" not in caplog.text
+
+
+def test_class_lists_of_programs(make_dataset, tmp_path):
+    """Found by their names where they hold classes; other files of the name are passed over."""
+    root = make_dataset(values=(0, 1, 2))
+    (root / "config.json").write_text('{"model_type": "segformer"}')
+    (root / "labels.txt").write_text("a caption with \n a caption with \n")
+    assert load(root)[1].id2label == {0: "class_0", 1: "class_1", 2: "class_2"}
+    (root / "train" / "_classes.csv").write_text("Pixel Value, Class\n0, sky\n1, cat\n2, dog\n")
+    assert load(root)[1].id2label == {0: "sky", 1: "cat", 2: "dog"}
 
 
 def test_voc_lists(make_dataset, caplog):
@@ -170,13 +206,17 @@ def test_voc_lists(make_dataset, caplog):
     assert [pair.name for pair in find_dataset(root).splits["train"]] == ["train_1"]
     (root / "SegmentationClass" / "val_0.png").unlink()
     found = find_dataset(root)
-    assert "validation: 1 images without a mask left out: val_0.jpg" in caplog.text
+    assert "validation: 1 image without a mask left out: val_0.jpg" in caplog.text
     assert (found.images_alone, found.masks_alone) == ([root / "JPEGImages" / "val_0.jpg"], [])  # not train_0
     (lists / "val.txt").write_text("val_0\nval_9\n")
-    refused(root, "val.txt names 1 images that are not in JPEGImages: val_9")
+    refused(root, "val.txt names 1 image that is not in JPEGImages: val_9")
+    (lists / "val.txt").rename(lists / "night.txt")
+    (lists / "train.txt").rename(lists / "day.txt")
+    (lists / "trainval.txt").unlink()
+    refused(root, "holds no train.txt, val.txt or test.txt but day.txt, night.txt")
     for file in lists.iterdir():
         file.unlink()
-    refused(root, "holds no train.txt, val.txt or test.txt")
+    assert len(find_dataset(root).splits["train"]) == 3  # no list, so all of them
 
 
 def test_metadata_in_json_lines_for_each_split(make_dataset):
@@ -207,7 +247,8 @@ def test_metadata_mistakes(make_dataset):
     file.write_text(good.replace(",val", ",evening"))
     refused(root, "split 'evening' is none of train, validation, test")
     file.write_text(good.replace("ids/train_1.gif", ""))
-    refused(root, "a row lacks its file_name or mask_file_name", "train_1")
+    found = find_dataset(root)
+    assert len(found.splits["train"]) == 1 and found.images_alone == [root / "pictures" / "train_1.webp"]
     file.write_text(good.replace("mask_file_name", "ground"))
     assert len(find_dataset(root).splits["train"]) == 2  # the only other column with names of files
     refused(root, "--image_column photo: no such column", image_column="photo", label_column="ground")
@@ -221,7 +262,9 @@ def test_metadata_mistakes(make_dataset):
     refused(root, "metadata.jsonl cannot be read")
 
 
-def test_the_first_layout_wins(make_dataset):
+def test_two_layouts_in_a_folder_are_a_choice(make_dataset):
     root = make_dataset("CamVid")
     make_dataset("ADE20K")
-    assert find_dataset(root).layout == "ADE20K"
+    refused(root, "--images images --masks annotations", "--masks '*annot'")
+    found = find_dataset(root, flags=PairingFlags("images", "annotations"))
+    assert {split: len(pairs) for split, pairs in found.splits.items()} == {"train": 2, "validation": 2}

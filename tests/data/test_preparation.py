@@ -580,7 +580,7 @@ def test_order_of_class_lists_and_default_of_reduction(make_dataset, tmp_path, c
     assert resolve(ade, do_reduce_labels=False).do_reduce_labels is False
     cityscapes = resolve(make_dataset("Cityscapes", folder="city"))
     assert (cityscapes.id2label[18], cityscapes.do_reduce_labels) == ("bicycle", False)
-    (ade / "classes.json").write_text(json.dumps(["x"]))
+    (ade / "classes.json").write_text(json.dumps("x"))
     with pytest.raises(UserError, match="classes.json is neither"):
         resolve(ade)
     (ade / "classes.json").write_text(json.dumps({"0": "own", "1": "classes"}))

@@ -1,0 +1,230 @@
+"""Files that say which images and masks there are: tables (`metadata.csv`, `metadata.jsonl`) and lists of a split's
+images (`ImageSets/Segmentation/train.txt`)."""
+
+import csv
+import io
+import json
+import logging
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cli_utils import UserError, count_of, read_text, shorten
+from data.columns import find_columns, has_column
+from data.layouts import Pair, Picture, Tree, standard_split_name
+from data.synonyms import DEFAULT_LISTS, LIST_FOLDERS, NO_FILE, SPLIT_COLUMNS, SPLIT_NAMES
+
+logger = logging.getLogger(__name__)
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+def metadata_files(tree: Tree) -> list[tuple[str, Path]]:
+    """(split, metadata file): one in the folder itself, or one in each split's folder."""
+    return [
+        (tree.places[parts].split or "train", path)
+        for parts, path in tree.named("metadata.csv", "metadata.tsv", "metadata.jsonl")
+        if not parts or (len(parts) == 1 and tree.places[parts].split)
+    ]
+
+
+@dataclass(frozen=True)
+class Table:
+    """splits: pairs of the rows. images_alone, masks_alone: files of rows that lack the other one."""
+
+    splits: dict[str, list[Pair]]
+    images_alone: list[Path] = field(default_factory=list)
+    masks_alone: list[Path] = field(default_factory=list)
+
+
+def read_tables(files: Sequence[tuple[str, Path]], image_column: str | None, label_column: str | None) -> Table | None:
+    """A row names an image and a mask, relative to its file's folder, and may name a split in a column `split`.
+
+    None: the tables name no masks, so they are about something else.
+    """
+    table = Table({})
+    for file_split, file in files:
+        rows = _rows(file)
+        if not rows:
+            raise UserError(f"{file} has no rows")
+        columns = dict.fromkeys((str(name) for row in rows[:20] for name in row), "")
+        # Other columns hold other things than files.
+        usable = [name for name in columns if any(Path(_cell(row, name)).suffix for row in rows)]
+        if label_column is None and image_column is None and not has_column("label", columns) and len(usable) < 2:
+            return None
+        image_key, mask_key = find_columns(columns, usable, image_column, label_column, str(file))
+        _read_rows(table, file, file_split, rows, image_key, mask_key)
+    for split, pairs in table.splits.items():
+        twice = [name for name, count in Counter(pair.name for pair in pairs).items() if count > 1]
+        if twice:
+            raise UserError(f"the metadata of the {split} split names an image more than once: {shorten(twice)}")
+    return table
+
+
+def _read_rows(table: Table, file: Path, file_split: str, rows: list[dict], image_key: str, mask_key: str) -> None:
+    split_key = next((name for name in rows[0] if str(name).strip().lower() in SPLIT_COLUMNS), None)
+    missing, alone = [], defaultdict(list)
+    for row in rows:
+        stated = _cell(row, split_key) if split_key else ""
+        split = standard_split_name(stated) if stated else file_split
+        if split is None:
+            raise UserError(f"{file}: split {stated!r} is none of {', '.join(SPLIT_NAMES)}")
+        cells = {key: _cell(row, key) for key in (image_key, mask_key)}
+        paths = {key: _path(file, cell) for key, cell in cells.items() if cell.lower() not in NO_FILE}
+        missing += [cells[key] for key, path in paths.items() if not path.is_file()]
+        if len(paths) == 2:
+            name = Path(cells[image_key].replace("\\", "/")).with_suffix("").as_posix()
+            table.splits.setdefault(split, []).append(Pair(name, paths[image_key], paths[mask_key]))
+        elif image_key in paths:
+            table.images_alone.append(paths[image_key])
+            alone[split].append(cells[image_key])
+        elif mask_key in paths:
+            table.masks_alone.append(paths[mask_key])
+            alone[split].append(cells[mask_key])
+        else:
+            raise UserError(f"{file}: a row lacks both its {image_key} and its {mask_key}: {row}")
+    if missing:
+        raise UserError(f"{file} names {count_of(len(missing), 'file')} that are not there: {shorten(missing)}")
+    for split, cells in alone.items():
+        rows_said = count_of(len(cells), "row")
+        logger.warning(f"{file}: {rows_said} of the {split} split without a {mask_key} left out: {shorten(cells)}")
+
+
+def _cell(row: dict, key: str) -> str:
+    value = row.get(key)
+    return "" if value is None or isinstance(value, list) else str(value).strip()
+
+
+def _path(file: Path, cell: str) -> Path:
+    path = file.parent / cell
+    return path if path.is_file() or "\\" not in cell else file.parent / cell.replace("\\", "/")
+
+
+def _rows(file: Path) -> list[dict]:
+    text = read_text(file)
+    try:
+        if file.suffix.lower() == ".jsonl":
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            if not all(isinstance(row, dict) for row in rows):
+                raise ValueError("a line is no object {…}")
+            return rows
+        return read_csv(text)
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
+
+
+def read_csv(text: str) -> list[dict]:
+    """Rows of a table with a header, between commas, semicolons or tabs, whichever the header has most of."""
+    head = text.lstrip().partition("\n")[0]
+    delimiter = max(",;\t|", key=head.count)
+    rows = csv.DictReader(io.StringIO(text.lstrip("\ufeff"), newline=""), delimiter=delimiter, skipinitialspace=True)
+    return [
+        {str(key).strip(): value for key, value in row.items() if key is not None}
+        for row in rows
+        if any(value for value in row.values())
+    ]
+
+
+# ---- lists ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ListedImage:
+    """mask: where the list names that as well."""
+
+    image: Picture
+    mask: Picture | None = None
+
+
+def find_lists(tree: Tree) -> dict[str, Path]:
+    """Split → the list of its images; none where there are no lists.
+
+    Raises:
+        UserError: a folder of lists in which none has the name of a split.
+    """
+    lists: dict[str, dict[str, Path]] = defaultdict(dict)
+    for parts, path in tree.named("*.txt"):
+        lists["/".join(parts).lower()][path.stem.lower()] = path
+    for folder in LIST_FOLDERS:
+        there = lists.get(folder.lower(), {})
+        found: dict[str, Path] = {}
+        others = []
+        for stem, path in there.items():
+            split = standard_split_name(stem)
+            if split is None or stem in DEFAULT_LISTS:
+                others.append(path)
+            elif split in found:
+                raise UserError(f"two lists of the {split} split: {found[split]} and {path}; delete one")
+            else:
+                found[split] = path
+        if found:
+            if others and folder:
+                logger.info(f"lists that are not read: {shorten(path.name for path in others)}")
+            return found
+        usual = [path for path in others if path.stem.lower() in DEFAULT_LISTS]
+        if len(usual) == 1 or (len(others) == 1 and folder == LIST_FOLDERS[0]):
+            return {"train": (usual or others)[0]}
+        if folder == LIST_FOLDERS[0] and folder.lower() in lists:
+            names = shorten((path.name for path in others), 8)
+            raise UserError(
+                f"{others[0].parent} holds no train.txt, val.txt or test.txt but {names}: rename the list that "
+                "training shall use to train.txt"
+            )
+    return {}
+
+
+class ListReader:
+    """Finds what the lines of lists name: an image, with or without folders and extension, or image and mask."""
+
+    def __init__(self, tree: Tree, images: Iterable[tuple[Picture, str]], masks: Iterable[Picture]):
+        """images: with their names."""
+        self.images: dict[str, list[Picture]] = defaultdict(list)
+        for picture, name in images:
+            for key in {name, *self._keys(picture)}:
+                self.images[key].append(picture)
+        self.masks: dict[str, list[Picture]] = defaultdict(list)
+        for picture in masks:
+            for key in set(self._keys(picture)):
+                self.masks[key].append(picture)
+
+    @staticmethod
+    def _keys(picture: Picture) -> list[str]:
+        path = "/".join((*picture.parts, picture.stem))
+        return [path, path + picture.path.suffix, picture.stem, picture.path.name]
+
+    def read(self, file: Path) -> tuple[dict[Picture, ListedImage], list[str]]:
+        """What a list names, and lines that name nothing that is there."""
+        found: dict[Picture, ListedImage] = {}
+        missing = []
+        for line in map(str.strip, read_text(file).splitlines()):
+            if not line or line.startswith("#"):
+                continue
+            listed = self._listed(line)
+            if listed is None:
+                missing.append(line)
+            else:
+                found.setdefault(listed.image, listed)
+        return found, missing
+
+    def _listed(self, line: str) -> ListedImage | None:
+        image = self._find(self.images, line)
+        if image is not None:
+            return ListedImage(image)
+        for gap in re.finditer(r"\s*[,;\t]\s*|\s+", line):
+            image = self._find(self.images, line[: gap.start()])
+            mask = self._find(self.masks, line[gap.end() :])
+            if image is not None and mask is not None:
+                return ListedImage(image, mask)
+        return None
+
+    @staticmethod
+    def _find(files: dict[str, list[Picture]], text: str) -> Picture | None:
+        """By the whole path, or without the folders of another machine."""
+        parts = [part for part in text.strip("\"' ").replace("\\", "/").split("/") if part not in ("", ".", "..")]
+        for start in range(len(parts)):
+            hits = files.get("/".join(parts[start:]), [])
+            if len(hits) == 1:
+                return hits[0]
+        return None
