@@ -45,7 +45,7 @@ from data.preparation import annotation_values, undecoded
 from data.preprocessing import EvaluationProtocol
 from data.splitting import split_train
 from data.streaming import NO_CLASS_LIST, open_streams
-from data.synonyms import CLASS_LIST_FILES, COCO_FILES, POSSIBLE_CLASS_LIST_FILES
+from data.synonyms import CLASS_LIST_FILES, KNOWN_VOID, POSSIBLE_CLASS_LIST_FILES, POSSIBLE_COCO_FILES
 from metrics_utils import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
@@ -242,7 +242,11 @@ def find_classes(
     elif data.stream is not None:
         raise UserError(NO_CLASS_LIST)
     else:
-        class_map = _infer_classes(annotation_values(data.splits, cache_dir, num_proc), reduces, ignore_values)
+        values = annotation_values(data.splits, cache_dir, num_proc)
+        void = KNOWN_VOID.get(data.layout)
+        if void in values - {*ignore_values} and max(values - {IGNORE_INDEX}) == void:
+            logger.warning(f"value {void} is void in {data.layout}: --ignore_values {void} if these masks are its own")
+        class_map = _infer_classes(values, reduces, ignore_values)
 
     if mapping is not None:
         named = None
@@ -291,7 +295,7 @@ def _class_list_in(folder: Path, has_names: bool) -> Path | None:
 
     has_names: the annotations name their classes themselves, so files that may belong to them are not looked at.
     """
-    certain = [name for name in CLASS_LIST_FILES if not (has_names and name in COCO_FILES)]
+    certain = [name for name in CLASS_LIST_FILES if not (has_names and name in POSSIBLE_COCO_FILES)]
     found = next((folder / name for name in certain if (folder / name).is_file()), None)
     if found is not None or has_names:
         return found

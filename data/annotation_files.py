@@ -27,7 +27,15 @@ from data.layouts import (
     standard_split_name,
     words_of,
 )
-from data.synonyms import COCO_FILES, IMAGE_EXTENSIONS, SPLIT_NAMES, YOLO_CLASS_FILES, YOLO_FILES
+from data.synonyms import (
+    COCO_FILES,
+    IMAGE_EXTENSIONS,
+    PANOPTIC_FILES,
+    POSSIBLE_COCO_FILES,
+    SPLIT_NAMES,
+    YOLO_CLASS_FILES,
+    YOLO_FILES,
+)
 from metrics_utils import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
@@ -166,31 +174,27 @@ class _CocoFile:
 
 def coco_files(tree: Tree, panoptic: bool = False) -> list[tuple[str, Path]]:
     """(split, annotation file); the split is that which the file's name or its folder's holds, or else train."""
-    usual = tree.named(*(COCO_FILES[:3] if not panoptic else ["panoptic*.json"]))
+    usual = tree.named(*(PANOPTIC_FILES if panoptic else COCO_FILES))
     if not usual:
         images = {(picture.parts, picture.stem) for picture in tree.pictures}
-        others = tree.named("*.json")
-        by_name = [item for item in others if tree.named(*COCO_FILES) and item in tree.named(*COCO_FILES)]
-        looked_at = [item for item in dict.fromkeys([*by_name, *others]) if (item[0], item[1].stem) not in images]
-        keys = ("segments_info",) if panoptic else ("annotations", "images")
-        usual = [item for item in looked_at[:SNIFFED_FILES] if _is_coco(item[1], *keys)]
+        others = dict.fromkeys(item for pattern in POSSIBLE_COCO_FILES for item in tree.named(pattern))
+        looked_at = [(parts, path) for parts, path in others if (parts, path.stem) not in images]
+        usual = [item for item in looked_at[:SNIFFED_FILES] if _is_coco(item[1], panoptic)]
     return [(_split_of_words(path, parts, tree), path) for parts, path in usual]
 
 
-def _is_coco(path: Path, *keys: str) -> bool:
-    if not _begins_with(path, *keys):
+def _is_coco(path: Path, panoptic: bool) -> bool:
+    if not _begins_with(path, "images", "annotations", "categories"):
         return False
     try:
         content = read_json(path)
     except (UserError, OSError):
         return False
-    is_panoptic = "segments_info" in keys
-    return (
-        isinstance(content, dict)
-        and all(isinstance(content.get(key), list) for key in ("images", "annotations", "categories"))
-        and bool(content["annotations"]) >= is_panoptic
-        and all("segments_info" in entry for entry in content["annotations"][:1]) == is_panoptic
-    )
+    if not isinstance(content, dict):
+        return False
+    if not all(isinstance(content.get(key), list) for key in ("images", "annotations", "categories")):
+        return False
+    return any("segments_info" in entry for entry in content["annotations"][:1]) == panoptic
 
 
 def _read_coco(tree: Tree) -> Annotations:

@@ -48,7 +48,7 @@ LAYOUTS = {
     "Supervisely": "meta.json + */img + */ann/*.json",
     "Label Studio brushes": "task-1-annotation-1-by-1-tag-road-0.png and so on, and the images",
 }
-# Which program's file is a mask of one class alone, see `data.exports`.
+# Which program's file is a mask of one class alone, see `data.annotation_files`.
 BRUSH_FILE = re.compile(r"task-(\d+)-annotation-(\d+)-by-(\d+)-tag-(.+)-(\d+)")
 
 

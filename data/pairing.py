@@ -173,7 +173,9 @@ def _find_pairs(root: Path, tree: Tree, flags: PairingFlags) -> tuple[FoundDatas
 
     plain = [side for side in unknown if side.tier == 1]
     candidates = [found for a in images for b in masks for found in candidates_of(a, b, *suffixes)]
-    candidates += [found for side in [*images, *unknown] for found in candidates_of(side, side, *suffixes)]
+    beside = [found for side in [*images, *unknown] for found in candidates_of(side, side, *suffixes)]
+    # A photograph may have such a name, too: `beach_L.jpg` beside `beach.jpg`.
+    candidates += beside if any(suffixes) else told_by_content(beside, names_tell=True)
     if not any(found.matches and found.tier == 0 for found in candidates):
         named = [found for a in unknown for b in masks for found in candidates_of(a, b, *suffixes)]
         # Folders whose names say nothing may hold anything; what has no name but its split's holds the images.
@@ -198,13 +200,12 @@ def _find_pairs(root: Path, tree: Tree, flags: PairingFlags) -> tuple[FoundDatas
     best = best_of(told)
     if best is not None:
         return _assembled(root, tree, best)
-    guessed = [found for found in guesses if found.matches]
+    guessed = [found for found in [*beside, *guesses] if found.matches]
     if guessed and not candidates:
         likely = max(guessed, key=lambda found: len(found.matches))
         raise UserError(
-            f"--dataset_dir {root}: {likely.images.title} and {likely.masks.title} have "
-            f"{count_of(len(likely.matches), 'file')} of the same names, and neither names nor pixels tell the masks; "
-            f"if the second holds them: {likely.flags}"
+            f"--dataset_dir {root}: {likely} would make {count_of(len(likely.matches), 'pair')}, but neither names "
+            f"nor pixels say that these are masks; if they are: {likely.flags}"
         )
     largest = [max(sides, key=lambda side: len(side.entries), default=None) for sides in (images or unknown, masks)]
     raise UserError(_nothing_pairs(root, tree, candidates, *largest))

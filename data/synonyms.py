@@ -105,8 +105,9 @@ PREFERRED_SUFFIXES = ("_gtFine_labelTrainIds", "_gtFine_labelIds", "_gtCoarse_la
 
 # ---- files of exporters ---------------------------------------------------------------------------------------------
 
-COCO_FILES = ("annotations*.json", "instances_*.json", "_annotations.coco.json", "result.json", "labels.json",
-              "coco*.json", "panoptic*.json", "stuff_*.json")  # fmt: skip
+COCO_FILES = ("annotations*.json", "instances_*.json", "_annotations.coco.json")
+PANOPTIC_FILES = ("panoptic*.json",)
+POSSIBLE_COCO_FILES = ("result.json", "labels.json", "coco*.json", "*.json")  # which are looked into, in this order
 YOLO_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 YOLO_CLASS_FILES = ("classes.txt", "obj.names", "predefined_classes.txt")
 # Lists of the images of a split, one a line.
@@ -156,3 +157,4 @@ CLASS_COLUMNS = {
     "b": ("b", "blue"),
 }
 IGNORED_CLASS_NAMES = ("__ignore__",)
+KNOWN_VOID = {"CamVid": 11}  # values that stand for no class where the published data have no list

@@ -222,6 +222,8 @@ def match(
 
     matches, unclear, done = [], [], set()
     for level in (exact, loose, by_name):
+        if len(matches) == min(len(keyed_images), len(keyed_masks)):
+            break
         left, right = defaultdict(list), defaultdict(list)
         for entry, key in keyed_images:
             left[level(entry, key)].append((entry, key))
@@ -398,18 +400,19 @@ def best_of(candidates: Sequence[Candidate]) -> Candidate | None:
 # ---- looking into files ---------------------------------------------------------------------------------------------
 
 
-def told_by_content(candidates: Iterable[Candidate]) -> list[Candidate]:
+def told_by_content(candidates: Iterable[Candidate], names_tell: bool = False) -> list[Candidate]:
     """Of candidates whose names do not say which side holds the masks, those where the files do: few colours in every
-    mask, many in most images."""
-    return [candidate for candidate in candidates if candidate.matches and _looks_right(candidate.matches)]
+    mask and, unless names tell that much, many in most images."""
+    return [found for found in candidates if found.matches and _looks_right(found.matches, names_tell)]
 
 
-def _looks_right(matches: Sequence[Match]) -> bool:
+def _looks_right(matches: Sequence[Match], names_tell: bool = False) -> bool:
     step = max(1, len(matches) // LOOKED_AT)
     looked_at = matches[::step][:LOOKED_AT]
-    few = [_has_few_colors(pair.mask.picture) for pair in looked_at]
+    if not all(_has_few_colors(pair.mask.picture) for pair in looked_at):
+        return False
     many = [_has_few_colors(pair.image.picture) is False for pair in looked_at]
-    return all(few) and sum(many) > len(many) / 2
+    return names_tell or sum(many) > len(many) / 2
 
 
 def _has_few_colors(picture: Picture) -> bool | None:

@@ -163,6 +163,14 @@ def test_two_folders_of_photographs_are_no_pair(tmp_path):
     refused(tmp_path, "left", "right", "--images")
 
 
+def test_a_photograph_with_the_name_of_a_mask(tmp_path):
+    for name in NAMES:
+        photo(tmp_path / f"{name}.jpg", seed=1)
+        photo(tmp_path / f"{name}_L.jpg", seed=2)
+    refused(tmp_path, "neither names nor pixels", "--mask_suffix _L")
+    assert len(pairs_of(tmp_path, mask_suffix="_L")["train"]) == 6
+
+
 def test_flags_alone(tmp_path):
     truth = {f"one/{name}.jpg": f"two/{name}.png" for name in NAMES}
     write_tree(tmp_path, truth)
