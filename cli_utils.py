@@ -18,10 +18,11 @@ import traceback
 import zlib
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import get_origin
 
+import psutil
 import yaml
 from huggingface_hub import constants, get_session, is_offline_mode, set_client_factory
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
@@ -644,6 +645,7 @@ def run_cli(main: Callable) -> None:
     the first wait for their end before they say anything, and one that only lost the connection to another waits
     longer: it has nothing to say.
     """
+    watch_for_the_end_of_others()
     owner, asked, lost = os.getpid(), [], []
 
     def end(signum, frame):
@@ -708,11 +710,46 @@ def _fail_among_others(error: Exception) -> None:
     if report:
         told = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(int(time.time()))}}
         Path(report).write_text(json.dumps({"message": told}), encoding="utf-8")
-    for child in multiprocessing.active_children():  # workers of data loaders
+    _end_at_once(2 if isinstance(error, UserError) else 1)
+
+
+def watch_for_the_end_of_others() -> None:
+    """From now on SIGTERM ends this process at once where it comes because another process of the run has ended.
+
+    Nothing can be saved then, as saving needs all; and a handler of Python's would not run while the main thread waits
+    for the others in a library's code, so that launchers wait for 30 s and then kill. Hence a thread, which is told of
+    signals as they come (`signal.set_wakeup_fd`) and counts the processes that the launcher still has.
+    """
+    expected = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if expected == 1 or threading.current_thread() is not threading.main_thread():
+        return
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while signum := os.read(told, 1):
+            if signum[0] == signal.SIGTERM and _count_processes_of_run() < expected:
+                _end_at_once(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _count_processes_of_run() -> int:
+    """Children of the launcher that are alive, this process among them."""
+    with suppress(psutil.Error):
+        processes = psutil.Process(os.getppid()).children()
+        return sum(process.status() != psutil.STATUS_ZOMBIE for process in processes)
+    return 0  # the launcher itself has ended
+
+
+def _end_at_once(code: int) -> None:
+    """Ends this process and its data loaders' workers without tidying up."""
+    for child in multiprocessing.active_children():
         child.kill()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(2 if isinstance(error, UserError) else 1)
+    os._exit(code)
 
 
 def _start_timer(seconds: float, function: Callable, *args) -> threading.Timer:

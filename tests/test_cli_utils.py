@@ -1,12 +1,17 @@
 """YAML and flags become dataclasses; every mistake names its remedy."""
 
+import subprocess
+import sys
 import traceback
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
 from cli_utils import UserError, parse_arguments, read_text, run_cli
 from data.arguments import ClassArguments, DatasetArguments
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @dataclass
@@ -214,3 +219,74 @@ def test_home_folders_are_found(tmp_path, monkeypatch):
     assert (data.dataset_dir, data.images, data.masks) == ("/home/me/photos", "/home/me/images", "/home/me/masks")
     assert (classes.id2label, classes.merge_classes) == ("/home/me/names.txt", ["~/x=y"])
     assert parse_arguments((DatasetArguments,), ["--mask_suffix", "~old"])[0].mask_suffix == "~old"
+
+
+# ---- several processes ----------------------------------------------------------------------------------------------
+
+# What launchers do: end all when one has failed, and kill what has not ended after 30 s.
+LAUNCHER = """
+import os, subprocess, sys, time
+environment = os.environ | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+processes = [
+    subprocess.Popen([sys.executable, "-c", code], env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+    for rank, code in enumerate(sys.argv[1:])
+]
+while all(process.poll() is None for process in processes):
+    time.sleep(0.05)
+failed = time.monotonic()
+for process in processes:
+    process.terminate()
+for process in processes:
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+print(time.monotonic() - failed, *(process.wait() for process in processes))
+"""
+SAY = "raise UserError('a.png is gone')"
+BUG = "1 / 0"
+# In C, where no handler of Python's runs, as in a library that waits for another process.
+WAIT = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'x', b'y', 200_000_000)"
+LOST = "import time; time.sleep(1); raise RuntimeError('[pair.cc:547] Connection closed by peer [127.0.0.1]:1234')"
+# Both have started, whatever the load of the machine.
+TOGETHER = """
+import os, pathlib, time
+from cli_utils import UserError, run_cli
+def main():
+    here = pathlib.Path({folder!r})
+    (here / os.environ["RANK"]).touch()
+    while len(list(here.iterdir())) < 2:
+        time.sleep(0.01)
+    {body}
+run_cli(main)
+"""
+
+
+CASES = {
+    "in both": (SAY, SAY, "error: a.png is gone"),
+    "in the second": (WAIT, SAY, "error: a.png is gone"),
+    "killed": (WAIT, "os.kill(os.getpid(), 9)", ""),
+    "in the first": (SAY, WAIT, "error: a.png is gone"),
+    "bug": (LOST, BUG, "ZeroDivisionError: division by zero"),
+    "lost": ("os._exit(3)", LOST, ""),
+}
+
+
+@pytest.mark.parametrize("cases", [list(CASES)[:3], pytest.param(list(CASES)[3:], marks=pytest.mark.slow)])
+def test_of_several_processes_the_first_error_is_heard_alone(cases, tmp_path):
+    running = {}
+    for case in cases:
+        (tmp_path / case).mkdir()
+        codes = [TOGETHER.format(folder=str(tmp_path / case), body=body) for body in CASES[case][:2]]
+        command = [sys.executable, "-c", LAUNCHER, *codes]
+        pipe = subprocess.PIPE
+        running[case] = subprocess.Popen(command, cwd=REPOSITORY, stdout=pipe, stderr=pipe, text=True)
+    for case, process in running.items():
+        output, errors = process.communicate(timeout=120)
+        seconds, *codes = output.split()
+        assert float(seconds) < 10 and "0" not in codes, (case, output, errors)
+        expected = CASES[case][2]
+        if case == "bug":
+            assert errors.count("Traceback") == 1 and errors.splitlines()[-1] == expected, (case, errors)
+        else:
+            assert errors.strip() == expected, (case, errors)

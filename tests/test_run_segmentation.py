@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from factories.architectures import backbone_configs
@@ -255,6 +257,44 @@ def test_two_processes_equal_one(flags, run, data, tiny_config, tmp_path):
     assert before.names == after.names == [f"val_{i}" for i in range(5)]
     np.testing.assert_array_equal(before.counts, after.counts)
     np.testing.assert_array_equal(before.boundary, after.boundary)
+
+
+def cut(data, launcher):
+    file = data / "train" / "images" / "train_2.png"
+    file.write_bytes(file.read_bytes()[:100])
+
+
+def kill_one(data, launcher):
+    psutil.Process(launcher.pid).children()[1].kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("fault", [cut, kill_one])
+def test_one_of_two_processes_fails_in_training(flags, tmp_path, fault, workers):
+    """Both end within seconds, the first error on top, and the launcher's traceback is the only one."""
+    data = make_dataset(tmp_path / "data")
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    launch += "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split()
+    launch += ["--main_process_port", "0", str(REPOSITORY / "run_segmentation.py"), *flags, "--do_train"]
+    launch += ["--dataset_dir", str(data), "--num_train_epochs", "5000", "--dataloader_num_workers", workers]
+    process = start([*launch, "--output_dir", str(tmp_path / "out")])
+    deadline = time.monotonic() + 300
+    while newest_checkpoint(tmp_path / "out") is None:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    fault(data, process)
+    begin = time.monotonic()
+    _, errors = process.communicate()
+    assert time.monotonic() - begin < 25 and process.returncode == 1
+    assert errors.count("Traceback (most") == 1, errors[-5000:]
+    before = errors[: errors.index("Traceback")]
+    if fault is cut:
+        assert len(re.findall(r"^error: .*train_2\.png can no longer be read", before, re.M)) == 1, errors[-5000:]
+        assert "train_2.png can no longer be read" in errors.splitlines()[-2]  # and at the launcher's end
+    else:
+        assert "error: " not in before and "SIGKILL" in errors
+    assert newest_checkpoint(tmp_path / "out") is not None
 
 
 @pytest.mark.parametrize(

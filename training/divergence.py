@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedModel
 
-from cli_utils import UserError, one_line, parse_arguments, run_cli, shorten
+from cli_utils import UserError, WriteError, one_line, parse_arguments, run_cli, shorten, written_aside
 from data_utils import names_of_batch
 from models.adapters import encoder_name, freeze_encoder, merged_state_dict
 from models.fused_segformer import fuse_model
@@ -216,7 +216,8 @@ def _save(file: Path, trainer, batches: list[_Seen]) -> bool:
         "losses": list(trainer.losses),
         "class_weights": trainer.class_weights,
         "label_smoothing": trainer.args.label_smoothing_factor,
-        "mixed_precision": trainer.accelerator.mixed_precision,
+        # Half precision that was asked for and that the device does not have is no half precision.
+        "mixed_precision": trainer.accelerator.mixed_precision if trainer.accelerator.native_amp else "no",
         "batches": [
             {
                 "names": names_of_batch(batch.inputs["names"]),
@@ -229,13 +230,11 @@ def _save(file: Path, trainer, batches: list[_Seen]) -> bool:
             for batch in batches
         ],
     }
-    aside = file.with_name(f".{file.name}.partial")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, aside)
-        os.replace(aside, file)
-    except (OSError, RuntimeError) as error:  # torch tells of a full disk with the second
-        logger.error(f"{file} cannot be written: {one_line(error)}")
+        with written_aside(file) as aside:
+            torch.save(content, aside)
+    except WriteError as error:
+        logger.error(str(error))
         return False
     return True
 
