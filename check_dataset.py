@@ -92,7 +92,7 @@ def check(
         unclear = [Finding("classes-unclear", ERROR, str(error), "give the list of classes with --id2label")]
     records = scan(data.splits, class_map, args.max_images, args.num_proc, args.seed, num_channels=data.num_channels)
     splits = {split: len(rows) for split, rows in data.splits.items()}
-    faults = find_faults(records, class_map, args.image_size, complete=len(records) == sum(splits.values()))
+    faults = find_faults(records, class_map, args.image_size, len(records) == sum(splits.values()), data.layout)
     # What is wrong with the values says more than that no classes could be made of them.
     findings = [*([] if any(found.severity == ERROR for found in faults) else unclear), *faults, *orphan_faults(data)]
     pixels = count_class_pixels(records, class_map) if class_map else {}

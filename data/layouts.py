@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from importlib.util import find_spec
 from pathlib import Path
 
 from cli_utils import UserError
@@ -28,8 +29,11 @@ SPLIT_NAMES = {
     "validation": ("validation", "val", "valid", "dev"),
     "test": ("test", "testing"),
 }
-IMAGE_EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
-MASK_EXTENSIONS = {".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".jpg", ".jpeg"}
+
+
+HEIF_EXTENSIONS = {".heic", ".heif"} if find_spec("pillow_heif") else set()  # photos of phones
+MASK_EXTENSIONS = {".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".jpg", ".jpeg", ".jp2", ".j2k", ".jpx"}
+IMAGE_EXTENSIONS = MASK_EXTENSIONS | HEIF_EXTENSIONS
 # What annotation tools append to the image's name.
 MASK_SUFFIXES = ("_mask", "_masks", "_label", "_labels", "_seg", "_segmentation", "_annotation", "_gt", "_L")
 

@@ -170,7 +170,8 @@ def test_coco_to_training_ids(tmp_path):
     assert prepare_dataset(data.splits, class_map)["train"]["class_pixels"] == [[84, 12, 0], [96, 0, 0]]
     class_map = load(root, drop_classes=["background"])[1]
     assert class_map.id2label == {0: "cat", 1: "dog"}
-    assert prepare_dataset(data.splits, class_map)["train"]["class_pixels"] == [[12, 0], [0, 0]]
+    with pytest.raises(UserError, match=r"cat is the only class in the training masks \(ignored: 0\)"):
+        prepare_dataset(data.splits, class_map)
 
 
 def test_masks_of_other_layouts_have_no_annotated_classes(make_dataset):
