@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from checks.clean_copy import check_out_dir, write_clean_copy
-from checks.judge import find_faults, orphan_faults
+from checks.judge import find_faults, orphan_faults, outline_faults
 from checks.records import ERROR, DatasetReport, Finding
 from checks.scan import scan
 from checks.values import count_class_pixels
@@ -89,12 +89,17 @@ def check(
         class_map = find_classes(data, class_args)
     except UserError as error:
         # The files may be right and the classes be what is wrong; then the values tell why.
-        unclear = [Finding("classes-unclear", ERROR, str(error), "give the list of classes with --id2label")]
+        unclear = [Finding("classes-unclear", ERROR, str(error), "mend what it names")]
     records = scan(data.splits, class_map, args.max_images, args.num_proc, args.seed, num_channels=data.num_channels)
     splits = {split: len(rows) for split, rows in data.splits.items()}
     faults = find_faults(records, class_map, args.image_size, len(records) == sum(splits.values()), data.layout)
     # What is wrong with the values says more than that no classes could be made of them.
-    findings = [*([] if any(found.severity == ERROR for found in faults) else unclear), *faults, *orphan_faults(data)]
+    findings = [
+        *([] if any(found.severity == ERROR for found in faults) else unclear),
+        *faults,
+        *outline_faults(data),
+        *orphan_faults(data),
+    ]
     pixels = count_class_pixels(records, class_map) if class_map else {}
     train = pixels.get("train")
     report = DatasetReport(

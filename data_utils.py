@@ -71,6 +71,7 @@ class Data:
             taken by default if the values in the masks look like it, see `find_classes`.
         class_names: value in the masks → class, where the annotations themselves name classes (outlines).
         images_alone, masks_alone: files that are left out as they have no counterpart.
+        hidden: of outlines, "split/name" of an image → objects in it that smaller ones hide entirely.
         folder: where it lies on this disk.
         num_channels: bands of its images.
         stream: with `--streaming`, the training images as {"bytes", "path"} of "image" and "label"; `splits` then has
@@ -86,6 +87,7 @@ class Data:
     masks_alone: list[Path] = field(default_factory=list)
     folder: Path | None = None
     num_channels: int = 3
+    hidden: dict[str, list[str]] = field(default_factory=dict)
     stream: IterableDataset | None = None
 
 
@@ -125,6 +127,7 @@ def load_data(
             found.masks_alone,
             Path(args.dataset_dir),
             num_channels,
+            found.hidden,
         )
     else:
         stream = None

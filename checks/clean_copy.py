@@ -28,7 +28,7 @@ from checks.values import value_faults
 from cli_utils import UserError
 from data.arguments import ClassArguments, DatasetArguments
 from data.classes import ClassMap
-from data.image_files import EXIF_ORIENTATION, StoredFile
+from data.image_files import EXIF_ORIENTATION, Problem, StoredFile
 from data.layouts import IMAGE_EXTENSIONS, MASK_EXTENSIONS
 from data.preparation import decode_pair, undecoded
 from data_utils import Data, find_classes, reduces_labels
@@ -46,18 +46,8 @@ MANY_UNKNOWN = 0.2  # share of the masks
 ORPHANS = {"image-without-mask": "image without a mask", "mask-without-image": "mask without an image"}
 # Of these nothing is left in the copy, and no doubt; all other errors and warnings are named, for a person to look at.
 MENDED = (
-    *(
-        "file-empty",
-        "file-truncated",
-        "file-unreadable",
-        "size-mismatch",
-        "mask-turned",
-        "image-depth",
-        "mask-depth",
-        "file-too-large",
-    ),
-    *("mask-colors", "mask-colors-unknown", "mask-colors-lossy", "mask-values-unknown", "mask-binary-255"),
-    *("mask-photograph", "mask-nodata", "mask-colors-near"),
+    *(problem.value for problem in Problem),
+    *("mask-values-unknown", "mask-binary-255", "mask-nodata", "mask-colors-near"),
     *("exif-mask", *ORPHANS),
 )
 

@@ -138,6 +138,18 @@ def find_faults(
     return sorted(findings, key=lambda found: (ERROR, WARNING, INFO).index(found.severity))
 
 
+def outline_faults(data: Data) -> list[Finding]:
+    """Outlined objects of which no pixel is left."""
+    if not data.hidden:
+        return []
+    worst = sorted(data.hidden, key=lambda key: -len(data.hidden[key]))
+    listed = shorten(f"{' and '.join(data.hidden[key])} in {key}" for key in worst)
+    phrase = "outlined object/objects is/are hidden entirely by smaller ones drawn over it/them"
+    message = f"{count_of(sum(map(len, data.hidden.values())), phrase)}: {listed}"
+    fix = "right if one is in front of the other; else delete the outline that is too much"
+    return [finding("outline-hidden", WARNING, message, fix, worst)]
+
+
 def orphan_faults(data: Data) -> list[Finding]:
     """Images without masks and masks without images, which are left out."""
     severity, fix = WARNING, "add what is missing, or give both the same name"

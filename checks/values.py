@@ -184,6 +184,10 @@ def _is_interpolated(record: ImageRecord, classes: set[int]) -> bool:
 
 def _explain_unknown(values: set[int], unknown: list[int], class_map: ClassMap | None) -> tuple[str, str, str]:
     """Kind, cause and fix for masks with values that belong to no class."""
+    if unknown[-1] < 0:
+        flag, named = " ".join(map(str, unknown)), " and ".join(map(str, unknown))
+        fix = f"--ignore_values {flag} if {named} {agree(len(unknown), 'stands/stand')} for no data or void"
+        return "mask-values-negative", "Ids of classes start from 0; programs write less where nothing is known", fix
     if class_map is None or (unknown[-1] > IGNORE_INDEX and len(unknown) > 2):
         return (
             "mask-instance-ids",

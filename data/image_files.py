@@ -87,6 +87,7 @@ class Problem(str, Enum):
     MASK_DEPTH = "mask-depth"
     TURNED = "mask-turned"
     SIZE = "size-mismatch"
+    FRACTIONS = "mask-fractions"
     COLORS = "mask-colors"
     UNKNOWN_COLORS = "mask-colors-unknown"
     LOSSY_COLORS = "mask-colors-lossy"
@@ -116,8 +117,12 @@ SENTENCES = {
         "mask/masks differs/differ in size from its/their image/images",
         "export again at the size of the image, or resize with nearest neighbour",
     ),
+    Problem.FRACTIONS: (
+        "mask/masks holds/hold fractions instead of class ids",
+        "resample with nearest neighbour and write whole numbers, a class id for each pixel (gdal_translate -ot Byte)",
+    ),
     Problem.COLORS: (
-        "mask/masks holds/hold colours or fractions instead of class ids",
+        "mask/masks holds/hold colours instead of class ids",
         "give the list of classes with their colours: --id2label FILE, a CSV with the columns name,r,g,b or JSON; or "
         "write masks with one channel of integers, a class id for each pixel",
     ),
@@ -207,6 +212,7 @@ class StoredFile(NamedTuple):
                 raise PIL.UnidentifiedImageError
             if pixels > 2 * Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError(f"{pixels} pixels")
+            file.seek(0)
             array = _import_tifffile(f"{bits[0]} bits a pixel").imread(file, key=0)
         if array.ndim != 2 or array.dtype.kind not in "iuf":
             raise ValueError(f"no image but {'x'.join(map(str, array.shape))} numbers of {array.dtype}")
@@ -508,7 +514,7 @@ def _whole_numbers(array: np.ndarray, file: StoredFile) -> np.ndarray:
     fractions = np.unique(numbers[numbers != np.floor(numbers)])
     if len(fractions):
         listed = shorten((f"{number:g}" for number in fractions[:9].tolist()), 4)
-        raise FileProblem(Problem.COLORS, file, f"{file.title} (mode F, fractions such as {listed})")
+        raise FileProblem(Problem.FRACTIONS, file, f"{file.title} ({listed})")
     return numbers.clip(-(2**53), 2**53).astype(np.int64)
 
 

@@ -53,6 +53,7 @@ class FoundDataset:
 
     images_alone, masks_alone: files that are left out as they have no counterpart. Pascal VOC: images that a list
     names and that have no mask. COCO, Labelme and metadata: images beside others that have annotations. YOLO: none.
+    hidden: of outlines, split and name of an image → objects in it that smaller ones hide entirely.
     """
 
     layout: str
@@ -60,6 +61,7 @@ class FoundDataset:
     class_names: dict[int, str] | None = None
     images_alone: list[Path] = field(default_factory=list)
     masks_alone: list[Path] = field(default_factory=list)
+    hidden: dict[str, list[str]] = field(default_factory=dict)
 
 
 def standard_split_name(name: str) -> str | None:

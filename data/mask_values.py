@@ -45,7 +45,7 @@ FEATURES = Features(
     }
 )
 # Problems of masks that keep their classes from being told.
-UNREADABLE_VALUES = (Problem.PHOTO, Problem.LOSSY_COLORS, Problem.COLORS, Problem.MASK_DEPTH)
+UNREADABLE_VALUES = (Problem.PHOTO, Problem.FRACTIONS, Problem.LOSSY_COLORS, Problem.COLORS, Problem.MASK_DEPTH)
 LOSSY = "write masks as PNG files from their source; the loss cannot be undone"
 
 # Values that are no classes but mixtures of them: many that are rare, several of them in each mask; or a great many
@@ -171,7 +171,7 @@ def doubt_values(masks: Sequence[MaskValues]) -> tuple[str, str, str] | None:
     )
     lossy = [mask.key for mask in masks if mask.lossy]
     if lossy and (rare or len(total) > MANY_PER_MASK):
-        which = f"{len(lossy)} of {count_of(len(masks), 'mask/masks')} with lossy compression ({shorten(lossy)})"
+        which = f"{len(lossy)} of {count_of(len(masks), 'mask/masks has/have')} lossy compression ({shorten(lossy)})"
         fix = f"{LOSSY}; or name the values that are classes with --id2label FILE"
         return "mask-lossy", f"{which}: {message}", fix
     many_rare = len(rare) >= max(MIN_RARE, len(total) / 2) and rare_per_mask >= RARE_PER_MASK

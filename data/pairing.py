@@ -57,8 +57,8 @@ def find_dataset(
     elif layout == "Pascal VOC":
         splits = _pair_voc(found, root)
     elif layout in ("COCO", "Labelme", "YOLO"):
-        splits, class_names = draw_masks(root, layout)
-        found = FoundDataset(layout, {}, class_names)
+        splits, class_names, hidden = draw_masks(root, layout)
+        found = FoundDataset(layout, {}, class_names, hidden=hidden)
     elif layout == "images and masks":
         splits = {"train": _pair_folders(found, "train", root / "images", root / "masks")}
     else:

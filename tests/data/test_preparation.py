@@ -195,9 +195,9 @@ TRANSPARENT = np.dstack([np.zeros((8, 12, 3), np.uint8), COLORS[..., 0]])
         (overwrite_mask(np.zeros((8, 11), np.uint8)), THREE, ["1 mask differs", "train_1.png is 11x8, its image"]),
         (overwrite_mask(np.zeros((12, 8), np.uint8)), THREE, ["mask lies sideways", "train_1.png is 8x12, its"]),
         (overwrite_mask(COLORS), THREE,
-         ["colours or fractions", "train_1.png (mode RGB, 96 colours: 0 42 138,", "--id2label"]),
-        (overwrite_mask(TRANSPARENT), THREE, ["colours or fractions", "train_1.png (mode RGBA, 1 colour: 0 0 0)"]),
-        (overwrite_mask(np.zeros((8, 12), np.float32), ".tif"), THREE, ["train_1.tif (mode F)"]),
+         ["colours instead", "train_1.png (mode RGB, 96 colours: 0 42 138,", "--id2label"]),
+        (overwrite_mask(TRANSPARENT), THREE, ["colours instead", "train_1.png (mode RGBA, 1 colour: 0 0 0)"]),
+        (overwrite_mask(np.full((8, 12), 0.5, np.float32), ".tif"), THREE, ["holds fractions", "train_1.tif (0.5)"]),
         # Values beyond the class list, and why.
         (every_mask([1, 2, 3]), THREE, ["all 4 masks hold values that belong to no class", "train_0 has 3",
                                         "0 to 2 are classes", "count from 1: --do_reduce_labels"]),
@@ -492,7 +492,7 @@ def test_colors_without_a_list_of_classes(make_dataset):
     with pytest.raises(UserError) as caught:
         resolve(root)
     colors = "3 colours: 0 100 0, 128 64 128, 128 128 128"
-    assert "[mask-colors] 4 masks hold colours or fractions instead of class ids: train/train_0" in str(caught.value)
+    assert "[mask-colors] 4 masks hold colours instead of class ids: train/train_0" in str(caught.value)
     assert f"train_0.png (mode RGB, {colors}), " in str(caught.value)
     assert "give the list of classes with their colours: --id2label FILE" in str(caught.value)
     noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
