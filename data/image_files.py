@@ -199,7 +199,7 @@ class StoredFile(NamedTuple):
                     image.load()
             except PIL.UnidentifiedImageError:
                 image = self._open_wide_tiff()
-            return _with_nodata(image)
+            return _as_written(image)
         except Exception as error:  # a decoder may raise anything on a damaged file
             raise self.unreadable(error) from None
 
@@ -333,9 +333,20 @@ def _jpeg_2000_segments(file: BinaryIO) -> dict[int, bytes]:
     return segments
 
 
-def _with_nodata(image: Image.Image) -> Image.Image:
-    """Of a TIFF file, `info["nodata"]` is the value that it states for pixels of which nothing is known, or None; and
-    pixels of 8 bits with a sign keep theirs."""
+def _as_written(image: Image.Image) -> Image.Image:
+    """Numbers as they were before they were stored.
+
+    Of a TIFF file, `info["nodata"]` is the value that it states for pixels of which nothing is known, or None, and
+    pixels of 8 bits with a sign keep theirs. GIF knows no grey: writers number the levels that occur, in every file
+    anew, and keep the levels themselves in the palette.
+    """
+    if image.format == "GIF" and image.mode == "P":
+        used = np.unique(np.asarray(image))
+        stored = np.zeros((256, 3), np.uint8)
+        palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        stored[: len(palette)] = palette
+        if (stored[used] == stored[used, :1]).all():
+            image = Image.fromarray(stored[:, 0][np.asarray(image)])
     tags = getattr(image, "tag_v2", {})
     nodata = tags.get(GDAL_NODATA, image.info.get("nodata"))
     if image.mode == "L" and np.all(tags.get(TIFF_SAMPLE_FORMAT, 1) == np.array(2)):

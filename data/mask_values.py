@@ -213,7 +213,9 @@ def _is_ade20k(pixels: Counter) -> bool:
     """Ids 1 to 150 are sorted by how much they cover, so most pixels have one of the first 50."""
     del pixels[0]
     values = sorted(pixels)
-    if len(values) < 6 or values[0] < 0 or not 50 <= values[-1] <= 150 or math.gcd(*values) > 1:
+    if len(values) < 6 or values[0] < 0 or not 50 <= values[-1] <= 150:
+        return False
+    if math.gcd(*(value - values[0] for value in values)) > 1:  # equal steps, as of ids spread out to be seen
         return False
     has_gaps = len(values) < 0.8 * values[-1]
     common = sum(count for value, count in pixels.items() if value <= 50)
