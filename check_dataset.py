@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from checks.clean_copy import check_out_dir, write_clean_copy
-from checks.judge import find_faults, orphan_faults, unread_faults
+from checks.judge import find_faults, orphan_faults, outline_faults, unread_faults
 from checks.records import ERROR, DatasetReport, Finding, by_cost
 from checks.scan import scan
 from checks.values import count_class_pixels
@@ -125,10 +125,10 @@ def check(
         unclear = [Finding("classes-unclear", ERROR, str(error), fix)]
     records = scan(data.splits, class_map, args.max_images, args.num_proc, args.seed, num_channels=data.num_channels)
     splits = {split: len(rows) for split, rows in data.splits.items()}
-    faults = find_faults(records, class_map, args.image_size, complete=len(records) == sum(splits.values()))
+    faults = find_faults(records, class_map, args.image_size, len(records) == sum(splits.values()), data.layout)
     # What is wrong with the values says more than that no classes could be made of them.
     unclear = [] if any(found.severity == ERROR for found in faults) else unclear
-    findings = by_cost([*unclear, *faults, *orphan_faults(data), *unread_faults(data)])
+    findings = by_cost([*unclear, *faults, *outline_faults(data), *orphan_faults(data), *unread_faults(data)])
     pixels = count_class_pixels(records, class_map) if class_map else {}
     train = pixels.get("train")
     report = DatasetReport(

@@ -17,6 +17,7 @@ import time
 import traceback
 import zlib
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +31,7 @@ from transformers import HfArgumentParser
 
 # What HfArgumentParser takes for the value of a switch.
 TRUTH_VALUES = {"yes", "true", "t", "y", "1", "no", "false", "f", "n", "0"}
+MAX_ALIASES = 20  # in a YAML file, as each may double its length
 CONNECT_SECONDS = 5  # within which a network answers
 # Characters that move a terminal's cursor, colour it, break lines or turn the direction of what follows, and bytes of
 # file names that are no UTF-8.
@@ -260,7 +262,7 @@ def shorten(names: Iterable[str], shown: int = 3) -> str:
 def count_of(count: int, phrase: str) -> str:
     """ "1 mask differs", "3 masks differ" for the phrase "mask/masks differs/differ"; "3 masks" for "mask"."""
     plural = phrase if "/" in phrase else f"{phrase}/{phrase}s"
-    return f"{count} {agree(count, plural)}"
+    return f"{count:,} {agree(count, plural)}"
 
 
 def agree(count: int, phrase: str) -> str:
@@ -302,6 +304,54 @@ def one_line(error: BaseException) -> str:
     name, lines = type(error).__name__, str(error).strip().splitlines()
     says_little = not lines or isinstance(error, LookupError)  # KeyError: 'name'
     return ": ".join([name, *lines[:1]]) if says_little or type(error).__module__ != "builtins" else lines[0]
+
+
+def parse_json(text: str):
+    """`json.loads` for what people write: raises ValueError, and nothing else, also for a key that comes twice and for
+    brackets nested too deep."""
+
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+            raise ValueError(f"the key {twice!r} comes twice")
+        return content
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except RecursionError:
+        raise ValueError("brackets are nested too deep") from None
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """Without tags that make objects, and without what makes a short file long or hides a line."""
+
+    aliases = 0
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            self.aliases += 1
+            if self.aliases > MAX_ALIASES:
+                raise yaml.YAMLError(f"more than {MAX_ALIASES} references (*name) to other lines")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        keys = [repr(self.construct_object(key, deep=True)) for key, _ in node.value if key.value != "<<"]
+        twice = [key for key, count in Counter(keys).items() if count > 1]
+        if twice:
+            raise yaml.YAMLError(f"the key {twice[0]} comes twice, from line {node.start_mark.line + 1} on")
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str):
+    """`yaml.safe_load`, which raises ValueError, and nothing else, also for a key that comes twice, for references
+    that would make a short file long, and for brackets nested too deep."""
+    try:
+        return yaml.load(text, Loader=_YamlLoader)
+    except RecursionError:
+        raise ValueError("brackets are nested too deep") from None
+    except (yaml.YAMLError, TypeError, AttributeError, LookupError, OverflowError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
 
 
 def check_positive(args, *names: str) -> None:
@@ -508,10 +558,12 @@ def _config_tokens(argv: list[str], known: set[str]) -> list[tuple[str, list[str
     if file is None:
         return []
     try:
-        content = yaml.safe_load(read_text(Path(file).expanduser())) or {}
+        content = parse_yaml(read_text(Path(file).expanduser())) or {}
     except FileNotFoundError:
         raise UserError(f"--config {file}: no such file") from None
-    except (OSError, yaml.YAMLError) as error:
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
         raise UserError(f"--config {file} cannot be read as YAML: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"--config {file} must hold `key: value` lines, not a {type(content).__name__}")

@@ -36,12 +36,14 @@ from data.classes import (
     map_classes,
     read_class_list,
     read_label_mapping,
+    two_class_map,
 )
 from data.hub_datasets import class_list_folder, load_through_datasets, standard_columns, standard_splits
 from data.image_files import StoredFile, decode_image, rgb_view
-from data.layouts import visible_files
+from data.layouts import Pair, visible_files
+from data.mask_values import SAMPLE, annotation_values, are_binary, looks_published, read_mask_values
 from data.pairing import PairingFlags, find_dataset
-from data.preparation import annotation_values, undecoded
+from data.preparation import undecoded
 from data.preprocessing import EvaluationProtocol
 from data.splitting import split_train
 from data.streaming import NO_CLASS_LIST, open_streams
@@ -69,9 +71,11 @@ class Data:
         splits: "train", "validation", "test", those that are there, with the columns "image" (PIL RGB, upright,
             decoded when read), "label" (PIL, as in the file) and "name" (unique in its split, without extension).
         layout: a key of `data.layouts.LAYOUTS`, or `HUB_LAYOUT`.
-        published: the key of `PUBLISHED` whose classes and label reduction are taken for it by default, if any.
+        published: the key of `PUBLISHED` that its folders or its name speak of. Its classes and label reduction are
+            taken by default if the values in the masks look like it, see `find_classes`.
         class_names: value in the masks → class, where the annotations themselves name classes (outlines).
         images_alone, masks_alone: files that are left out as they have no counterpart.
+        hidden: of outlines, "split/name" of an image → objects in it that smaller ones hide entirely.
         unread: files beside them that are pictures of kinds that are not read.
         folder: where it lies on this disk; of a Hub dataset, the cached part of its repository if it has a class list.
         num_channels: bands of its images.
@@ -89,6 +93,7 @@ class Data:
     masks_alone: list[Path] = field(default_factory=list)
     folder: Path | None = None
     num_channels: int = 3
+    hidden: dict[str, list[str]] = field(default_factory=dict)
     stream: IterableDataset | None = None
     left_out: tuple[str, ...] = ()
     unread: list[Path] = field(default_factory=list)
@@ -140,6 +145,7 @@ def load_data(
             found.masks_alone,
             found.folder,
             num_channels,
+            hidden=found.hidden,
             left_out=tuple(found.left_out),
             unread=found.unread,
         )
@@ -177,7 +183,7 @@ def load_segmentation_dataset(
     return load_data(DatasetArguments(**flags), seed, split_file, token, cache_dir=cache_dir).splits
 
 
-def _dataset_of_pairs(pairs) -> Dataset:
+def _dataset_of_pairs(pairs: list[Pair]) -> Dataset:
     odd = [path for pair in pairs for path in (pair.image, pair.mask) if not _is_utf8(str(path.absolute()))]
     if odd:
         raise UserError(
@@ -214,28 +220,34 @@ def find_classes(
 
     The class list is, in this order: that of `--id2label`; one of `CLASS_LIST_FILES` in the dataset's folder or Hub
     repository; the names in annotations that outline objects, which a file must not contradict; that of the published
-    dataset it is taken for; else the values that occur in the masks, each called `class_` and its value. A value that
-    never occurs is then no class and gets no id.
+    dataset whose folders it has, if the masks look like it too; else the values that occur in the masks, each called
+    `class_` and its value. A value that never occurs is then no class and gets no id. Where all masks hold 0 and 255
+    alone, 255 is the second of two classes.
 
     Args:
-        data: of `load_data`; masks are read only where the classes come from them.
+        data: of `load_data`; masks are read only where the classes come from them, or a sample of them where the
+            folders are those of a published dataset or there are two classes.
         args: `do_reduce_labels` None means on for ADE20K, else off; see `data.classes.edit_classes` for merged and
             dropped classes and `data.classes.map_classes` for a label map, whose training ids `id2label` names.
         cache_dir, num_proc: as for `prepare_dataset`.
 
     Raises:
-        UserError: class lists that cannot be read or do not fit, or nothing that stands for a class.
+        UserError: class lists that cannot be read or do not fit, nothing that stands for a class, or folders of a
+            published dataset with masks that may be anything.
     """
-    reduces = args.do_reduce_labels
-    reason = "asked for" if reduces is not None else f"default for {data.published or data.layout}"
-    if reduces is None:
-        reduces = data.published == "ADE20K"
-    logger.info(f"label reduction (raw 0 ignored, others down by one): {'on' if reduces else 'off'}, {reason}")
     mapping = read_label_mapping(args.label_map) if args.label_map else None
+    data, reduces, reason = _settle_published(data, args, mapping, cache_dir, num_proc)
+    logger.info(f"label reduction (raw 0 ignored, others down by one): {'on' if reduces else 'off'}, {reason}")
 
     classes = _known_classes(data, args.id2label, reduces, mapping)
     ignore_values = tuple(args.ignore_values)
-    if classes:
+    may_be_binary = (
+        mapping is None and data.stream is None and not reduces and not {0, IGNORE_INDEX} & {*ignore_values}
+    )
+    if classes and [*classes[0]] == [0, 1] and may_be_binary and _is_binary(data.splits, cache_dir, num_proc):
+        logger.info(f"all masks hold the values 0 and 255 alone: 255 is {classes[0][1]} and not ignored")
+        class_map = two_class_map(classes, ignore_values)
+    elif classes:
         class_map = class_map_of_list(*classes, reduces, ignore_values)
     elif mapping is not None:
         class_map = None
@@ -246,7 +258,7 @@ def find_classes(
         void = KNOWN_VOID.get(data.layout)
         if void in values - {*ignore_values} and max(values - {IGNORE_INDEX}) == void:
             logger.warning(f"value {void} is void in {data.layout}: --ignore_values {void} if these masks are its own")
-        class_map = _infer_classes(values, reduces, ignore_values)
+        class_map = _infer_classes(values, reduces, ignore_values, may_be_binary)
 
     if mapping is not None:
         named = None
@@ -258,11 +270,76 @@ def find_classes(
     return class_map
 
 
+def _is_binary(splits: DatasetDict, cache_dir, num_proc) -> bool:
+    """Whether all masks hold 0 and 255 alone. They are all read only if a few do."""
+    few = read_mask_values(splits, cache_dir, num_proc, sample=20)
+    may_be = set().union(*(mask.pixels for mask in few)) <= {0, IGNORE_INDEX}
+    return may_be and are_binary(read_mask_values(splits, cache_dir, num_proc))
+
+
+def reduces_labels(data: Data, args: ClassArguments) -> bool:
+    """Whether labels are to be reduced, as `find_classes` decides it."""
+    mapping = read_label_mapping(args.label_map) if args.label_map else None
+    return _settle_published(data, args, mapping, None, None)[1]
+
+
+def _settle_published(
+    data: Data, args: ClassArguments, mapping: dict | None, cache_dir, num_proc
+) -> tuple[Data, bool, str]:
+    """The data, with `published` None where it is not to be taken for that; whether to reduce labels, and why.
+
+    The folders of a dataset say how its files lie, and not what their values mean: somebody's masks of 0 and 1 in the
+    folders of ADE20K would be reduced to a single class, "wall", and score 1.0.
+    """
+    asked, published = args.do_reduce_labels, data.published
+    default = published == "ADE20K"
+    reduces = default if asked is None else asked
+    reason = "asked for" if asked is not None else f"default for {published or data.layout}"
+    by_value = mapping is not None and not any(isinstance(key, str) for key in mapping)
+    own_list = _class_list_file(data, args.id2label)
+    if published is None or data.stream is not None or (by_value and own_list is None and asked is None):
+        return replace(data, published=None if by_value else published), reduces, reason
+    masks = read_mask_values(data.splits, cache_dir, num_proc, SAMPLE)
+    if looks_published(published, masks, shift=int(default and not reduces)):
+        return data, reduces, reason
+    other = replace(data, published=None)
+    if own_list is not None and (not default or asked is not None):
+        return other, reduces, reason
+    values = sorted(set().union(*(mask.pixels for mask in masks)) - {IGNORE_INDEX})
+    found = f"{data.source} has the folders of {published}, but the masks do not look like it: they hold "
+    found += f"{shorten(map(str, values), 8)}"
+    file = f"labels/{PUBLISHED[published].name}"
+    if own_list is not None:
+        ids = sorted(read_class_list(own_list)[0].keys() - {IGNORE_INDEX})
+        count = len(ids)
+        if ids != list(range(count)):
+            return other, False, f"the ids in {own_list} are values in masks"
+        if values and values[-1] >= count:  # without reduction it would belong to no class
+            return other, True, f"default for {published}; {count_of(count, 'class/classes')} in {own_list}"
+        raise UserError(
+            f"{found}, and {own_list} names {count_of(count, 'class/classes')}. Say what 0 is: --no_do_reduce_labels "
+            "if it is the first class, --do_reduce_labels if it is unlabelled and classes count from 1"
+        )
+    if default and asked is not None:
+        return other, reduces, reason
+    own = "--no_do_reduce_labels --id2label FILE" if default else "--id2label FILE"
+    theirs = f"--do_reduce_labels --id2label {file}" if default else f"--id2label {file}"
+    raise UserError(
+        f"{found}. Say which classes they are: {own} for classes of your own{', 0 being the first' * default}; "
+        f"{theirs} if they are those of {published} all the same"
+    )
+
+
+def _class_list_file(data: Data, id2label_file: str | None) -> str | Path | None:
+    """That of the flag, or one in the dataset's folder."""
+    return id2label_file or (_class_list_in(data.folder, bool(data.class_names)) if data.folder else None)
+
+
 def _known_classes(
     data: Data, id2label_file: str | None, reduces: bool, mapping: dict | None
 ) -> tuple[dict[int, str], list[list[int]] | None] | None:
     """Names and colours by training id, from the first place that has them; None where none has."""
-    file = id2label_file or (_class_list_in(data.folder, bool(data.class_names)) if data.folder else None)
+    file = _class_list_file(data, id2label_file)
     first = int(reduces)
     own = {value - first: name for value, name in (data.class_names or {}).items() if value >= first}
     if own and file is None:
@@ -312,16 +389,21 @@ def _class_list_in(folder: Path, has_names: bool) -> Path | None:
     return None
 
 
-def _infer_classes(values: set[int], do_reduce_labels: bool, ignore_values: tuple[int, ...]) -> ClassMap:
-    """One class for each value that occurs."""
+def _infer_classes(
+    values: set[int], do_reduce_labels: bool, ignore_values: tuple[int, ...], may_be_binary: bool = False
+) -> ClassMap:
+    """One class for each value that occurs. may_be_binary: nothing speaks against 255 as a class."""
+    if values == {0, IGNORE_INDEX} and may_be_binary:
+        logger.info("all masks hold the values 0 and 255 alone: 255 is a class and not ignored; --id2label names both")
+        return two_class_map(ignore_values=ignore_values)
     classes = sorted(values - {IGNORE_INDEX, *ignore_values} - ({0} if do_reduce_labels else set()))
     if not classes:
         raise UserError("no mask holds a value that stands for a class, so there is nothing to learn")
     listed = shorten(map(str, classes), 20)
     if classes[0] < 0 or classes[-1] >= MAX_LABELS:
         raise UserError(
-            f"the masks hold the values {listed}; class ids are 0 to {MAX_LABELS - 1}. "
-            "If some stand for no class, name them with --ignore_values"
+            f"the masks hold the values {listed}; class ids are 0 to {MAX_LABELS - 1}. If some stand for no class, "
+            f"name them: --ignore_values {' '.join(str(v) for v in classes if not 0 <= v < MAX_LABELS)[:60]}"
         )
     logger.info(
         f"no class list was given: classes are named after the values in the masks ({listed}); "

@@ -23,16 +23,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import datasets
+import numpy as np
 import torch
 import transformers
 from datasets import Dataset, DatasetDict
 from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 
 from checks.judge import judge_example, prepare_and_judge, prepare_dataset
+from checks.values import MOSTLY_IGNORED
 from cli_utils import UserError, run_cli, set_up_logging, written_aside, written_together
 from data.augmentation import TrainTransform
 from data.class_weights import find_class_weights
 from data.classes import ClassMap
+from data.image_files import share_of
 from data.output_paths import refuse_inputs
 from data.preprocessing import num_channels_of
 from data.streaming import StreamingDataset
@@ -209,7 +212,7 @@ def prepare(data: Data, class_map: ClassMap, args: Arguments) -> DatasetDict:
     """Prepares the data and judges it; raises UserError for what is wrong with it."""
     if args.training.do_train and data.stream is None:
         image_size, check_data = args.evaluation.image_size, args.run.check_data
-        dataset = prepare_and_judge(data.splits, class_map, image_size, data.num_channels, check_data)
+        dataset = prepare_and_judge(data.splits, class_map, image_size, data.num_channels, check_data, data.layout)
     else:
         dataset = prepare_dataset(data.splits, class_map, num_channels=data.num_channels)
     if class_map.num_labels == 1:
@@ -337,11 +340,20 @@ def evaluate(trainer: SegmentationTrainer, class_map: ClassMap, output_dir: Path
     if trainer.is_world_process_zero():
         class_names = [name for _, name in sorted(class_map.id2label.items())]
         names = trainer.eval_dataset.split["name"]
+        log_ignored(statistics.confusion_matrix, trainer.eval_dataset.split)
         with written_together(output_dir) as folder:
             save_confusion(folder, statistics.confusion_matrix, class_map.id2label)
             save_per_image(folder, names, statistics.counts, statistics.boundary, class_names)
         logger.info(f"\n{per_category_table(statistics.confusion_matrix, class_map.id2label)}")
     return metrics
+
+
+def log_ignored(confusion_matrix: np.ndarray, split: Dataset) -> None:
+    """Says which share of the pixels the scores are silent about; loudly if it is most of them."""
+    total = int(np.multiply(split["height"], split["width"], dtype=np.int64).sum())
+    ignored = total - int(confusion_matrix.sum())
+    level = logging.WARNING if ignored >= MOSTLY_IGNORED * total else logging.INFO
+    logger.log(level, f"{share_of(ignored, total)} of the pixels evaluated are ignored and count in no score")
 
 
 def evaluate_on_train(trainer: SegmentationTrainer, split: Dataset) -> dict[str, float]:

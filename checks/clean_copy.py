@@ -30,11 +30,11 @@ from checks.values import value_faults
 from cli_utils import UserError, shorten
 from data.arguments import ClassArguments, DatasetArguments
 from data.classes import ClassMap
-from data.image_files import EXIF_ORIENTATION, StoredFile
+from data.image_files import EXIF_ORIENTATION, Problem, StoredFile
 from data.output_paths import check_writable, output_names
 from data.preparation import decode_pair, undecoded
 from data.synonyms import IMAGE_EXTENSIONS, MASK_EXTENSIONS
-from data_utils import Data, find_classes
+from data_utils import Data, find_classes, reduces_labels
 from metrics_utils import IGNORE_INDEX, csv_text
 
 FOLDERS = {"train": "train", "validation": "val", "test": "test"}
@@ -49,8 +49,8 @@ MANY_UNKNOWN = 0.2  # share of the masks
 ORPHANS = {"image-without-mask": "image without a mask", "mask-without-image": "mask without an image"}
 # Of these nothing is left in the copy, and no doubt; all other errors and warnings are named, for a person to look at.
 MENDED = (
-    *("file-empty", "file-truncated", "file-unreadable", "size-mismatch", "mask-turned", "image-depth"),
-    *("mask-colors", "mask-colors-unknown", "mask-colors-lossy", "mask-values-unknown", "mask-binary-255"),
+    *(problem.value for problem in Problem),
+    *("mask-values-unknown", "mask-binary-255", "mask-nodata", "mask-colors-near"),
     *("exif-mask", *ORPHANS),
 )
 
@@ -165,7 +165,7 @@ def write_clean_copy(
             reasons = shorten(dict.fromkeys(row.left_out for row in rows))
             raise UserError(f"--fix: none of {len(rows)} pairs can be used: {reasons}")
         _write_report(aside / REPORT, rows, report)
-        has_classes = _save_classes(aside / CLASSES, data, class_args)
+        has_classes = _save_classes(aside / CLASSES, data, class_args, binary)
     flags = _flags(out, data, dataset_args, class_args)
     return CleanCopy(flags, _summary(out, rows, report, has_classes, flags))
 
@@ -245,6 +245,8 @@ def _write_pair(
         pixels += int((ids == IGNORE_INDEX).sum())
         ids = (ids == IGNORE_INDEX).astype(np.uint8)
         changed.append("mask of 0 and 255 written with 0 and 1")
+    void = ids < 0 if class_map is None else np.isin(ids, _ignored(class_map)) & ((ids < 0) | (ids > 65535))
+    ids = np.where(void, IGNORE_INDEX, ids.astype(np.int64))
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high > 65535:
         raise _LeaveOut(f"values: {low} to {high} do not fit into a PNG")
@@ -261,6 +263,10 @@ def _write_pair(
     (folder / "images" / image_file).write_bytes(content)
     Image.fromarray(ids).save(folder / "masks" / f"{target}.png")
     return _Fixed(record.split, record.name, tuple(changed), pixels)
+
+
+def _ignored(class_map: ClassMap) -> list[int]:
+    return [value for value, i in class_map.value_ids.items() if i == IGNORE_INDEX]
 
 
 def _check_strays(ids: np.ndarray, strays: np.ndarray, record: ImageRecord, class_map: ClassMap | None) -> None:
@@ -333,7 +339,7 @@ def _image_to_write(image: StoredFile, record: ImageRecord, target: str, num_cha
 # ---- what goes with it ----------------------------------------------------------------------------------------------
 
 
-def _save_classes(file: Path, data: Data, args: ClassArguments) -> bool:
+def _save_classes(file: Path, data: Data, args: ClassArguments, binary: bool) -> bool:
     """Writes the list of classes before any was merged or dropped, as flags do that to the copy too."""
     if args.label_map and args.id2label:  # the list then names the classes of the map; the flag stays
         return False
@@ -341,7 +347,7 @@ def _save_classes(file: Path, data: Data, args: ClassArguments) -> bool:
         classes = find_classes(data, replace(args, merge_classes=[], drop_classes=[], label_map=None))
     except UserError:  # from the values of the source's masks no classes can be told; from those of the copy they can
         return False
-    if classes.raw_to_id is not None:  # values with gaps, which training finds in the copy as well
+    if classes.raw_to_id is not None and not binary:  # values with gaps, which training finds in the copy as well
         return False
     classes.save(file)
     return True
@@ -349,9 +355,7 @@ def _save_classes(file: Path, data: Data, args: ClassArguments) -> bool:
 
 def _flags(out: Path, data: Data, dataset_args: DatasetArguments, class_args: ClassArguments) -> list[str]:
     """The flags of the source, but for those of which the copy has no need."""
-    reduce = class_args.do_reduce_labels
-    if reduce is None:  # the source's default, which is not the copy's
-        reduce = data.published == "ADE20K"
+    reduce = reduces_labels(data, class_args)  # the source's default, which is not the copy's
     flags = ["--dataset_dir", str(out)] + ["--do_reduce_labels"] * reduce
     for name in ("ignore_values", "merge_classes", "drop_classes"):
         if getattr(class_args, name):

@@ -19,10 +19,10 @@ from checks.duplicates import duplicate_faults
 from checks.records import CLEAN_COPY, ERROR, INFO, WARNING, Finding, ImageRecord, finding
 from checks.scan import scan_sample
 from checks.storage import exif_faults, file_faults, image_faults, mask_form_faults
-from checks.values import class_faults, presence_faults, split_faults, value_faults
+from checks.values import BINARY_MASKS, class_faults, presence_faults, split_faults, value_faults, void_faults
 from cli_utils import UserError, count_of, shorten
 from data.classes import ClassMap
-from data.preparation import BINARY_MASKS, PairRecord, prepare_pairs
+from data.preparation import PairRecord, prepare_pairs
 from data.unread import describe_unread
 from data_utils import Data
 
@@ -41,6 +41,7 @@ def prepare_and_judge(
     seed: int = 0,
     cache_dir: str | os.PathLike | None = None,
     num_proc: int | None = None,
+    layout: str | None = None,
 ) -> DatasetDict:
     """Looks closely at a seeded sample, prepares all pairs, each decoded once, and judges them.
 
@@ -49,6 +50,7 @@ def prepare_and_judge(
         image_size: short side in training, in pixels; None: images are not judged by it.
         check_data: False: no close look, and nothing said but errors.
         cache_dir, num_proc, num_channels: as for `data.preparation.prepare_pairs`.
+        layout: of `data_utils.Data`.
 
     Returns:
         Columns "image" (as it was), "label" (PIL L of training ids, upright like the image), "name", "height" and
@@ -61,12 +63,12 @@ def prepare_and_judge(
     if check_data:
         sample, known = scan_sample(splits, class_map, QUICK_SAMPLE, seed, num_channels)
         complete = len(sample) == sum(len(rows) for rows in splits.values())
-        findings = find_faults(sample, class_map, image_size, complete)
+        findings = find_faults(sample, class_map, image_size, complete, layout)
         raise_on_errors([found for found in findings if found.severity == ERROR], ALL_OF_IT)
     prepared, records = prepare_pairs(splits, class_map, cache_dir, num_proc, num_channels, known)
     looked_at = {record.key: record for record in sample}
     records = [looked_at.get(record.key) or ImageRecord(**vars(record)) for record in records]
-    findings = find_faults(records, class_map, image_size)
+    findings = find_faults(records, class_map, image_size, layout=layout)
     raise_on_errors([found for found in findings if check_data or found.severity == ERROR], ALL_OF_IT)
     return prepared
 
@@ -102,7 +104,11 @@ def raise_on_errors(findings: Sequence[Finding], all_of_it: str = "") -> None:
 
 
 def find_faults(
-    records: Sequence[ImageRecord], class_map: ClassMap | None, image_size: int | None = None, complete: bool = True
+    records: Sequence[ImageRecord],
+    class_map: ClassMap | None,
+    image_size: int | None = None,
+    complete: bool = True,
+    layout: str | None = None,
 ) -> list[Finding]:
     """All findings, errors first.
 
@@ -112,6 +118,7 @@ def find_faults(
         class_map: None where the classes cannot be told; values are then judged by themselves.
         image_size: short side in training, in pixels; None: images are not judged by it.
         complete: the records are of the whole dataset, so that what they do not show is not there.
+        layout: of `data_utils.Data`, where the dataset that it is named after has values for void.
     """
     readable = [record for record in records if not record.problem]
     findings = [
@@ -124,7 +131,7 @@ def find_faults(
     ]
     of_values = value_faults(readable, class_map)
     if class_map is not None and not any(found.kind == BINARY_MASKS[0] for found in of_values):
-        of_values += class_faults(readable, class_map, complete)
+        of_values += [*class_faults(readable, class_map, complete), *void_faults(readable, class_map, layout)]
         # Where values are wrong, that they leave classes out says nothing.
         if complete and not any(found.severity == ERROR for found in of_values):
             of_values += presence_faults(readable, class_map)
@@ -132,6 +139,18 @@ def find_faults(
     if complete:
         findings += split_faults(records)
     return sorted(findings, key=lambda found: (ERROR, WARNING, INFO).index(found.severity))
+
+
+def outline_faults(data: Data) -> list[Finding]:
+    """Outlined objects of which no pixel is left."""
+    if not data.hidden:
+        return []
+    worst = sorted(data.hidden, key=lambda key: -len(data.hidden[key]))
+    listed = shorten(f"{' and '.join(data.hidden[key])} in {key}" for key in worst)
+    phrase = "outlined object/objects is/are hidden entirely by smaller ones drawn over it/them"
+    message = f"{count_of(sum(map(len, data.hidden.values())), phrase)}: {listed}"
+    fix = "right if one is in front of the other; else delete the outline that is too much"
+    return [finding("outline-hidden", WARNING, message, fix, worst)]
 
 
 def orphan_faults(data: Data) -> list[Finding]:

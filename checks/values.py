@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from checks.records import (
+    CLEAN_COPY,
     ERROR,
     INFO,
     WARNING,
@@ -23,7 +24,9 @@ from checks.records import (
 )
 from cli_utils import agree, count_of, shorten
 from data.classes import ClassMap
-from data.preparation import BINARY_MASKS, class_pixels
+from data.image_files import COLOR_TOLERANCE, share_of
+from data.mask_values import LOSSY, MaskValues, doubt_values
+from data.preparation import class_pixels
 from metrics_utils import IGNORE_INDEX
 
 # Pixels along a row or column: what counts as an area, and as what interpolation may put between two areas.
@@ -35,6 +38,18 @@ SOME_RAMPS = 0.12  # a share that tells with several values
 SOME_RAMPS_VALUES = 4  # that many
 MIN_RAMPS = 10  # in a mask
 IMBALANCE = 1000  # times as many pixels
+MOSTLY_IGNORED = 0.5  # share of the pixels
+# Kind, message and fix of the finding.
+BINARY_MASKS = (
+    "mask-binary-255",
+    "all masks hold the values 0 and 255 alone: they are pictures of two classes, but 255 means ignored",
+    "give a list of two classes with --id2label, of which 255 is the second; check_dataset.py --fix OUT_DIR writes "
+    "them with 0 and 1",
+)
+# Layout → the value that stands for void in the dataset that it is named after.
+KNOWN_VOID = {"CamVid": 11}
+# Names that lists of classes give to what is no class.
+VOID_NAMES = ("void", "unlabeled", "unlabelled", "unknown", "ignore", "ignored", "undefined", "nodata", "no data")
 
 
 # ---- interpolated masks ---------------------------------------------------------------------------------------------
@@ -98,6 +113,12 @@ def value_faults(records: Sequence[ImageRecord], class_map: ClassMap | None) -> 
     def strays_of(record: ImageRecord) -> str:
         return f"{record.key} has {shorten(map(str, unknown[record.key]), 5)}"
 
+    if class_map is None:  # else the list of classes says which values are classes
+        masks = [MaskValues(record.key, record.raw_values, record.lossy) for record in records]
+        doubt = doubt_values(masks)
+        if doubt:
+            doubtful = sorted(records, key=lambda record: -len(record.raw_values))
+            return [finding(doubt[0], ERROR, *doubt[1:], keys_of(doubtful))]
     lossy = sorted((record for record in records if record.lossy), key=lambda record: -len(unknown[record.key]))
     if lossy:
         harmed = [record for record in lossy if unknown[record.key]]
@@ -105,7 +126,7 @@ def value_faults(records: Sequence[ImageRecord], class_map: ClassMap | None) -> 
         if harmed:
             message += f"; {count_of(len(harmed), 'holds/hold values that belong to no class')}: "
             message += shorten(map(strays_of, harmed))
-        fix = "write masks as PNG files from their source; the loss cannot be undone"
+        fix = LOSSY
         findings.append(finding("mask-lossy", ERROR if harmed else WARNING, message, fix, keys_of(lossy)))
     exact, looked = [record for record in records if not record.lossy], looked_at(records)
     blurred = sorted((r for r in exact if _is_interpolated(r, classes)), key=lambda record: -record.ramps)
@@ -123,7 +144,8 @@ def value_faults(records: Sequence[ImageRecord], class_map: ClassMap | None) -> 
     others = [record for record in exact if record.key not in spoilt]
 
     values = set().union(*(record.raw_values for record in others))
-    if values == {0, IGNORE_INDEX}:
+    is_ignored = class_map is None or IGNORE_INDEX not in class_map.class_values
+    if values == {0, IGNORE_INDEX} and is_ignored:
         kind, message, fix = BINARY_MASKS
         chosen = sorted(others, key=lambda record: -record.raw_values.get(IGNORE_INDEX, 0))
         return [*findings, finding(kind, ERROR, message, fix, keys_of(chosen))]
@@ -162,6 +184,10 @@ def _is_interpolated(record: ImageRecord, classes: set[int]) -> bool:
 
 def _explain_unknown(values: set[int], unknown: list[int], class_map: ClassMap | None) -> tuple[str, str, str]:
     """Kind, cause and fix for masks with values that belong to no class."""
+    if unknown[-1] < 0:
+        flag, named = " ".join(map(str, unknown)), " and ".join(map(str, unknown))
+        fix = f"--ignore_values {flag} if {named} {agree(len(unknown), 'stands/stand')} for no data or void"
+        return "mask-values-negative", "Ids of classes start from 0; programs write less where nothing is known", fix
     if class_map is None or (unknown[-1] > IGNORE_INDEX and len(unknown) > 2):
         return (
             "mask-instance-ids",
@@ -236,8 +262,65 @@ def count_class_pixels(records: Sequence[ImageRecord], class_map: ClassMap) -> d
     return counts
 
 
+def void_faults(records: Sequence[ImageRecord], class_map: ClassMap, layout: str | None = None) -> list[Finding]:
+    """Classes that are none: values and names that stand for void where others use them; and pixels without data.
+
+    layout: a key of `data.layouts.LAYOUTS`.
+    """
+    findings, values = [], set().union(*(record.raw_values for record in records))
+    void = KNOWN_VOID.get(layout)
+    # Only where classes are named after values does nobody say what the value is.
+    if void in values and class_map.id2label.get(class_map.value_ids.get(void)) == f"class_{void}":
+        holding = [record for record in records if void in record.raw_values]
+        share = _share(holding, records, {void})
+        message = f"value {void} is void in {layout}, and a class here ({share} of the pixels)"
+        fix = f"--ignore_values {void}, or give the list of classes with --id2label"
+        findings.append(finding("class-void", WARNING, message, fix, keys_of(holding)))
+    for i, name in class_map.id2label.items():
+        raw = {value for value, of in class_map.value_ids.items() if of == i}
+        holding = [record for record in records if raw & record.raw_values.keys()]
+        if name.lower().strip("_ ").replace("_", " ") in VOID_NAMES and holding:
+            message = f"{name} is trained and scored as a class ({_share(holding, records, raw)} of the pixels)"
+            fix = f"--drop_classes {name} ignores it" if " " not in name else f"--drop_classes '{name}' ignores it"
+            findings.append(finding("class-void", INFO, message, fix, keys_of(holding)))
+    without = sorted((record for record in records if record.nodata), key=lambda record: -record.nodata)
+    if without:
+        pixels, total = (sum(map(count, records)) for count in (lambda r: r.nodata, _pixels))
+        message = (
+            f"{part_of(without, records, 'mask', 'holds/hold')} {pixels:,} pixels ({share_of(pixels, total)}) without "
+            "data, as the file states, or -9999 or NaN: ignored"
+        )
+        fix = "right if they are not to count; if the value is a class, name it with --id2label"
+        findings.append(finding("mask-nodata", INFO, message, fix, keys_of(without)))
+    kept = [record for record in records if record.nodata_class is not None]
+    if kept:
+        value = kept[0].nodata_class
+        name = class_map.id2label.get(class_map.value_ids.get(value), "a class")
+        said = f"mask states/state that {value} means no data, but it is the class {name}, and is trained as such"
+        findings += part_finding("mask-nodata-class", WARNING, kept, records, said, f"--ignore_values {value}")
+    near = sorted((record for record in records if record.near_colors), key=lambda record: -record.near_colors)
+    if near:
+        pixels, total = (sum(map(count, records)) for count in (lambda r: r.near_colors, _pixels))
+        message = (
+            f"{part_of(near, records, 'mask', 'holds/hold')} {pixels:,} pixels ({share_of(pixels, total)}) whose "
+            f"colour is up to {COLOR_TOLERANCE} away from that of a class, and from no other: taken for it"
+        )
+        fix = f"nothing for training; {CLEAN_COPY} writes ids"
+        findings.append(finding("mask-colors-near", INFO, message, fix, keys_of(near)))
+    return findings
+
+
+def _pixels(record: ImageRecord) -> int:
+    return sum(record.raw_values.values())
+
+
+def _share(part: Sequence[ImageRecord], records: Sequence[ImageRecord], values: set[int]) -> str:
+    count = sum(record.raw_values.get(value, 0) for record in part for value in values)
+    return share_of(count, sum(map(_pixels, records)))
+
+
 def class_faults(records: Sequence[ImageRecord], class_map: ClassMap, complete: bool) -> list[Finding]:
-    """Masks without any class, or with one alone."""
+    """Masks without any class, or with one alone; the only class that is left; pixels that are mostly ignored."""
     value_ids, findings = class_map.value_ids, []
     empty = [r for r in records if {value_ids.get(value) for value in r.raw_values} == {IGNORE_INDEX}]
     empty_keys = set(keys_of(empty))
@@ -256,6 +339,7 @@ def class_faults(records: Sequence[ImageRecord], class_map: ClassMap, complete: 
         said, fix = "mask holds/hold one and the same class: nothing can be learnt", "check how they were exported"
         severity = ERROR if any(record.split == "train" for record in records) else WARNING  # may be so in a test
         return findings + part_finding("masks-all-constant", severity, constant, records, said, fix)
+    findings += _mostly_ignored(records, class_map)
     severity = WARNING if len(constant) > 0.5 * len(records) else INFO
     fix = "right if the images show nothing else; check some"
     return findings + part_finding(
@@ -263,8 +347,42 @@ def class_faults(records: Sequence[ImageRecord], class_map: ClassMap, complete: 
     )
 
 
+def _mostly_ignored(records: Sequence[ImageRecord], class_map: ClassMap) -> list[Finding]:
+    """Splits of which more pixels are ignored than trained on, or scored."""
+    value_ids, findings = class_map.value_ids, []
+    for split in dict.fromkeys(record.split for record in records):
+        inside = [record for record in records if record.split == split]
+        ignored = Counter()
+        for record in inside:
+            ignored.update({v: n for v, n in record.raw_values.items() if value_ids.get(v) == IGNORE_INDEX})
+        total = sum(map(_pixels, inside))
+        if ignored.total() >= MOSTLY_IGNORED * total:
+            listed = ", ".join(f"value {v}: {share_of(n, total)}" for v, n in ignored.most_common(3))
+            message = f"{split}: {share_of(ignored.total(), total)} of the pixels are ignored ({listed})"
+            fix = "no score shows it; see --do_reduce_labels and --ignore_values, if these pixels are to count"
+            findings.append(finding("pixels-mostly-ignored", WARNING, message, fix))
+    return findings
+
+
+def _class_alone(records: Sequence[ImageRecord], class_map: ClassMap) -> list[Finding]:
+    """The only class that is left in the training masks, of several in the list: it would score 1.0."""
+    value_ids, trained = class_map.value_ids, [record for record in records if record.split == "train"]
+    values = set().union(*(record.raw_values for record in trained))
+    left = {value_ids[value] for value in values} - {IGNORE_INDEX}
+    if len(left) != 1 or class_map.num_labels == 1:
+        return []
+    ignored = sorted(value for value in values if value_ids[value] == IGNORE_INDEX)
+    listed = f" (ignored: {shorten(map(str, ignored), 5)})" if ignored else ""
+    message = f"{class_map.id2label[min(left)]} is the only class in the training masks{listed}: nothing to tell apart"
+    fix = "see --do_reduce_labels, --ignore_values and --drop_classes"
+    return [finding("class-alone", ERROR, message, fix, keys_of(trained))]
+
+
 def presence_faults(records: Sequence[ImageRecord], class_map: ClassMap) -> list[Finding]:
     """Classes that cannot be learnt or measured, as they are not there; one that is rare. Of a whole dataset."""
+    alone = _class_alone(records, class_map)
+    if alone:
+        return alone
     pixels = count_class_pixels(records, class_map)
     if "train" not in pixels:
         return []

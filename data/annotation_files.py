@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import yaml
 
-from cli_utils import UserError, count_of, nearest, read_text, shorten
+from cli_utils import UserError, count_of, nearest, parse_yaml, read_text, shorten
+from data.classes import check_name
 from data.layouts import (
     BRUSH_FILE,
     Picture,
@@ -56,6 +56,7 @@ class Shape:
     "bitmap" (where its corner lies; content: PNG as base64), "rle" (content: COCO's {"size", "counts"}), "brush"
     (content: a file that is not black where the object is) or "segments" (content: {"file", "ids"}, a file that holds
     ids in its colours as COCO's panoptic ones). points: float (n, 2), x and y.
+    object: what the parts of one object have in common; None: it is the only one. crowd: a region with many objects.
     """
 
     label: str
@@ -63,6 +64,8 @@ class Shape:
     points: np.ndarray | None = None
     content: dict | str = ""
     holes: tuple[np.ndarray, ...] = ()
+    object: int | str | None = None
+    crowd: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,16 @@ def outline_layout(tree: Tree) -> str | None:
 
 
 def class_values(labels: Iterable[str], first: int = 1) -> dict[str, int]:
-    """Labels in the order of their classes → values in masks, from `first` on."""
+    """Labels in the order of their classes → values in masks, from `first` on.
+
+    Raises UserError for names that cannot be printed.
+    """
     labels = list(dict.fromkeys(labels))
+    for label in labels:
+        try:
+            check_name(label)
+        except ValueError as error:
+            raise UserError(f"the annotations name a class {label!r:.60}: {error}") from None
     classes = [label for label in labels if (label.lower() not in BACKGROUND or not first) and label != IGNORED]
     if len(classes) >= IGNORE_INDEX:
         raise UserError(f"{len(classes)} classes; masks hold {IGNORE_INDEX - 1} besides the background")
@@ -115,8 +126,11 @@ def class_values(labels: Iterable[str], first: int = 1) -> dict[str, int]:
 def read_json(path: Path):
     try:
         return json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        reason = "brackets are nested too deep" if isinstance(error, RecursionError) else error
+        raise UserError(f"{path} cannot be read as JSON: {reason}") from None
 
 
 def _read_object(path: Path) -> dict:
@@ -243,7 +257,7 @@ def _parse_coco(path: Path, notes: Counter, masks: PictureFinder | None) -> _Coc
             str(entry["id"]): (str(entry["file_name"]), int(entry["width"]), int(entry["height"]))
             for entry in content["images"]
         }
-        shapes, used = defaultdict(list), set()
+        shapes, used, objects = defaultdict(list), set(), []
         for entry in content["annotations"]:
             image = str(entry["image_id"])
             if masks is not None:
@@ -255,15 +269,18 @@ def _parse_coco(path: Path, notes: Counter, masks: PictureFinder | None) -> _Coc
                 raise UserError(f"{path}: annotation {entry.get('id')} is of {kind} {i}, which is not listed")
             label = categories[category]
             used.add(label)
+            part_of = {"object": f"annotation {len(objects)}", "crowd": bool(entry.get("iscrowd"))}
+            objects.append(label)
             if not outline:
                 notes[NO_OUTLINE] += 1
             elif isinstance(outline, dict):
-                shapes[image].append(Shape(label, "rle", content=outline))
+                shapes[image].append(Shape(label, "rle", content=outline, **part_of))
             else:
-                shapes[image] += [Shape(label, "polygon", np.array(ring, float).reshape(-1, 2)) for ring in outline]
+                rings = (np.array(ring, float).reshape(-1, 2) for ring in outline)
+                shapes[image] += [Shape(label, "polygon", ring, **part_of) for ring in rings]
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{path} is no COCO annotation file with images, annotations and categories: "
             f"{type(error).__name__} {error}"
@@ -378,7 +395,7 @@ def _read_labelme(tree: Tree) -> Annotations:
             shapes = [shape for entry in content["shapes"] if (shape := _labelme_shape(entry, notes))]
         except UserError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UserError(f"{path} is no Labelme annotation: {type(error).__name__} {error}") from None
         name = "/".join((*tree.places[parts].rest, path.stem))
         if (split, name) in images:
@@ -405,17 +422,19 @@ def _labelme_image(path: Path, content: dict, beside: dict[str, Path], finder: P
 def _labelme_shape(entry: dict, notes: Counter) -> Shape | None:
     label, kind = str(entry["label"]).strip(), entry.get("shape_type") or "polygon"
     points = np.array(entry["points"], float).reshape(-1, 2)
+    group = entry.get("group_id")
+    part_of = {} if group is None else {"object": f"group {group} {label}"}
     if not label:
         raise ValueError("a shape without a label")
     if kind == "rectangle" and len(points) == 2:
         (left, top), (right, bottom) = points
         points = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
     if kind in ("polygon", "rectangle", "oriented_rectangle"):
-        return Shape(label, "polygon", points)
+        return Shape(label, "polygon", points, **part_of)
     if kind == "circle":
-        return Shape(label, "circle", points)
+        return Shape(label, "circle", points, **part_of)
     if kind == "mask":
-        return Shape(label, "bitmap", points, entry["mask"])
+        return Shape(label, "bitmap", points, entry["mask"], **part_of)
     notes[f"shapes of the type {kind} have no area and are left out"] += 1
     return None
 
@@ -488,8 +507,10 @@ def _yolo_content(tree: Tree) -> dict:
     if path.name.lower() in YOLO_CLASS_FILES:
         return {"names": [line.strip() for line in read_text(path).splitlines() if line.strip()]}
     try:
-        content = yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, RecursionError) as error:
+        content = parse_yaml(read_text(path))
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not content.get("names"):
         raise UserError(f"{path} has no names, the list of classes")
@@ -597,7 +618,7 @@ def _read_supervisely(tree: Tree) -> Annotations:
             shapes = [shape for entry in content["objects"] for shape in _supervisely_shapes(entry, notes)]
             size = int(content["size"]["width"]), int(content["size"]["height"])
             tags = [standard_split_name(str(tag.get("name"))) for tag in content.get("tags", [])]
-        except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, zlib.error) as error:
             raise UserError(f"{path} is no Supervisely annotation: {type(error).__name__} {error}") from None
         unknown = [shape.label for shape in shapes if shape.label not in labels]
         if unknown:

@@ -1,6 +1,6 @@
 """How much each class counts in the loss: weights worked out from pixel counts, or read from a file."""
 
-import json
+import csv
 import logging
 import math
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from cli_utils import UserError, nearest, read_text
+from cli_utils import UserError, nearest, parse_json, read_text
 from data.listings import read_csv
 
 logger = logging.getLogger(__name__)
@@ -75,10 +75,10 @@ def read_class_weights(path: str | Path, id2label: dict[int, str]) -> np.ndarray
         elif path.suffix.lower() == ".txt":
             content = text.split()
         else:
-            content = json.loads(text, object_pairs_hook=_without_repeats)
+            content = parse_json(text)
     except OSError as error:
         raise UserError(f"--class_weights {path}: {error.strerror}") from None
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise UserError(
             f"--class_weights {path} cannot be read as JSON, .csv with the columns name and weight, or .txt: {error}"
         ) from None

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 import visual_utils
-from cli_utils import UserError, nearest, printable, read_text, shorten, write_text
+from cli_utils import UserError, nearest, parse_json, parse_yaml, printable, read_text, shorten, write_text
 from data.listings import read_csv
 from data.synonyms import CLASS_COLUMNS, IGNORED_CLASS_NAMES
 from metrics_utils import IGNORE_INDEX
@@ -39,7 +38,7 @@ class ClassMap:
             written out.
         palette: RGB by training id, or None where the class list has no colours.
         do_reduce_labels: raw 0 is ignored and raw k is training id k - 1, as in ADE20K.
-        ignore_values: raw values that are ignored, besides 255.
+        ignore_values: raw values that are ignored, besides 255, which is unless `raw_to_id` makes a class of it.
         raw_to_id: where neither reduction nor raw = training id says it: raw value → training id or 255. Several raw
             values may share an id; the first of them stands for it in predictions.
         raw_colors: RGB by raw value, of dropped and merged classes too; None: as the palette says.
@@ -85,7 +84,8 @@ class ClassMap:
         else:
             classes = {i + self.do_reduce_labels: i for i in range(self.num_labels)}
             ignored = [0] if self.do_reduce_labels else []
-        return classes | dict.fromkeys([*ignored, *self.ignore_values, IGNORE_INDEX], IGNORE_INDEX)
+        void = [] if IGNORE_INDEX in classes else [IGNORE_INDEX]
+        return classes | dict.fromkeys([*ignored, *self.ignore_values, *void], IGNORE_INDEX)
 
     @property
     def class_values(self) -> list[int]:
@@ -102,7 +102,7 @@ class ClassMap:
             return [i + self.do_reduce_labels for i in range(self.num_labels)]
         first = {i: raw for raw, i in reversed(self.raw_to_id.items())}
         values = [first[i] for i in range(self.num_labels)]
-        return values if 0 <= min(values) and max(values) < IGNORE_INDEX else list(range(self.num_labels))
+        return values if 0 <= min(values) and max(values) <= IGNORE_INDEX else list(range(self.num_labels))
 
     def values_by_color(self) -> dict[tuple[int, int, int], int]:
         """RGB → raw value, for masks that show classes in their colours.
@@ -145,7 +145,8 @@ class ClassMap:
             else:
                 runs.append([value])
         listed = shorten((f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in runs), 8)
-        return f"{listed} {'is a class' if listed.isdigit() else 'are classes'} and 255 is ignored"
+        void = "" if IGNORE_INDEX in self.class_values else " and 255 is ignored"
+        return f"{listed} {'is a class' if listed.isdigit() else 'are classes'}{void}"
 
     def suggests_reduction(self, unknown: Sequence[int]) -> bool:
         """Whether values that are no class may be there because ids count from 1 instead of 0."""
@@ -225,8 +226,11 @@ def read_class_list(path: str | os.PathLike) -> tuple[dict[int, str], list[list[
 
     Ids from 0 without a gap are training ids, all others values in masks, see `class_map_of_list`.
 
+    A list of the ids 0 and 255 alone is one of two classes, 0 and 1: see `two_class_map`.
+
     Raises:
-        UserError: the file is missing or has another format; an id or a name that is used twice.
+        UserError: the file is missing or has another format; an id or a name that is used twice; a name that
+            is empty or holds a line break.
     """
     path = Path(path)
     kind = path.suffix.lower()
@@ -235,17 +239,17 @@ def read_class_list(path: str | os.PathLike) -> tuple[dict[int, str], list[list[
         if kind in (".csv", ".tsv"):
             content = _csv_entries(text)
         elif kind in (".json", ".yaml", ".yml"):
-            content = _entries(json.loads(text) if kind == ".json" else yaml.safe_load(text))
+            content = _entries(parse_json(text) if kind == ".json" else parse_yaml(text))
         else:
             content = _line_entries(text)
         content = [entry for entry in content if str(entry["name"]).strip() not in IGNORED_CLASS_NAMES]
-        names = {int(entry["id"]): str(entry["name"]).strip() for entry in content}
-        colors = {int(entry["id"]): _read_color(entry.get("color")) for entry in content}
+        names = {whole_number(entry["id"]): check_name(entry["name"]) for entry in content}
+        colors = {whole_number(entry["id"]): _read_color(entry.get("color")) for entry in content}
     except OSError as error:
         raise UserError(f"class list {path}: {error.strerror}") from None
     except UserError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, csv.Error) as error:
         expected = {
             ".csv": "no table with the columns id, name, color or name, r, g, b",
             ".json": "neither {id: name} nor a list of names or of {id, name, color}",
@@ -254,6 +258,8 @@ def read_class_list(path: str | os.PathLike) -> tuple[dict[int, str], list[list[
         raise UserError(f"class list {path} is {expected}: {type(error).__name__} {reason}") from None
     if len(names) != len(content):
         raise UserError(f"class list {path} uses an id twice")
+    if sorted(names) == [0, IGNORE_INDEX]:
+        names, colors = ({int(i > 0): found[i] for i in names} for found in (names, colors))
     if not names.keys() - {IGNORE_INDEX}:
         raise UserError(f"class list {path} names no class")
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
@@ -262,6 +268,38 @@ def read_class_list(path: str | os.PathLike) -> tuple[dict[int, str], list[list[
     ids = sorted(names)
     palette = None if None in colors.values() else [colors[i] for i in ids]
     return {i: names[i] for i in ids}, palette
+
+
+def whole_number(entry) -> int:
+    """3 of 3, 3.0 and "3". Raises ValueError for anything else."""
+    if isinstance(entry, str) and re.fullmatch(r"-?[0-9]{1,9}", entry.strip()):
+        return int(entry)
+    if isinstance(entry, bool) or not isinstance(entry, int | float) or not abs(entry) < 2**31 or entry != int(entry):
+        raise ValueError(f"{entry!r} is no whole number" if len(repr(entry)) < 40 else "a number out of range")
+    return int(entry)
+
+
+def check_name(entry) -> str:
+    """The name of a class, without blanks around it. Raises ValueError for what is none, or would break a line."""
+    if isinstance(entry, bool) or not isinstance(entry, str | int):
+        raise ValueError(f"{entry!r:.40} is no name of a class")
+    name = str(entry).strip()
+    if not name:
+        raise ValueError("a class without a name")
+    if not name.isprintable():  # line breaks, escape sequences, halves of characters
+        raise ValueError(f"the name {name!r:.60} holds a line break or another character that cannot be printed")
+    return name
+
+
+def two_class_map(
+    classes: tuple[dict[int, str], list[list[int]] | None] | None = None, ignore_values: tuple[int, ...] = ()
+) -> ClassMap:
+    """For masks of the values 0 and 255 alone, pictures of two classes: 255 is the second one.
+
+    classes: of `read_class_list`, two; None: named after the values.
+    """
+    id2label, palette = classes or ({0: "class_0", 1: f"class_{IGNORE_INDEX}"}, None)
+    return ClassMap(id2label, palette, ignore_values=ignore_values, raw_to_id={0: 0, IGNORE_INDEX: 1})
 
 
 def class_map_of_list(
@@ -369,7 +407,7 @@ def _read_color(color) -> list[int] | None:
     """[r, g, b], or a string with three numbers; None for no colour."""
     if not color:
         return None
-    numbers = [int(number) for number in (re.findall(r"\d+", color) if isinstance(color, str) else color)]
+    numbers = [whole_number(number) for number in (re.findall(r"\d+", color) if isinstance(color, str) else color)]
     if len(numbers) != 3 or not all(0 <= number <= 255 for number in numbers):
         raise ValueError(f"colour {color!r} is not three numbers in 0…255")
     return numbers
@@ -438,13 +476,13 @@ def read_label_mapping(path: str | os.PathLike) -> dict[int | str, int | str | N
             rows = list(csv.reader(text.splitlines(), delimiter=delimiter, skipinitialspace=True))[1:]
             pairs = [(key, target or None) for key, target in filter(None, rows)]
         else:
-            pairs = list(yaml.safe_load(text).items())  # JSON is YAML
+            pairs = list(parse_yaml(text).items())  # JSON is YAML
         mapping = {_value_or_name(key): None if target is None else _value_or_name(target) for key, target in pairs}
     except UserError:
         raise
     except OSError as error:
         raise UserError(f"--label_map {path}: {error.strerror}") from None
-    except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, AttributeError, csv.Error) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"--label_map {path} is not a table from annotation values or class names to training ids or names "
@@ -456,14 +494,12 @@ def read_label_mapping(path: str | os.PathLike) -> dict[int | str, int | str | N
 
 
 def _value_or_name(entry) -> int | str:
-    if isinstance(entry, str) and re.fullmatch(r"-?\d+", entry.strip()):
-        return int(entry)
-    if isinstance(entry, str) and entry.strip():
-        return entry.strip()
-    if isinstance(entry, bool) or not isinstance(entry, int):
+    if isinstance(entry, str) and not re.fullmatch(r"-?[0-9]+", entry.strip()):
+        return check_name(entry)
+    if isinstance(entry, bool) or not isinstance(entry, int | str):
         # YAML reads yes, no, on and off as truth values.
         raise ValueError(f"{entry!r} is neither a whole number nor a name (put names like no and on in quotes)")
-    return entry
+    return whole_number(entry)
 
 
 def map_classes(
@@ -504,11 +540,11 @@ def map_classes(
             if raw in targets and targets[raw] != target:
                 raise UserError(f"--label_map {path} has {targets[raw]} and {target} for annotation value {raw}")
             targets[raw] = target
-    ignored = [raw for raw in (*ignore_values, IGNORE_INDEX) if targets.get(raw) is not None]
+    ignored = [raw for raw in ignore_values if targets.get(raw) is not None]
     if ignored:
         raise UserError(
             f"--label_map {path} gives annotation value {ignored[0]} the class {targets[ignored[0]]}, but it is "
-            f"ignored {'everywhere' if ignored[0] == IGNORE_INDEX else 'by --ignore_values'}"
+            "ignored by --ignore_values"
         )
     ids = {target for target in targets.values() if isinstance(target, int)}
     if not ids:

@@ -5,7 +5,10 @@ and checking a dataset share.
 """
 
 import io
+import math
 import os
+import re
+import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from enum import Enum
@@ -16,17 +19,41 @@ import numpy as np
 import PIL
 import torch
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from torchvision.transforms.v2 import functional as tvF
 
 from cli_utils import UserError, count_of, one_line, shorten
 from data.classes import ClassMap
 from metrics_utils import IGNORE_INDEX
 
+with suppress(ImportError):  # optional: photos of phones
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+Image.init()
+# What is read, by content. Of others that Pillow knows, some run programs (PostScript), and none is a photo or a mask.
+FORMATS = tuple(
+    name
+    for name in ("PNG", "JPEG", "MPO", "BMP", "DIB", "WEBP", "TIFF", "GIF", "JPEG2000", "PPM", "TGA", "AVIF", "HEIF")
+    if name in Image.OPEN
+)
 EXIF_ORIENTATION = 0x0112
 SIDEWAYS = (5, 6, 7, 8)  # its values for which width and height change places
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # little and big endian; + is BigTIFF
+JPEG_2000_SIGNATURES = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")  # in a container, and the codestream alone
+TIFF_SIZE, TIFF_BITS, TIFF_COMPRESSION, TIFF_SAMPLE_FORMAT, GDAL_NODATA = (256, 257), 258, 259, 339, 42113
+# Old and new JPEG, lossy JPEG of DNG, JPEG 2000 (two), JPEG XL, WebP, LERC. Source: libtiff's tiff.h.
+LOSSY_COMPRESSIONS = (6, 7, 34892, 33003, 34712, 50002, 50001, 34887)
+# What GIS programs write where nothing is known; besides NaN, infinities, the lowest float and what a file states.
+NODATA, LARGEST_NUMBER = -9999, 1e30
 # Stray colours are mixtures of others if there are more than a class list can have, or many with few pixels each.
 MAX_COLORS, MIXED_COLORS, MIXED_SHARE = 255, 8, 0.05
+# By how much a channel of a colour may be off where no other class is near; what conversions between colour spaces do.
+COLOR_TOLERANCE = 3
+# A picture has many colours, and its most frequent ones do not cover much of it. Drawn masks, even compressed with
+# loss, are made of areas of one colour.
+PHOTO_COLORS, COMMON_COLORS, COMMON_SHARE = 1000, 64, 0.5
+LIKE_COLOR = 40  # how far compression may move the colour of a class
 # What decoders say of files that end too early; they have no exception of its own for that.
 CUT_OFF = ("truncated", "broken", "unexpected end", "not enough", "incomplete")
 
@@ -55,12 +82,16 @@ class Problem(str, Enum):
     EMPTY = "file-empty"
     TRUNCATED = "file-truncated"
     UNREADABLE = "file-unreadable"
+    TOO_LARGE = "file-too-large"
     DEPTH = "image-depth"
+    MASK_DEPTH = "mask-depth"
     TURNED = "mask-turned"
     SIZE = "size-mismatch"
+    FRACTIONS = "mask-fractions"
     COLORS = "mask-colors"
     UNKNOWN_COLORS = "mask-colors-unknown"
     LOSSY_COLORS = "mask-colors-lossy"
+    PHOTO = "mask-photograph"
 
 
 AGAIN = "copy or download again, or delete together with the other file of the pair"
@@ -69,6 +100,14 @@ SENTENCES = {
     Problem.EMPTY: ("file/files is/are empty (0 bytes)", AGAIN),
     Problem.TRUNCATED: ("file/files ends/end too early", AGAIN),
     Problem.UNREADABLE: ("file/files cannot be read", AGAIN),
+    Problem.TOO_LARGE: (
+        f"file/files has/have more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, the most that are read",
+        "cut into tiles, in the same way as the other file of the pair",
+    ),
+    Problem.MASK_DEPTH: (
+        "mask/masks has/have several channels of more than 8 bits",
+        "write masks with one channel of integers, a class id for each pixel (of 8 or 16 bits)",
+    ),
     Problem.DEPTH: (
         "image/images has/have more than 8 bits a channel",
         "convert to 8 bits, scaled as the picture should look",
@@ -78,8 +117,12 @@ SENTENCES = {
         "mask/masks differs/differ in size from its/their image/images",
         "export again at the size of the image, or resize with nearest neighbour",
     ),
+    Problem.FRACTIONS: (
+        "mask/masks holds/hold fractions instead of class ids",
+        "resample with nearest neighbour and write whole numbers, a class id for each pixel (gdal_translate -ot Byte)",
+    ),
     Problem.COLORS: (
-        "mask/masks holds/hold colours or fractions instead of class ids",
+        "mask/masks holds/hold colours instead of class ids",
         "give the list of classes with their colours: --id2label FILE, a CSV with the columns name,r,g,b or JSON; or "
         "write masks with one channel of integers, a class id for each pixel",
     ),
@@ -93,7 +136,17 @@ SENTENCES = {
         "export again as PNG and resize with nearest neighbour only; if nothing was mixed, the list of classes "
         "(--id2label) is that of other masks",
     ),
+    Problem.PHOTO: (
+        "mask/masks looks/look like a photograph",
+        "are images and masks swapped? If these are masks, export again as PNG, without compression or smoothing",
+    ),
 }
+
+
+def share_of(count: int, total: int) -> str:
+    """A share in per cent; of what is there, never 0."""
+    share = count / max(total, 1)
+    return "<0.1%" if 0 < share < 0.001 else f"{share:.1%}"
 
 
 def describe_problem(problem: Problem, details: Sequence[str]) -> tuple[str, str]:
@@ -141,29 +194,91 @@ class StoredFile(NamedTuple):
             detail = f"{self.name} (the image or the mask of this row is empty)"
             raise FileProblem(Problem.UNREADABLE, self, detail)
         try:
-            with self.stream() as file, Image.open(file) as image:
-                image.load()
-                return image
+            try:
+                with self.stream() as file, Image.open(file, formats=FORMATS) as image:
+                    image.load()
+            except PIL.UnidentifiedImageError:
+                image = self._open_wide_tiff()
+            return _as_written(image)
         except Exception as error:  # a decoder may raise anything on a damaged file
             raise self.unreadable(error) from None
+
+    def _open_wide_tiff(self) -> Image.Image:
+        """A TIFF file of numbers that Pillow does not know, as of 64 bits: mode I or F. Others are unidentified."""
+        with self.stream() as file:
+            tags = _tiff_tags(file)
+            bits, pixels = _bits(tags), math.prod(tags.get(tag, 0) for tag in TIFF_SIZE)
+            if not 0 < pixels or len(bits) > 1:
+                raise PIL.UnidentifiedImageError
+            if pixels > 2 * Image.MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError(f"{pixels} pixels")
+            file.seek(0)
+            array = _import_tifffile(f"{bits[0]} bits a pixel").imread(file, key=0)
+        if array.ndim != 2 or array.dtype.kind not in "iuf":
+            raise ValueError(f"no image but {'x'.join(map(str, array.shape))} numbers of {array.dtype}")
+        if array.dtype.kind != "f" and (array.min() < -(2**31) or array.max() >= 2**31):
+            raise ValueError(f"numbers from {array.min()} to {array.max()}")
+        image = Image.fromarray(array.astype(np.float32 if array.dtype.kind == "f" else np.int32))
+        image.info["nodata"] = tags.get(GDAL_NODATA)
+        return image
+
+    def header(self) -> "Header | None":
+        """What its first bytes state, without decoding it; None where they cannot be read."""
+        try:
+            with self.stream() as file, Image.open(file, formats=FORMATS) as image:
+                # Not the method of PNG files, which decodes them to look behind the pixels.
+                orientation = Image.Image.getexif(image).get(EXIF_ORIENTATION, 1)
+                return Header(image.size, image.mode, orientation)
+        except Exception:  # as above; `open` says why
+            return None
+
+    def channel_bits(self) -> int:
+        """Bits of each of its channels, as the header of a PNG, TIFF or JPEG 2000 file states them, else 8.
+
+        Pillow opens pictures of several channels of 16 bits as if they had 8, and drops the rest.
+        """
+        try:
+            with self.stream() as file:
+                head = file.read(32)
+                if head.startswith(b"\x89PNG\r\n\x1a\n"):
+                    return head[24]
+                if head.startswith(TIFF_SIGNATURES):
+                    return max(_bits(_tiff_tags(file)))
+                if head.startswith(JPEG_2000_SIGNATURES):
+                    # Rsiz, 8 sizes, Csiz, then a byte with a sign and the bits less one, for each component.
+                    size = _jpeg_2000_segments(file).get(0x51, b"")
+                    return max((byte & 127) + 1 for byte in size[36::3])
+        except Exception:  # a damaged file, of which decoding says more
+            pass
+        return 8
 
     def unreadable(self, error: Exception) -> "FileProblem":
         """error: what decoding it raised."""
         reason = _reason(error)
         problem = Problem.TRUNCATED if any(words in reason.lower() for words in CUT_OFF) else Problem.UNREADABLE
+        if isinstance(error, Image.DecompressionBombError):
+            problem = Problem.TOO_LARGE
         if self.bytes == b"" or (self.bytes is None and os.path.isfile(self.path) and not os.path.getsize(self.path)):
             problem = Problem.EMPTY
         return FileProblem(problem, self, f"{self.title} ({reason})")
 
     def is_lossy(self) -> bool:
-        """Whether it is compressed with loss: JPEG, or WebP with a lossy bitstream, as its chunks tell.
+        """Whether it is compressed with loss, as its header tells: JPEG, also in a TIFF file, AVIF and HEIC; WebP and
+        JPEG 2000 by the kind of their bitstream.
 
-        Source: RFC 9649, WebP Image Format.
+        Sources: RFC 9649 (WebP); ISO/IEC 15444-1, annex A (JPEG 2000): the last byte of the marker segment COD names
+        the wavelet, of which 0, the 9-7 one, cannot be undone.
         """
         with self.stream() as file:
             head = file.read(12)
             if head.startswith(b"\xff\xd8\xff"):
                 return True
+            if head[4:8] == b"ftyp" and head[8:] in (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1", b"hevc"):
+                return True
+            if head.startswith(TIFF_SIGNATURES):
+                return _tiff_tags(file).get(TIFF_COMPRESSION, 1) in LOSSY_COMPRESSIONS
+            if head.startswith(JPEG_2000_SIGNATURES):
+                return _jpeg_2000_segments(file).get(0x52, b"")[9:10] == b"\0"
             is_webp = head[:4] == b"RIFF" and head[8:] == b"WEBP"
             while is_webp and len(chunk := file.read(8)) == 8:
                 kind, size = chunk[:4], int.from_bytes(chunk[4:], "little")
@@ -172,6 +287,74 @@ class StoredFile(NamedTuple):
                 # A frame of an animation has 16 bytes of its own, then chunks.
                 file.seek(16 if kind == b"ANMF" else size + size % 2, io.SEEK_CUR)
         return False
+
+
+class Header(NamedTuple):
+    """size: width and height as stored. mode: Pillow's. orientation: of EXIF, 1 is upright."""
+
+    size: tuple[int, int]
+    mode: str
+    orientation: int
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        return self.size[::-1] if self.orientation in SIDEWAYS else self.size
+
+
+def _tiff_tags(file: BinaryIO) -> dict[int, object]:
+    """The tags of the first image in a TIFF file; none of anything else or of a damaged one."""
+    file.seek(0)
+    head = file.read(8)
+    if not head.startswith(TIFF_SIGNATURES):
+        return {}
+    try:
+        directory = ImageFileDirectory_v2(head + (file.read(8) if b"+" in head[2:4] else b""))
+        file.seek(directory.next)
+        directory.load(file)
+        return dict(directory)
+    except Exception:  # decoding says more
+        return {}
+
+
+def _bits(tags: dict[int, object]) -> tuple[int, ...]:
+    """Of each sample of a pixel in a TIFF file."""
+    return tuple(np.atleast_1d(tags.get(TIFF_BITS, 1)).astype(int).tolist())
+
+
+def _jpeg_2000_segments(file: BinaryIO) -> dict[int, bytes]:
+    """Second byte of the marker → content, of the main header of a JPEG 2000 codestream."""
+    file.seek(0)
+    content = file.read(1 << 20)  # colour profiles and the like come first
+    position, segments = content.find(b"\xff\x4f\xff\x51") + 2, {}
+    while position > 1 and content[position : position + 1] == b"\xff" and content[position + 1] != 0x90:
+        (length,) = struct.unpack_from(">H", content, position + 2)
+        segments[content[position + 1]] = content[position + 4 : position + 2 + length]
+        position += 2 + max(length, 2)
+    return segments
+
+
+def _as_written(image: Image.Image) -> Image.Image:
+    """Numbers as they were before they were stored.
+
+    Of a TIFF file, `info["nodata"]` is the value that it states for pixels of which nothing is known, or None, and
+    pixels of 8 bits with a sign keep theirs. GIF knows no grey: writers number the levels that occur, in every file
+    anew, and keep the levels themselves in the palette.
+    """
+    if image.format == "GIF" and image.mode == "P":
+        used = np.unique(np.asarray(image))
+        stored = np.zeros((256, 3), np.uint8)
+        palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        stored[: len(palette)] = palette
+        if (stored[used] == stored[used, :1]).all():
+            image = Image.fromarray(stored[:, 0][np.asarray(image)])
+    tags = getattr(image, "tag_v2", {})
+    nodata = tags.get(GDAL_NODATA, image.info.get("nodata"))
+    if image.mode == "L" and np.all(tags.get(TIFF_SAMPLE_FORMAT, 1) == np.array(2)):
+        image = Image.fromarray(np.asarray(image).view(np.int8).astype(np.int32))
+    with suppress(TypeError, ValueError):
+        nodata = float(str(nodata).strip(" \0"))
+    image.info["nodata"] = nodata if isinstance(nodata, float) else None
+    return image
 
 
 class FileProblem(Exception):
@@ -186,11 +369,17 @@ def _reason(error: Exception) -> str:
     """Why a file cannot be decoded."""
     if isinstance(error, PIL.UnidentifiedImageError):
         return "no image, or of an unknown format"
+    if isinstance(error, Image.DecompressionBombError):
+        [pixels] = re.findall(r"[0-9]+", str(error))[:1] or ["0"]
+        return f"{int(pixels):,} pixels, more than the {2 * Image.MAX_IMAGE_PIXELS:,} that are read: cut into tiles"
     return one_line(error)
 
 
 def open_picture(image: StoredFile, num_channels: int = 3) -> Image.Image:
     """The image of a pair as stored; of other numbers of channels than 1 and 3, an RGB view of its bands, upright."""
+    bits = image.channel_bits() if image.source is not None else 8
+    if bits > 8:
+        raise FileProblem(Problem.DEPTH, image, f"{image.title} ({bits} bits a channel)")
     if num_channels in (1, 3) or image.source is None:
         picture = image.open()
     else:
@@ -208,10 +397,20 @@ def upright_size(picture: Image.Image) -> tuple[int, int]:
     return picture.size[::-1] if picture.getexif().get(EXIF_ORIENTATION) in SIDEWAYS else picture.size
 
 
+def check_sizes(image: Header, mask: Header, file: StoredFile) -> None:
+    """Raises FileProblem where a mask cannot be as large as its image, however either is turned. Nothing is decoded.
+
+    file: the mask's.
+    """
+    if sorted(mask.size) != sorted(image.size):
+        found, needed = ("x".join(map(str, header.upright)) for header in (mask, image))
+        raise FileProblem(Problem.SIZE, file, f"{file.title} is {found}, its image {needed}")
+
+
 def fit_mask(
     picture: Image.Image, mask: Image.Image, file: StoredFile, class_map: ClassMap | None = None
-) -> tuple[np.ndarray, ReadBy, Turned]:
-    """The mask of a pair, raw values (H, W), upright like its image, how it was read, and what was turned.
+) -> tuple["MaskIds", Turned]:
+    """The mask of a pair, upright like its image, and what was turned.
 
     Cameras store pictures as the sensor sees them, with an EXIF entry that says how to turn them. Viewers, `datasets`
     and most annotation tools obey it; others draw on the picture as stored, and some leave the entry in a mask that
@@ -224,7 +423,7 @@ def fit_mask(
     Raises:
         FileProblem: the mask cannot be used.
     """
-    upright = upright_size(picture)
+    upright, nodata = upright_size(picture), mask.info.get("nodata")
     fitted, turned = ImageOps.exif_transpose(mask), Turned.BY_ENTRY
     if fitted.size != upright and mask.size == upright:
         fitted, turned = mask, Turned.AGAINST_ENTRY
@@ -235,56 +434,117 @@ def fit_mask(
         found, needed = ("x".join(map(str, size)) for size in (fitted.size, upright))
         problem = Problem.TURNED if fitted.size == upright[::-1] else Problem.SIZE
         raise FileProblem(problem, file, f"{file.title} is {found}, its image {needed}")
-    return *ids_of(fitted, file, class_map), turned
+    fitted.info["nodata"] = nodata
+    return ids_of(fitted, file, class_map), turned
 
 
 # ---- masks as values ------------------------------------------------------------------------------------------------
 
 
-def ids_of(mask: Image.Image, file: StoredFile, class_map: ClassMap | None = None) -> tuple[np.ndarray, ReadBy]:
-    """A decoded mask → its values (H, W) of any integer dtype, and what they were read from.
+class MaskIds(NamedTuple):
+    """ids: values of a mask, (H, W), of any integer dtype. read_by: what they were read from.
 
-    Palette indices, 16-bit values and single bits (0, 1) are read as ids, and so are several equal channels. Colours
-    are read where the class list has them: those of the pixels, or, where indices belong to no class, those of the
-    palette in the file. What is transparent counts by its colour.
+    nodata: pixels that are ignored because the file says that nothing is known there. nodata_class: the value that it
+    says so of although it is a class, and is kept. near_colors: pixels whose colour is a little off that of a class.
+    """
+
+    ids: np.ndarray
+    read_by: ReadBy
+    nodata: int = 0
+    nodata_class: int | None = None
+    near_colors: int = 0
+
+
+def ids_of(mask: Image.Image, file: StoredFile, class_map: ClassMap | None = None) -> MaskIds:
+    """The values of a decoded mask.
+
+    Palette indices, 16-bit values, whole numbers in floats and single bits (0, 1) are read as ids, and so are several
+    equal channels. Colours are read where the class list has them: those of the pixels, or, where indices belong to no
+    class, those of the palette in the file. What is transparent counts by its colour. Colours that are off by at most
+    `COLOR_TOLERANCE` in a channel are those of the only class that is near.
+
+    No data is what a TIFF file states as such (`mask.info["nodata"]`), -9999, NaN and infinities: 255, unless the
+    value is a class.
 
     Raises:
         FileProblem: it has neither ids nor colours of classes, or the class list has one colour for several classes.
     """
     array = np.asarray(mask)
     if mask.mode == "1":
-        return array.astype(np.uint8), ReadBy.IDS
-    if mask.mode == "L" or mask.mode.startswith("I"):
-        return array, ReadBy.IDS
+        return MaskIds(array.astype(np.uint8), ReadBy.IDS)
+    if mask.mode == "F":
+        array = _whole_numbers(array, file)
+    if mask.mode in ("L", "F") or mask.mode.startswith("I"):
+        return _ids_and_nodata(array, ReadBy.IDS, mask.info.get("nodata"), class_map)
     has_colors = class_map is not None and (class_map.palette is not None or class_map.raw_colors is not None)
     if mask.mode == "P":
-        return _ids_of_indices(mask, array, class_map) if has_colors else (array, ReadBy.IDS)
+        found = _ids_of_indices(mask, array, class_map) if has_colors else MaskIds(array, ReadBy.IDS)
+        if found.read_by is ReadBy.PALETTE:
+            return found
+        return _ids_and_nodata(array, found.read_by, mask.info.get("nodata"), class_map)
     if mask.mode not in ("LA", "RGB", "RGBA"):
         raise FileProblem(Problem.COLORS, file, f"{file.title} (mode {mask.mode})")
+    if file.source and file.channel_bits() > 8:
+        detail = f"{file.title} (mode {mask.mode}, {file.channel_bits()} bits a channel)"
+        raise FileProblem(Problem.MASK_DEPTH, file, detail)
     channels = array[..., [0, 0, 0] if mask.mode == "LA" else [0, 1, 2]]
     alpha = [255] if mask.mode == "RGB" else np.unique(array[..., -1]).tolist()
     is_gray = len(alpha) == 1 and bool((channels == channels[..., :1]).all())
-    by_channel = channels[..., 0], ReadBy.CHANNEL
     if is_gray and not has_colors:
-        return by_channel
+        return MaskIds(channels[..., 0], ReadBy.CHANNEL)
     packed = packed_colors(channels)
     if not has_colors or (len(alpha) > 1 and alpha != [0, 255]):
         colors = np.unique(packed)
         listed = shorten((f"{color >> 16} {color >> 8 & 255} {color & 255}" for color in colors.tolist()), 4)
         detail = f"{file.title} (mode {mask.mode}, {count_of(len(colors), 'colour')}: {listed})"
+        if _is_photo(packed):
+            raise FileProblem(Problem.PHOTO, file, f"{file.title} ({len(colors):,} colours)")
         raise FileProblem(Problem.LOSSY_COLORS if len(colors) > MAX_COLORS else Problem.COLORS, file, detail)
     try:
         values = class_map.values_by_color()
     except UserError as error:  # several classes have one colour, as in ADE20K; no matter for masks of ids
         if is_gray:
-            return by_channel
+            return MaskIds(channels[..., 0], ReadBy.CHANNEL)
         raise FileProblem(Problem.COLORS, file, f"{file.title} ({error})") from None
     ids, is_stray = _look_up(packed, values)
     if not is_stray.any():
-        return ids, ReadBy.COLOR
+        return MaskIds(ids, ReadBy.COLOR)
     if is_gray and not len(class_map.unknown_values(np.unique(channels[..., 0]))):
-        return by_channel
-    raise _stray_colors(packed, is_stray, class_map, file)
+        return MaskIds(channels[..., 0], ReadBy.CHANNEL)
+    near = _take_near_colors(packed, ids, is_stray, values)
+    if is_stray.any():
+        raise _stray_colors(packed, is_stray, class_map, file)
+    return MaskIds(ids, ReadBy.COLOR, near_colors=near)
+
+
+def _whole_numbers(array: np.ndarray, file: StoredFile) -> np.ndarray:
+    """Floats (H, W) → int64; `NODATA` where there is none. Raises FileProblem for fractions."""
+    with np.errstate(invalid="ignore"):
+        is_number = np.isfinite(array) & (np.abs(array) < LARGEST_NUMBER)
+        numbers = np.where(is_number, array, NODATA).astype(np.float64)
+    fractions = np.unique(numbers[numbers != np.floor(numbers)])
+    if len(fractions):
+        listed = shorten((f"{number:g}" for number in fractions[:9].tolist()), 4)
+        raise FileProblem(Problem.FRACTIONS, file, f"{file.title} ({listed})")
+    return numbers.clip(-(2**53), 2**53).astype(np.int64)
+
+
+def _ids_and_nodata(ids: np.ndarray, read_by: ReadBy, stated: float | None, class_map: ClassMap | None) -> MaskIds:
+    """Values of which the file says, or their kind, that they stand for nothing become 255."""
+    classes = class_map.class_values if class_map else []
+    candidates = {NODATA}
+    if stated is not None and math.isfinite(stated) and stated == int(stated):
+        candidates.add(int(stated))
+    pixels, kept, possible = 0, None, np.iinfo(ids.dtype)
+    for value in candidates - {IGNORE_INDEX}:
+        if not possible.min <= value <= possible.max or not (found := ids == value).any():
+            continue
+        if value in classes:
+            kept = value
+        elif IGNORE_INDEX not in classes:  # else it has no value to become, and is reported as one that is no class
+            pixels += int(found.sum())
+            ids = np.where(found, ids.dtype.type(IGNORE_INDEX), ids)
+    return MaskIds(ids, read_by, pixels, kept)
 
 
 def packed_colors(colors: np.ndarray) -> np.ndarray:
@@ -302,6 +562,45 @@ def _look_up(packed: np.ndarray, values: dict[tuple[int, int, int], int]) -> tup
     return raw[position], known[position] != packed
 
 
+def _take_near_colors(
+    packed: np.ndarray, ids: np.ndarray, is_stray: np.ndarray, values: dict[tuple[int, int, int], int]
+) -> int:
+    """Gives pixels whose colour is a little off a single class's the raw value of this; changes both arrays in place.
+
+    Nothing is changed unless that mends the whole mask, as mixtures of two colours may come near a third. Returns how
+    many pixels there were.
+    """
+    strays, place = np.unique(packed[is_stray], return_inverse=True)
+    if len(strays) > len(values) * (2 * COLOR_TOLERANCE + 1) ** 3:
+        return 0
+    known, raw = np.array(list(values), np.int16), np.array(list(values.values()), ids.dtype)
+    found = np.empty(len(strays), ids.dtype)
+    for index, color in enumerate(strays.tolist()):
+        distance = np.abs(known - np.array([color >> 16, color >> 8 & 255, color & 255], np.int16)).max(axis=1)
+        near = np.flatnonzero(distance <= 2 * COLOR_TOLERANCE)
+        if len(near) != 1 or distance[near[0]] > COLOR_TOLERANCE:
+            return 0
+        found[index] = raw[near[0]]
+    count = int(is_stray.sum())
+    ids[is_stray] = found[place.reshape(-1)]
+    is_stray[:] = False
+    return count
+
+
+def _is_photo(packed: np.ndarray, known: Sequence[tuple[int, int, int]] = ()) -> bool:
+    """known: colours of classes, near which most of a mask stays whatever was done to it."""
+    colors, counts = np.unique(packed, return_counts=True)
+    common = np.sort(counts)[-COMMON_COLORS:].sum()
+    if len(colors) < PHOTO_COLORS or common >= COMMON_SHARE * packed.size:
+        return False
+    some = packed.reshape(-1)[:: -(-packed.size // 4096), None]
+    channels = np.concatenate([some >> 16, some >> 8 & 255, some & 255], axis=1)
+    is_like_class = np.zeros(len(some), bool)
+    for color in known:
+        is_like_class |= np.abs(channels - color).max(axis=1) <= LIKE_COLOR
+    return is_like_class.mean() < 0.5
+
+
 def _stray_colors(packed: np.ndarray, is_stray: np.ndarray, class_map: ClassMap, file: StoredFile) -> FileProblem:
     """What to say of a mask with colours that belong to no class."""
     strays, counts = np.unique(packed[is_stray], return_counts=True)
@@ -313,15 +612,18 @@ def _stray_colors(packed: np.ndarray, is_stray: np.ndarray, class_map: ClassMap,
     name = class_map.id2label.get(class_map.value_ids[values[nearest]], "an ignored class")
     others = f"{len(strays)} such colours, mostly " if len(strays) > 1 else ""
     detail = (
-        f"{file.title} has {others}{' '.join(map(str, color))} on {counts.max() / packed.size:.1%} of it "
+        f"{file.title} has {others}{' '.join(map(str, color))} on {share_of(counts.max(), packed.size)} of it "
         f"(nearest: {name} {' '.join(map(str, nearest))}, {distances[nearest]:.0f} away)"
     )
     are_rare = counts.max() < MIXED_SHARE * packed.size
-    is_mixed = file.is_lossy() or len(strays) > MAX_COLORS or (len(strays) > MIXED_COLORS and are_rare)
+    if len(strays) > MAX_COLORS and _is_photo(packed, list(values)):
+        return FileProblem(Problem.PHOTO, file, f"{file.title} ({len(np.unique(packed)):,} colours)")
+    is_mixed = len(strays) > MAX_COLORS or (len(strays) > MIXED_COLORS and are_rare)
+    is_mixed = is_mixed or bool(file.source and file.is_lossy())
     return FileProblem(Problem.LOSSY_COLORS if is_mixed else Problem.UNKNOWN_COLORS, file, detail)
 
 
-def _ids_of_indices(mask: Image.Image, indices: np.ndarray, class_map: ClassMap) -> tuple[np.ndarray, ReadBy]:
+def _ids_of_indices(mask: Image.Image, indices: np.ndarray, class_map: ClassMap) -> MaskIds:
     """An indexed mask: programs number colours as they please, but then its palette has the colours of the classes."""
     used = np.unique(indices)
     embedded = np.zeros((256, 3), np.uint8)
@@ -329,17 +631,23 @@ def _ids_of_indices(mask: Image.Image, indices: np.ndarray, class_map: ClassMap)
     embedded[: len(stored)] = stored
     if len(class_map.unknown_values(used)):
         with suppress(UserError):  # several classes have one colour
-            ids, is_stray = _look_up(packed_colors(embedded), class_map.values_by_color())
-            if not is_stray[used].any():
-                return ids[indices], ReadBy.PALETTE
+            packed, values = packed_colors(embedded[used]), class_map.values_by_color()
+            ids, is_stray = _look_up(packed, values)
+            is_near = is_stray.copy()
+            _take_near_colors(packed, ids, is_stray, values)
+            if not is_stray.any():
+                near = int(np.isin(indices, used[is_near]).sum())
+                table = np.zeros(256, ids.dtype)
+                table[used] = ids
+                return MaskIds(table[indices], ReadBy.PALETTE, near_colors=near)
     elif class_map.palette is not None:
         value_ids = class_map.value_ids
         shown = [(embedded[value].tolist(), value_ids[value]) for value in used.tolist()]
         shown = [(color, i) for color, i in shown if i != IGNORE_INDEX]
         are_classes = all(color in class_map.palette for color, _ in shown)
         if are_classes and any(color != class_map.palette[i] for color, i in shown):
-            return indices, ReadBy.INDEX
-    return indices, ReadBy.IDS
+            return MaskIds(indices, ReadBy.INDEX)
+    return MaskIds(indices, ReadBy.IDS)
 
 
 # ---- images with any number of channels -----------------------------------------------------------------------------
@@ -404,7 +712,10 @@ def rgb_view(image: Image.Image | torch.Tensor) -> Image.Image:
 
 
 def _read_with_pillow(content: bytes, num_channels: int) -> torch.Tensor:
-    with Image.open(io.BytesIO(content)) as image:
+    bits = StoredFile(None, content, "").channel_bits()
+    if bits > 8:
+        raise ValueError(f"{bits} bits a channel: convert it to 8 bits")
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith(("I", "F")):
         # Pillow would cut them off at 255. Training refuses them for the same reason.
@@ -415,12 +726,10 @@ def _read_with_pillow(content: bytes, num_channels: int) -> torch.Tensor:
 
 def _read_tiff(content: bytes, num_channels: int) -> torch.Tensor:
     """The bands of the first image in a TIFF file."""
-    try:
-        import tifffile
-    except ImportError:
-        raise ValueError(f"a TIFF file of {num_channels} bands needs tifffile: pip install tifffile") from None
-    with tifffile.TiffFile(io.BytesIO(content)) as file:
+    with _import_tifffile(f"{num_channels} bands").TiffFile(io.BytesIO(content)) as file:
         series = file.series[0]
+        if math.prod(series.shape) > 2 * Image.MAX_IMAGE_PIXELS * max(num_channels, 1):
+            raise Image.DecompressionBombError(f"{math.prod(series.shape) // num_channels} pixels")
         axes, array = series.axes, series.asarray()
         orientation = series.keyframe.tags.valueof("Orientation", default=1)
     # Bands are samples of a pixel, planes, or pages of their own: one axis, for which there are many letters.
@@ -433,3 +742,11 @@ def _read_tiff(content: bytes, num_channels: int) -> torch.Tensor:
         raise ValueError(f"stored turned or mirrored, TIFF orientation {orientation}: store it upright")
     bands = np.moveaxis(array, axes.index(others), 0) if others else array[None]
     return torch.from_numpy(np.ascontiguousarray(bands))
+
+
+def _import_tifffile(what: str):
+    try:
+        import tifffile
+    except ImportError:
+        raise ValueError(f"a TIFF file of {what} needs tifffile: pip install tifffile") from None
+    return tifffile

@@ -69,6 +69,7 @@ class FoundDataset:
     which images there are: images that these name and that have no mask, and images beside the others.
     left_out: sentences, each on other files that are there and not used. unread: files beside them that are pictures
     of kinds that are not read. folder: where the dataset lies.
+    hidden: of outlines, "split/name" of an image → objects in it that smaller ones hide entirely.
     """
 
     layout: str
@@ -77,6 +78,7 @@ class FoundDataset:
     images_alone: list[Path] = field(default_factory=list)
     masks_alone: list[Path] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    hidden: dict[str, list[str]] = field(default_factory=dict)
     unread: list[Path] = field(default_factory=list)
     folder: Path | None = None
 

@@ -189,7 +189,7 @@ def _find_pairs(root: Path, tree: Tree, flags: PairingFlags) -> tuple[FoundDatas
     layout = outline_layout(tree)
     if layout is not None:
         drawn = draw_masks(tree, layout)
-        found = FoundDataset(layout, drawn.splits, drawn.classes)
+        found = FoundDataset(layout, drawn.splits, drawn.classes, hidden=drawn.hidden)
         logger.info(f"{root} has the {layout} layout ({LAYOUTS[layout]}); {_counted(drawn.splits)}")
         return found, set(drawn.sources)
 

@@ -3,7 +3,7 @@
     prepared, records = prepare_pairs(dataset, class_map)
 
 `prepare_one` does for streams what `prepare_pairs` does for datasets. What is wrong with a pair stands in its
-`PairRecord`, for `checks.judge`. `annotation_values` and `values_by_image` look at the masks alone.
+`PairRecord`, for `checks.judge`.
 """
 
 import io
@@ -22,22 +22,19 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets
 from PIL import Image
 
-from cli_utils import UserError, one_line
+from cli_utils import one_line
 from data.bulk import cache_key, processes_for
 from data.classes import ClassMap
 from data.image_files import (
     EXIF_ORIENTATION,
-    MAX_COLORS,
     FileProblem,
     Problem,
     ReadBy,
     StoredFile,
     Turned,
-    describe_problem,
+    check_sizes,
     fit_mask,
-    ids_of,
     open_picture,
-    packed_colors,
     upright_size,
 )
 from metrics_utils import IGNORE_INDEX
@@ -45,23 +42,8 @@ from metrics_utils import IGNORE_INDEX
 logger = logging.getLogger(__name__)
 
 # Part of every cache key: raised whenever what is read from a file, or made of it, changes.
-PREPARATION_VERSION = 2
+PREPARATION_VERSION = 3
 IMAGES_PER_PROCESS = 500  # starting more processes would cost more than it saves
-COLOR_VALUES = 1 << 24  # added to packed colours, so that none is taken for an annotation value
-# Kind, message and fix of the finding.
-BINARY_MASKS = (
-    "mask-binary-255",
-    "all masks hold the values 0 and 255 alone: they are pictures of two classes, but 255 means ignored",
-    "check_dataset.py --fix OUT_DIR writes them with 0 and 1",
-)
-MASK_VALUES = Features(
-    {
-        "raw_values": List(Value("int64")),
-        "colors": List(Value("int64")),
-        "problem": Value("string"),
-        "detail": Value("string"),
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -77,6 +59,7 @@ class PairRecord:
         lossy: the mask's file is compressed with loss.
         raw_values: value in the mask → pixels.
         read_by, turned: what was done to read these.
+        nodata, nodata_class, near_colors: see `data.image_files.MaskIds`.
         problem: why the pair cannot be used. problem_file: the file to blame. detail: its name and what was found.
     """
 
@@ -94,6 +77,9 @@ class PairRecord:
     raw_values: dict[int, int] = field(default_factory=dict)
     read_by: ReadBy = ReadBy.IDS
     turned: Turned = Turned.BY_ENTRY
+    nodata: int = 0
+    nodata_class: int | None = None
+    near_colors: int = 0
     problem: Problem | None = None
     problem_file: str = ""
     detail: str = ""
@@ -156,45 +142,6 @@ def prepare_pairs(
         # Next to the images, which are neither copied nor encoded anew.
         result[name] = concatenate_datasets([split.select_columns(["image", "name"]), rows], axis=1)
     return DatasetDict(result), records
-
-
-def annotation_values(
-    dataset: DatasetDict, cache_dir: str | os.PathLike | None = None, num_proc: int | None = None
-) -> set[int]:
-    """The distinct raw values of all masks that can be read. Arguments as for `prepare_pairs`; cached as well.
-
-    Raises:
-        UserError: masks show classes in colours, or are pictures of two classes with the values 0 and 255.
-    """
-    values: set[int] = set()
-    details = {Problem.LOSSY_COLORS: [], Problem.COLORS: []}
-    for name, split in dataset.items():
-        found = cached_map(split, mask_values, MASK_VALUES, {}, cache_dir, num_proc, f"{name}: reading mask values")
-        values.update(*found["raw_values"])
-        for problem, detail in zip(found["problem"], found["detail"], strict=True):
-            if problem in (Problem.LOSSY_COLORS, Problem.COLORS):
-                details[Problem(problem)].append(f"{name}/{detail}")
-    for problem, listed in details.items():
-        if listed:
-            message, fix = describe_problem(problem, listed)
-            raise UserError(f"[{problem.value}] {message}: {fix}")
-    if values == {0, IGNORE_INDEX}:
-        raise UserError("[{}] {}: {}".format(*BINARY_MASKS))
-    return values
-
-
-def values_by_image(split: Dataset) -> list[set[int]]:
-    """The distinct raw values of each mask; none for one that cannot be used. Cached.
-
-    Where masks show classes in colours, these stand for the values: `COLOR_VALUES` + 24 bits of RGB.
-    """
-    found = cached_map(split, mask_values, MASK_VALUES, {}, None, None, "reading mask values for the split")
-    rows = list(zip(found["raw_values"], found["colors"], strict=True))
-    # A grey mask among them, as one without any object, shows colours as well.
-    in_colors = any(colors and not values for values, colors in rows)
-    return [
-        {COLOR_VALUES + color for color in colors} if in_colors and colors else set(values) for values, colors in rows
-    ]
 
 
 def prepare_one(
@@ -294,21 +241,29 @@ def decode_pair(
     """
     facts = {"image_file": image.location, "mask_file": mask.location}
     try:
+        # What does not fit is told without decoding it: a file of a few kilobytes may have a gigabyte of pixels.
+        headers = image.header(), mask.header()
+        if None not in headers:
+            width, height = headers[0].upright
+            facts |= {"image_mode": headers[0].mode, "width": width, "height": height}
+            facts |= {"mask_mode": headers[1].mode, "mask_size": headers[1].size}
+            check_sizes(*headers, mask)
         picture = open_picture(image, num_channels)
         width, height = upright_size(picture)
         facts |= {"image_mode": picture.mode, "width": width, "height": height}
         facts |= {"orientation": picture.getexif().get(EXIF_ORIENTATION, 1)}
         stored = mask.open()
         facts |= {"mask_mode": stored.mode, "mask_size": stored.size, "lossy": mask.is_lossy()}
-        ids, read_by, turned = fit_mask(picture, stored, mask, class_map)
-    except FileProblem as found:
-        facts |= {"problem": found.problem, "problem_file": found.file.location, "detail": found.detail}
+        found, turned = fit_mask(picture, stored, mask, class_map)
+    except FileProblem as caught:
+        facts |= {"problem": caught.problem, "problem_file": caught.file.location, "detail": caught.detail}
         return PairRecord(split, image.name, **facts), None
-    facts |= {"raw_values": _count_values(ids), "read_by": read_by, "turned": turned}
-    return PairRecord(split, image.name, **facts), DecodedPair(picture, stored, ids)
+    facts |= {"raw_values": count_values(found.ids), "turned": turned}
+    facts |= {name: getattr(found, name) for name in ("read_by", "nodata", "nodata_class", "near_colors")}
+    return PairRecord(split, image.name, **facts), DecodedPair(picture, stored, found.ids)
 
 
-def _count_values(ids: np.ndarray) -> dict[int, int]:
+def count_values(ids: np.ndarray) -> dict[int, int]:
     """Value → pixels."""
     if ids.dtype == np.uint8:  # twice as fast as `unique`
         counts = np.bincount(ids.reshape(-1), minlength=256)
@@ -362,19 +317,3 @@ def _record(text: str) -> PairRecord:
     facts["raw_values"] = {int(value): pixels for value, pixels in facts["raw_values"].items()}
     facts |= {"mask_size": tuple(facts["mask_size"]), "problem": facts["problem"] and Problem(facts["problem"])}
     return PairRecord(**(facts | {"read_by": ReadBy(facts["read_by"]), "turned": Turned(facts["turned"])}))
-
-
-def mask_values(image: dict, label: dict, name: str) -> dict:
-    """The distinct values of a mask, and the packed colours of one with several channels, unless these are too many
-    for classes; and why it cannot be read."""
-    result = {"raw_values": [], "colors": [], "problem": None, "detail": None}
-    file = StoredFile.of(label, name)
-    try:
-        mask = file.open()
-        if mask.mode in ("RGB", "RGBA"):
-            colors = np.unique(packed_colors(np.asarray(mask)[..., :3])).tolist()
-            result["colors"] = colors if len(colors) <= MAX_COLORS else []
-        result["raw_values"] = np.unique(ids_of(mask, file)[0]).tolist()
-    except FileProblem as found:
-        result |= {"problem": found.problem, "detail": found.detail}
-    return result

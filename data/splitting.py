@@ -7,14 +7,15 @@ import json
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from datasets import DatasetDict
 
-from cli_utils import UserError, shorten, write_text
-from data.preparation import COLOR_VALUES, values_by_image
+from cli_utils import UserError, parse_json, shorten, write_text
+from data.mask_values import COLOR_VALUES, values_by_image
 from metrics_utils import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ def stratify(keys: Sequence[str], values: Sequence[set[int]], fraction: float, s
 
     Args:
         keys: group of each image.
-        values: of `data.preparation.values_by_image`; 255 does not count.
+        values: of `data.mask_values.values_by_image`; 255 does not count.
         fraction: wanted share of the images.
         seed: of the order in which groups of equal size are given away.
 
@@ -187,10 +188,10 @@ def _described(value: int) -> str:
 def _read_split_file(path: Path, names: list[str], fraction: float, groups: str | None) -> dict[str, list[int]]:
     """Rows of both sides, in the file's order."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         made_with = {"train_val_split": content["train_val_split"], "split_groups": content.get("split_groups")}
-        sides = {side: list(content[side]) for side in ("train", "validation")}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        sides = {side: list(map(str, content[side])) for side in ("train", "validation")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); delete it to split anew") from None
     for flag, value in {"train_val_split": fraction, "split_groups": groups}.items():
         if made_with[flag] != value:
@@ -198,7 +199,11 @@ def _read_split_file(path: Path, names: list[str], fraction: float, groups: str 
                 f"--{flag} is {value}, but {path} was made with {made_with[flag]}; "
                 "give that value, or delete the file, or give another --output_dir"
             )
-    changed = sorted(set(names) ^ {*sides["train"], *sides["validation"]})
+    listed = [*sides["train"], *sides["validation"]]
+    twice = [name for name, count in Counter(listed).items() if count > 1]
+    if twice:
+        raise UserError(f"{path} is damaged ({shorten(twice)}: listed twice); delete it to split anew")
+    changed = sorted(set(names) ^ set(listed))
     if changed:
         raise UserError(
             f"{path} does not fit the dataset: {len(changed)} names are in one of the two only "

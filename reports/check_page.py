@@ -8,6 +8,7 @@ anything else. All that comes from the data is escaped, as file names may hold a
 
 import base64
 import io
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -32,6 +33,7 @@ from visual_utils import colorize, default_palette, overlay
 
 SIDE = 240  # of a picture, in pixels
 PICTURES, PAIRS = 6, 3  # of a finding
+MAX_PIXELS = 50_000_000  # of a file that is decoded for a picture
 # Their masks are shown alone: they are about thin runs of pixels along borders, which an overlay draws lines over.
 BORDER_KINDS = ("mask-interpolated", "mask-lossy")
 NO_CLASS_COLOR = (255, 0, 255)
@@ -175,6 +177,10 @@ def _views(
     """Small pictures of image and mask, None for what cannot be read, and what is wrong with them."""
     image, label = (StoredFile.of(row[column], row["name"]) for column in ("image", "label"))
     photo = mask = ids = None
+    large = [file for file in (image, label) if (found := file.header()) and math.prod(found.size) > MAX_PIXELS]
+    if large:
+        size = "x".join(map(str, large[0].header().size))
+        return None, None, f"{large[0].title} is {size}, too large to be shown"
     with suppress(UserError):  # what is wrong, the record says too
         photo = rgb_view(read_channels(image.source, num_channels)) if image.source else None
     record, decoded = decode_pair("", image, label, class_map, num_channels)
@@ -183,7 +189,7 @@ def _views(
     else:
         try:  # the mask may do by itself
             mask = label.open()
-            ids, _ = ids_of(mask, label, class_map)
+            ids = ids_of(mask, label, class_map).ids
         except FileProblem:
             mask = mask and _small(mask.convert("RGB"))
     if ids is not None:

@@ -7,7 +7,7 @@ import shutil
 import datasets
 import numpy as np
 import pytest
-from factories.broken_datasets import FAULTS, NAMES, each_mask, ids, make_clean, mask_of, replace, write_classes
+from factories.broken_datasets import FAULTS, NAMES, each_mask, ids, make_clean, mask_of, replace
 from factories.datasets import LAYOUT_FILES
 
 import check_dataset
@@ -160,12 +160,11 @@ def test_split_made_by_flag_is_checked(tmp_path):
 def test_page_and_clean_copy(tmp_path):
     root = make_clean(tmp_path / "data")
     each_mask(root, lambda mask: (mask > 0).astype(np.uint8) * 255)
-    write_classes(root, {0: "ground", 1: "thing"})
     code, _ = run(root, tmp_path, "--html", tmp_path / "page.html", "--fix", tmp_path / "fixed")
     assert code == 2
     assert "mask-binary-255" in (tmp_path / "page.html").read_text()
     code, report = run(tmp_path / "fixed", tmp_path)
-    assert (code, alarms(report)) == (0, set()), report["findings"]
+    assert (code, alarms(report)) == (0, {"class-nowhere"}), report["findings"]
 
 
 @pytest.mark.parametrize(

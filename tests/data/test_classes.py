@@ -263,7 +263,7 @@ def test_when_labels_may_need_reduction():
 
 
 def test_values_beyond_eight_bits_are_predicted_as_ids():
-    for value in (1000, -1, 255):
+    for value in (1000, -1):
         class_map = ClassMap({0: "a", 1: "b"}, raw_to_id={5: 0, value: 1})
         assert class_map.raw_values == [0, 1]
 
@@ -440,7 +440,6 @@ def test_mapping_to_ids():
         ({1: 0, 2: 2}, {"class_map": None}, "every training id from 0 to 1 and no other; 1, 2 are in one of the two"),
         ({1: 0}, {"names": ({0: "a", 1: "b"}, None)}, "from 0 to 1 and no other; 1 is in one of the two only"),
         ({1: -1}, {}, "from 0 to 0 and no other; -1, 0 are"),
-        ({255: "x"}, {}, "gives annotation value 255 the class x, but it is ignored everywhere"),
         ({9: "x", 1: "y"}, {"ignore_values": (9,)}, "value 9 the class x, but it is ignored by --ignore_values"),
         ({1: None}, {}, "no class is left"),
     ],

@@ -80,29 +80,29 @@ def test_colors_are_looked_up(count, seed):
     assert packed_colors(palette.astype(np.uint8)).tolist() == packed.tolist()
     class_map = ClassMap({i: f"c{i}" for i in range(count)}, palette.tolist())
     pixels = palette[rng.integers(0, count, (7, 9))].astype(np.uint8)
-    found, _ = ids_of(Image.fromarray(pixels), FILE, class_map)
-    assert found.tolist() == [[palette.tolist().index(color) for color in row] for row in pixels.tolist()]
+    found = ids_of(Image.fromarray(pixels), FILE, class_map)
+    assert found.ids.tolist() == [[palette.tolist().index(color) for color in row] for row in pixels.tolist()]
 
 
 def test_ids_without_colors_stay_ids():
     ids = np.array([[0, 1], [2, 255]], np.uint8)
     gray = Image.fromarray(np.stack([ids] * 3, axis=-1))
     for class_map in (None, ClassMap(THREE.id2label), THREE):
-        found, read_by = ids_of(gray, FILE, class_map)
+        found, read_by, *_ = ids_of(gray, FILE, class_map)
         assert found.tolist() == ids.tolist() and read_by is ReadBy.CHANNEL
-        assert ids_of(indexed(ids, PALETTE), FILE, class_map)[1] is ReadBy.IDS
+        assert ids_of(indexed(ids, PALETTE), FILE, class_map).read_by is ReadBy.IDS
     # ADE20K has a colour twice. That must not keep anybody from reading ids.
     twice = ClassMap(THREE.id2label, [[9, 9, 9], [5, 5, 5], [9, 9, 9]])
-    assert ids_of(gray, FILE, twice)[1] is ReadBy.CHANNEL
-    assert ids_of(indexed(ids, PALETTE), FILE, twice)[0].tolist() == ids.tolist()
-    assert ids_of(indexed(ids + 3, PALETTE), FILE, twice)[0].tolist() == (ids + 3).tolist()
+    assert ids_of(gray, FILE, twice).read_by is ReadBy.CHANNEL
+    assert ids_of(indexed(ids, PALETTE), FILE, twice).ids.tolist() == ids.tolist()
+    assert ids_of(indexed(ids + 3, PALETTE), FILE, twice).ids.tolist() == (ids + 3).tolist()
 
 
 def test_transparency():
     colors = np.array(THREE.palette, np.uint8)[[[0, 1, 2]]]
     for alpha in ([0, 255, 0], [7, 7, 7]):
         image = Image.fromarray(np.dstack([colors, np.array([alpha], np.uint8)]))
-        assert ids_of(image, FILE, THREE)[0].tolist() == [[0, 1, 2]]
+        assert ids_of(image, FILE, THREE).ids.tolist() == [[0, 1, 2]]
     image = Image.fromarray(np.dstack([colors, np.array([[0, 128, 255]], np.uint8)]))
     with pytest.raises(FileProblem) as caught:
         ids_of(image, FILE, THREE)
@@ -123,9 +123,9 @@ def test_transparency():
     ],
 )
 def test_indices_and_their_palette(indices, palette, expected, read_by):
-    assert ids_of(indexed(np.array(indices), palette), FILE, THREE)[0].tolist() == expected
-    assert ids_of(indexed(np.array(indices), palette), FILE, THREE)[1] is read_by
-    assert ids_of(indexed(np.array(indices), palette), FILE)[0].tolist() == indices
+    assert ids_of(indexed(np.array(indices), palette), FILE, THREE).ids.tolist() == expected
+    assert ids_of(indexed(np.array(indices), palette), FILE, THREE).read_by is read_by
+    assert ids_of(indexed(np.array(indices), palette), FILE).ids.tolist() == indices
 
 
 def test_stray_colors():
@@ -147,8 +147,11 @@ def test_stray_colors():
     edges = pixels.copy()
     edges[:5] = other_list[5:10]
     assert problem(edges).problem is Problem.LOSSY_COLORS
+    edges[:5] = np.random.default_rng(0).integers(0, 256, (5, 60, 3), dtype=np.uint8)
+    assert problem(edges).problem is Problem.LOSSY_COLORS
     noise = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
-    assert problem(noise).problem is Problem.LOSSY_COLORS
+    assert problem(noise).problem is Problem.PHOTO
+    assert problem(noise).detail == "x.png (3,000 colours)"
 
 
 @pytest.mark.parametrize(

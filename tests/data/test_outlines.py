@@ -171,7 +171,8 @@ def test_coco_to_training_ids(tmp_path):
     assert prepare_dataset(data.splits, class_map)["train"]["class_pixels"] == [[84, 12, 0], [96, 0, 0]]
     class_map = load(root, drop_classes=["background"])[1]
     assert class_map.id2label == {0: "cat", 1: "dog"}
-    assert prepare_dataset(data.splits, class_map)["train"]["class_pixels"] == [[12, 0], [0, 0]]
+    with pytest.raises(UserError, match=r"cat is the only class in the training masks \(ignored: 0\)"):
+        prepare_dataset(data.splits, class_map)
 
 
 def test_masks_of_other_layouts_have_no_annotated_classes(make_dataset):
@@ -220,14 +221,56 @@ def test_coco_outlines(tmp_path, segmentation, expected):
         assert (masks(root)["a"] == 1).sum() == expected
 
 
-def test_later_shapes_lie_over_earlier_ones(tmp_path):
-    inner = [4, 3, 5, 3, 5, 4, 4, 4]
-    root = coco(tmp_path / "data", annotations=[outline([BOX]), outline([inner], category=7)])
+INNER = [4, 3, 5, 3, 5, 4, 4, 4]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_smaller_objects_lie_over_larger_ones(tmp_path, order):
+    root = coco(tmp_path / "data", annotations=[outline([BOX]), outline([INNER], category=7)][::order])
     expected = BOX_MASK.copy()
     expected[3, 4] = 2
     np.testing.assert_array_equal(masks(root)["a"], expected)
-    root = coco(tmp_path / "reverse", annotations=[outline([inner], category=7), outline([BOX])])
+
+
+def test_of_one_area_the_later_lies_on_top(tmp_path):
+    """The other is hidden entirely, which is said with its image, drawn or cached."""
+    root = coco(tmp_path / "data", annotations=[outline([BOX], category=7), outline([BOX])])
+    for _ in ("drawn", "cached"):
+        np.testing.assert_array_equal(masks(root)["a"], BOX_MASK)
+        assert find_dataset(root).hidden == {"train/a": ["dog"]}
+    same = coco(tmp_path / "same", annotations=[outline([BOX]), outline([BOX])])
+    assert find_dataset(same).hidden == {}  # the class is there
+
+
+def test_crowds_lie_below(tmp_path, caplog):
+    """In COCO they come last in the file, and cover all objects of their kind."""
+    everywhere = {"size": [HEIGHT, WIDTH], "counts": [26, 3, 67]}
+    crowd = outline(everywhere, category=7) | {"iscrowd": 1}
+    root = coco(tmp_path / "data", annotations=[outline([BOX]), crowd])
     np.testing.assert_array_equal(masks(root)["a"], BOX_MASK)
+    assert "1 objects are hidden entirely by smaller ones drawn over them: dog on train/a" in caplog.text
+
+
+def test_the_parts_of_an_object_count_together(tmp_path):
+    """One part of the larger object is smaller than what lies over the other object."""
+    parts = [[0, 0, 12, 0, 12, 2, 0, 2], [3, 2, 4, 2, 4, 3, 3, 3]]
+    root = coco(tmp_path / "data", annotations=[outline([BOX]), outline(parts, category=7)])
+    expected = BOX_MASK.copy()
+    expected[:2] = 2
+    np.testing.assert_array_equal(masks(root)["a"], expected)
+
+
+def test_work_is_bounded_by_what_is_declared(tmp_path):
+    """Sizes are compared before anything of that size is made."""
+    huge = {"size": [100_000, 100_000], "counts": [10**9, 10**9 * 9]}
+    refused(coco(tmp_path / "rle", annotations=[outline(huge)]), "RLE of 100000x100000 pixels for 12x8")
+    endless = {"size": [HEIGHT, WIDTH], "counts": "o" * 1_000_000}
+    refused(coco(tmp_path / "endless", annotations=[outline(endless)]), "damaged RLE")
+    beyond = [[3, 2, 1e308, 2, 7, -1e308]]
+    refused(coco(tmp_path / "far", annotations=[outline(beyond)]), "cat on a.jpg (a corner at 1e+308)")
+    corners = np.stack([np.tile([3.0, 7.0], 100_000), np.linspace(2, 5, 200_000)], axis=1)
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    assert 0 < draw_polygon(mask, corners, 1) <= 12
 
 
 def test_odd_outlines_are_counted(tmp_path, caplog):

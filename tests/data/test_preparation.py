@@ -23,6 +23,9 @@ from data_utils import find_classes, load_data, load_segmentation_dataset
 
 THREE = ClassMap({0: "sky", 1: "tree", 2: "road"})
 REDUCED = ClassMap({0: "sky", 1: "tree"}, do_reduce_labels=True)
+# What a few images of each hold, the usual ones more often.
+ADE20K_VALUES = (0, *[1, 2, 3, 5] * 8, 7, 12, 13, 21, 44, 84, 88, 137)
+CITYSCAPES_VALUES = (255, *[0, 2, 8, 13] * 5, 1, 5, 7, 10, 11, 18)
 IDS = np.array([[0, 1, 2, 2], [1, 1, 0, 255]], np.uint8)
 
 
@@ -188,13 +191,13 @@ TRANSPARENT = np.dstack([np.zeros((8, 12, 3), np.uint8), COLORS[..., 0]])
         (text_mask, THREE, ["1 file cannot be read: train/train_1.png (no image, or of an unknown format)"]),
         (cut_off("images"), THREE, ["1 file ends too early: train/train_1.jpg", "truncated"]),
         (cut_off("masks"), THREE, ["1 file cannot be read: train/train_1.png"]),
-        (deep_image, THREE, ["1 image has more than 8 bits a channel: train/train_1.png (mode I;16)"]),
+        (deep_image, THREE, ["1 image has more than 8 bits a channel: train/train_1.png (16 bits a channel)"]),
         (overwrite_mask(np.zeros((8, 11), np.uint8)), THREE, ["1 mask differs", "train_1.png is 11x8, its image"]),
         (overwrite_mask(np.zeros((12, 8), np.uint8)), THREE, ["mask lies sideways", "train_1.png is 8x12, its"]),
         (overwrite_mask(COLORS), THREE,
-         ["colours or fractions", "train_1.png (mode RGB, 96 colours: 0 42 138,", "--id2label"]),
-        (overwrite_mask(TRANSPARENT), THREE, ["colours or fractions", "train_1.png (mode RGBA, 1 colour: 0 0 0)"]),
-        (overwrite_mask(np.zeros((8, 12), np.float32), ".tif"), THREE, ["train_1.tif (mode F)"]),
+         ["colours instead", "train_1.png (mode RGB, 96 colours: 0 42 138,", "--id2label"]),
+        (overwrite_mask(TRANSPARENT), THREE, ["colours instead", "train_1.png (mode RGBA, 1 colour: 0 0 0)"]),
+        (overwrite_mask(np.full((8, 12), 0.5, np.float32), ".tif"), THREE, ["holds fractions", "train_1.tif (0.5)"]),
         # Values beyond the class list, and why.
         (every_mask([1, 2, 3]), THREE, ["all 4 masks hold values that belong to no class", "train_0 has 3",
                                         "0 to 2 are classes", "count from 1: --do_reduce_labels"]),
@@ -239,14 +242,14 @@ def test_all_problems_of_all_splits_are_told_together(make_dataset):
 
 
 def test_odd_but_valid_is_logged(make_dataset, caplog):
-    root = make_dataset(values=(1,))
+    root = make_dataset(values=(0, 1))
     overwrite_mask(np.full((8, 12), 255, np.uint8))(root)
     prepare(root)
     assert "1 of 4 masks is ignored entirely: train/train_1" in caplog.text
-    assert "2 of 3 classes never occur: sky, road" in caplog.text
+    assert "1 of 3 classes never occurs: road" in caplog.text
     caplog.clear()
-    prepare(make_dataset(values=(0, 1), folder="shifted"), REDUCED)
-    assert "value 2 never occurs, all below it do: --no_do_reduce_labels if 0 is a class" in caplog.text
+    prepare(make_dataset(folder="shifted"), ClassMap(THREE.id2label, do_reduce_labels=True))
+    assert "value 3 never occurs, all below it do: --no_do_reduce_labels if 0 is a class" in caplog.text
 
 
 def calls(monkeypatch):
@@ -489,12 +492,12 @@ def test_colors_without_a_list_of_classes(make_dataset):
     with pytest.raises(UserError) as caught:
         resolve(root)
     colors = "3 colours: 0 100 0, 128 64 128, 128 128 128"
-    assert "[mask-colors] 4 masks hold colours or fractions instead of class ids: train/train_0" in str(caught.value)
+    assert "[mask-colors] 4 masks hold colours instead of class ids: train/train_0" in str(caught.value)
     assert f"train_0.png (mode RGB, {colors}), " in str(caught.value)
     assert "give the list of classes with their colours: --id2label FILE" in str(caught.value)
     noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     overwrite_mask(noise)(root)
-    with pytest.raises(UserError, match=r"train_1.png \(mode RGB, 240\d colours: .* export again as PNG"):
+    with pytest.raises(UserError, match=r"train_1.png \(2,400 colours\): are images and masks swapped\?"):
         resolve(root)
 
 
@@ -560,8 +563,8 @@ def test_classes_from_the_masks(make_dataset, caplog, tmp_path):
     assert "named after the values in the masks (0, 2)" in caplog.text
     class_map = resolve(make_dataset(values=(0, 1, 3), folder="reduced"), do_reduce_labels=True)
     assert class_map.id2label == {0: "class_1", 1: "class_3"}
-    with pytest.raises(UserError, match="all masks hold the values 0 and 255 alone"):
-        resolve(make_dataset(values=(0, 255), folder="binary"))
+    binary = resolve(make_dataset(values=(0, 255), folder="binary"))
+    assert (binary.id2label, binary.raw_values) == ({0: "class_0", 1: "class_255"}, [0, 255])
     with pytest.raises(UserError, match="no mask holds a value that stands for a class"):
         resolve(make_dataset(values=(255,), folder="void"))
     root = make_dataset(folder="deep")
@@ -572,14 +575,23 @@ def test_classes_from_the_masks(make_dataset, caplog, tmp_path):
 
 def test_order_of_class_lists_and_default_of_reduction(make_dataset, tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    ade = make_dataset("ADE20K")
+    ade = make_dataset("ADE20K", values=ADE20K_VALUES)
     class_map = resolve(ade)
     assert (class_map.num_labels, class_map.do_reduce_labels) == (150, True)
     assert class_map.id2label[0] == "wall" and class_map.palette[0] == [120, 120, 120]
     assert "label reduction (raw 0 ignored, others down by one): on, default for ADE20K" in caplog.text
-    assert resolve(ade, do_reduce_labels=False).do_reduce_labels is False
-    cityscapes = resolve(make_dataset("Cityscapes", folder="city"))
+    reduced = make_dataset("ADE20K", values=[value - 1 for value in ADE20K_VALUES[1:]], folder="reduced")
+    class_map = resolve(reduced, do_reduce_labels=False)
+    assert (class_map.id2label[0], class_map.do_reduce_labels) == ("wall", False)
+    cityscapes = resolve(make_dataset("Cityscapes", values=CITYSCAPES_VALUES, folder="city"))
     assert (cityscapes.id2label[18], cityscapes.do_reduce_labels) == ("bicycle", False)
+    saved = tmp_path / "zhoubolei/scene_parse_150"
+    load(ade)[0].splits.save_to_disk(saved)
+    hub = find_classes(load_data(DatasetArguments(dataset_name=str(saved))), ClassArguments())
+    assert (hub.num_labels, hub.do_reduce_labels) == (150, True)
+    saved.rename(tmp_path / "else")
+    other = load_data(DatasetArguments(dataset_name=str(tmp_path / "else")))
+    assert find_classes(other, ClassArguments()).do_reduce_labels is False
     (ade / "classes.json").write_text(json.dumps("x"))
     with pytest.raises(UserError, match="classes.json is neither"):
         resolve(ade)
@@ -588,10 +600,3 @@ def test_order_of_class_lists_and_default_of_reduction(make_dataset, tmp_path, c
     given = tmp_path / "given.json"
     given.write_text(json.dumps({"0": "given"}))
     assert resolve(ade, id2label=given).id2label == {0: "given"}
-    saved = tmp_path / "zhoubolei/scene_parse_150"
-    load(ade)[0].splits.save_to_disk(saved)
-    hub = find_classes(load_data(DatasetArguments(dataset_name=str(saved))), ClassArguments())
-    assert (hub.num_labels, hub.do_reduce_labels) == (150, True)
-    saved.rename(tmp_path / "else")
-    other = load_data(DatasetArguments(dataset_name=str(tmp_path / "else")))
-    assert find_classes(other, ClassArguments()).do_reduce_labels is False

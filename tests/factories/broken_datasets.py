@@ -255,9 +255,9 @@ def _blurred(root):
     each_mask(root, lambda mask: Image.fromarray(mask).filter(ImageFilter.GaussianBlur(1)), only=[5])
 
 
-def _binary(root, listed: bool):
+def _binary(root):
+    """Of two of four classes, so that 255 cannot be the second of two."""
     each_mask(root, lambda mask: (mask > 0).astype(np.uint8) * 255)
-    write_classes(root, {0: "ground", 1: "thing"} if listed else None)
 
 
 def _binary_mixed(root):
@@ -480,8 +480,7 @@ FAULTS = {
     "masks interpolated": Fault(lambda r: _interpolated(r, None), "mask-interpolated", "error", VAL),
     "one mask interpolated": Fault(lambda r: _interpolated(r, [1]), "mask-interpolated", "warning", ONE),
     "one mask blurred": Fault(_blurred, "mask-interpolated", "warning", "train/scene_05"),
-    "0 and 255": Fault(lambda r: _binary(r, True), "mask-binary-255", "error", ONE),
-    "0 and 255 without a class list": Fault(lambda r: _binary(r, False), "mask-binary-255", "error", ONE),
+    "0 and 255": Fault(_binary, "mask-binary-255", "error", ONE),
     "0 and 255 in one mask": Fault(_binary_mixed, "mask-binary-mixed", "warning", "train/scene_06"),
     "unknown id": Fault(lambda r: each_mask(r, _with_patch(7), only=[1]), "mask-values-unknown", "error", ONE),
     "void after the last class": Fault(lambda r: each_mask(r, _with_patch(4)), "mask-values-unknown", "error", VAL),
@@ -494,7 +493,12 @@ FAULTS = {
         also=("class-nowhere",),
     ),
     "reduced already": Fault(
-        lambda r: None, "mask-reduced-already", "warning", ONE, ("--do_reduce_labels",), also=("class-nowhere",)
+        lambda r: None,
+        "mask-reduced-already",
+        "warning",
+        ONE,
+        flags=("--do_reduce_labels",),
+        also=("class-nowhere", "pixels-mostly-ignored"),
     ),
     "reduced twice": Fault(lambda r: each_mask(r, lambda m: _twice_reduced(m)), "mask-reduced-twice", "error", ONE),
     "ids times 85": Fault(lambda r: each_mask(r, lambda m: m * 85), "mask-values-scaled", "error", ONE),
