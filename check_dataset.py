@@ -23,7 +23,15 @@ from checks.judge import find_faults, orphan_faults
 from checks.records import ERROR, DatasetReport, Finding
 from checks.scan import scan
 from checks.values import count_class_pixels
-from cli_utils import UserError, check_positive, parse_arguments, run_cli, set_up_logging, write_text
+from cli_utils import (
+    UserError,
+    check_files_writable,
+    check_positive,
+    parse_arguments,
+    run_cli,
+    set_up_logging,
+    write_text,
+)
 from data.arguments import ClassArguments, DatasetArguments
 from data.class_weights import class_weights
 from data.classes import ClassMap
@@ -63,6 +71,7 @@ def parse(argv: list[str] | None) -> tuple[CheckArguments, DatasetArguments, Cla
         positional="dataset_dir",
     )
     source = dataset_args.source  # raises where there is none
+    check_files_writable(args, "json", "html")
     if dataset_args.streaming:
         raise UserError("--streaming: a check reads all of a dataset, so leave the flag out")
     if args.fix:

@@ -41,7 +41,7 @@ REQUEST_LOGGERS = ("httpx", "httpx2")
 # How long a program may take to end after a signal before it is ended.
 UNWINDING_SECONDS = 5
 
-_URL_QUERY = re.compile(r"(\b\w+://[^\s?\"'<>]+)\?[^\s\"'<>]*")
+_URL_QUERY = re.compile(r"(\b\w+://[^\s?\"'<>]+)\?[^\s\"'<>]+")
 _TOKEN = re.compile(r"\b(hf|api_org)_\w{6,}")
 _secrets: set[str] = set()
 
@@ -186,7 +186,7 @@ def written_aside(path: str | os.PathLike) -> Iterator[Path]:
         reason = None if isinstance(error, UserError) else write_failure(error, path)
         if reason is None:
             raise
-        raise WriteError(f"{path} cannot be written ({reason})") from error
+        raise WriteError(f"{path} cannot be written: {reason}") from error
     finally:
         remove(partial)
 
@@ -210,7 +210,7 @@ def written_together(folder: str | os.PathLike) -> Iterator[Path]:
         if reason is None:
             raise
         what = Path(error.filename).name if isinstance(error, OSError) and error.filename else "results"
-        raise WriteError(f"{folder / what} cannot be written ({reason})") from error
+        raise WriteError(f"{folder / what} cannot be written: {reason}") from error
     finally:
         remove(aside)
 
@@ -235,6 +235,17 @@ def remove(path: Path) -> None:
 def missing_folders(folder: Path) -> list[Path]:
     """The folder and those above it that are not there, the innermost first."""
     return [parent for parent in (folder, *folder.parents) if not os.path.lexists(parent)]
+
+
+def check_files_writable(args, *names: str) -> None:
+    """Raises WriteError where a field of a group of flags names a file to write that cannot be made there."""
+    for name in names:
+        file = getattr(args, name)
+        if file is None:
+            continue
+        if os.path.isdir(file):
+            raise WriteError(f"--{name} {file} cannot be written: {os.strerror(errno.EISDIR)}")
+        check_writable(Path(file).absolute().parent, f"the folder of --{name} {file}", "give another file")
 
 
 def check_writable(folder: str | os.PathLike, what: str, advice: str) -> None:
@@ -412,7 +423,7 @@ def run_cli(main: Callable) -> None:
     Ctrl-C become one line and exit code 143 or 130, also where worker processes are at work; a second one leaves at
     once.
     """
-    owner, asked, lost = os.getpid(), [], []
+    owner, asked, lost, timers = os.getpid(), [], [], []
 
     def end(signum, frame):
         # The second one; or a forked worker, as Ctrl-C goes to all processes of a terminal.
@@ -421,14 +432,15 @@ def run_cli(main: Callable) -> None:
         if not asked:
             asked.append(signum)
             # Pools of processes wait for their workers, and some of them for ever where they are interrupted.
-            _start_timer(UNWINDING_SECONDS, _leave_at_once, 128 + signum)
+            timers.append(_start_timer(UNWINDING_SECONDS, _leave_at_once, 128 + signum))
         lost.clear()
         raise Interrupted(asked[0])
 
     def again(unraisable):
         # Raised where Python lets nothing be raised (a finalizer, a hook of fork), and lost there.
         if isinstance(unraisable.exc_value, Interrupted) and asked:
-            lost.append(_start_timer(0.05, os.kill, owner, asked[0]))
+            lost.append(unraisable.exc_value)
+            timers.append(_start_timer(0.05, os.kill, owner, asked[0]))
         else:
             sys.__unraisablehook__(unraisable)
 
@@ -436,8 +448,10 @@ def run_cli(main: Callable) -> None:
     speaks = int(os.environ.get("LOCAL_RANK", 0)) <= 0
 
     def leave(code: int, message: str) -> None:
-        for timer in lost:
+        for timer in timers:
             timer.cancel()
+        if code > 128:  # else Python would wait for them
+            _kill_children()
         if speaks:
             print(redact(message), file=sys.stderr, flush=True)
         sys.exit(code)
@@ -465,9 +479,13 @@ def _start_timer(seconds: float, function: Callable, *args) -> threading.Timer:
     return timer
 
 
-def _leave_at_once(code: int) -> None:
+def _kill_children() -> None:
     for child in multiprocessing.active_children():
         child.kill()
+
+
+def _leave_at_once(code: int) -> None:
+    _kill_children()
     os.write(2, b"interrupted\n")
     os._exit(code)
 

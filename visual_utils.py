@@ -70,7 +70,7 @@ def raw_palette(palette: np.ndarray, raw_values: Sequence[int]) -> np.ndarray:
 def save_indexed_png(path: str | Path, mask: np.ndarray, palette: np.ndarray) -> None:
     """Writes a single-channel PNG in which a program reads ids and a viewer shows colours.
 
-    `np.asarray(Image.open(path))` returns the mask.
+    `np.asarray(Image.open(path))` returns the mask. Parent folders are made.
 
     Args:
         mask: (H, W), integers in 0…255 as in the annotation files.
@@ -82,6 +82,7 @@ def save_indexed_png(path: str | Path, mask: np.ndarray, palette: np.ndarray) ->
     image = Image.fromarray(mask.astype(np.uint8))
     # All 256 entries: with fewer Pillow packs the pixels into fewer bits, which some readers do not undo.
     image.putpalette(np.asarray(palette, np.uint8).reshape(256 * 3).tolist())
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     image.save(path, format="PNG")
 
 

@@ -13,7 +13,15 @@ from PIL import Image
 from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
-from cli_utils import UserError, check_positive, check_writable, given_flags, keep_secret, parse_arguments, write_text
+from cli_utils import (
+    UserError,
+    check_files_writable,
+    check_positive,
+    given_flags,
+    keep_secret,
+    parse_arguments,
+    write_text,
+)
 from data.arguments import AugmentationArguments, ClassArguments, DatasetArguments, EvaluationArguments
 from data.streaming import NO_CLASS_LIST
 from data_utils import ADE20K_ON_THE_HUB
@@ -97,7 +105,7 @@ class RunArguments:
             file = Path(self.preview)
             if file.suffix.lower() not in Image.registered_extensions():
                 raise UserError(f"--preview {file}: the name must end in that of a picture, as in preview.png")
-            check_writable(file.absolute().parent, f"--preview {file}", "give another file")
+            check_files_writable(self, "preview")
 
     @property
     def keeps_nothing(self) -> bool:
