@@ -64,6 +64,7 @@ from checks.judge import prepare_dataset
 from cli_utils import UserError, check_positive, nearest, parse_arguments, run_cli, write_text
 from data.augmentation import TrainTransform
 from data.classes import ClassMap
+from data.output_paths import check_files_writable
 from data.preprocessing import EvaluationProtocol
 from data_utils import SegmentationDataset, load_segmentation_dataset
 from metrics_utils import IGNORE_INDEX
@@ -538,6 +539,7 @@ def main(argv: list[str] | None = None) -> dict:
     argv: command-line arguments without the program's name; None takes them from the command line.
     """
     (args,) = parse_arguments((BenchmarkArguments,), argv, description=__doc__, positional="command")
+    check_files_writable(args, "json")
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
         args = replace(args, folder=folder)

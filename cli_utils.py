@@ -146,7 +146,7 @@ REQUEST_LOGGERS = ("httpx", "httpx2")
 # How long a program may take to end after a signal before it is ended.
 UNWINDING_SECONDS = 5
 
-_URL_QUERY = re.compile(r"(\b\w+://[^\s?\"'<>]+)\?[^\s\"'<>]*")
+_URL_QUERY = re.compile(r"(\b\w+://[^\s?\"'<>]+)\?[^\s\"'<>]+")
 _TOKEN = re.compile(r"\b(hf|api_org)_\w{6,}")
 _secrets: set[str] = set()
 
@@ -448,7 +448,7 @@ def written_aside(path: str | os.PathLike) -> Iterator[Path]:
         reason = None if isinstance(error, UserError) else write_failure(error, path)
         if reason is None:
             raise
-        raise WriteError(f"{path} cannot be written ({reason})") from error
+        raise WriteError(f"{path} cannot be written: {reason}") from error
     finally:
         remove(partial)
 
@@ -472,7 +472,7 @@ def written_together(folder: str | os.PathLike) -> Iterator[Path]:
         if reason is None:
             raise
         what = Path(error.filename).name if isinstance(error, OSError) and error.filename else "results"
-        raise WriteError(f"{folder / what} cannot be written ({reason})") from error
+        raise WriteError(f"{folder / what} cannot be written: {reason}") from error
     finally:
         remove(aside)
 
@@ -698,7 +698,7 @@ def run_cli(main: Callable) -> None:
     longer: it has nothing to say.
     """
     watch_for_the_end_of_others()
-    owner, asked, lost = os.getpid(), [], []
+    owner, asked, lost, timers = os.getpid(), [], [], []
 
     def end(signum, frame):
         # The second one; or a forked worker, as Ctrl-C goes to all processes of a terminal.
@@ -707,20 +707,23 @@ def run_cli(main: Callable) -> None:
         if not asked:
             asked.append(signum)
             # Pools of processes wait for their workers, and some of them for ever where they are interrupted.
-            _start_timer(UNWINDING_SECONDS, _leave_at_once, 128 + signum)
+            timers.append(_start_timer(UNWINDING_SECONDS, _leave_at_once, 128 + signum))
         lost.clear()
         raise Interrupted(asked[0])
 
     def again(unraisable):
         # Raised where Python lets nothing be raised (a finalizer, a hook of fork), and lost there.
         if isinstance(unraisable.exc_value, Interrupted) and asked:
-            lost.append(_start_timer(0.05, os.kill, owner, asked[0]))
+            lost.append(unraisable.exc_value)
+            timers.append(_start_timer(0.05, os.kill, owner, asked[0]))
         else:
             sys.__unraisablehook__(unraisable)
 
     def leave(code: int, message: str) -> None:
-        for timer in lost:
+        for timer in timers:
             timer.cancel()
+        if code > 128:  # else Python would wait for them
+            _kill_children()
         # A signal reaches every process of a run; one of them says so.
         if int(os.environ.get("LOCAL_RANK", 0)) <= 0:
             print(printable(redact(message), lines=True), file=sys.stderr, flush=True)
@@ -811,9 +814,13 @@ def _start_timer(seconds: float, function: Callable, *args) -> threading.Timer:
     return timer
 
 
-def _leave_at_once(code: int) -> None:
+def _kill_children() -> None:
     for child in multiprocessing.active_children():
         child.kill()
+
+
+def _leave_at_once(code: int) -> None:
+    _kill_children()
     os.write(2, b"interrupted\n")
     os._exit(code)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from cli_utils import UserError, parse_arguments, printable, run_cli, write_text
+from data.output_paths import check_files_writable
 from metrics_utils import per_category_iou, score_images
 from reports.intervals import PerImage, load_per_image, match_images, paired_bootstrap
 
@@ -130,6 +131,7 @@ def main(argv: list[str] | None = None) -> dict:
     Raises `cli_utils.UserError` where a folder holds no evaluation, or the two are not about the same images.
     """
     (args,) = parse_arguments((CompareArguments,), argv, description=__doc__, positional="runs")
+    check_files_writable(args, "json")
     name_a, name_b = args.runs
     a = load_per_image(name_a)
     b = match_images(a, load_per_image(name_b), name_a, name_b)

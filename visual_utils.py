@@ -4,7 +4,6 @@ A palette is a uint8 array (num_labels, 3) of RGB colours by training id. Ids ar
 training ids with `ignore_index` where nothing is known.
 """
 
-import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -71,7 +70,7 @@ def raw_palette(palette: np.ndarray, raw_values: Sequence[int]) -> np.ndarray:
 def save_indexed_png(path: str | Path, mask: np.ndarray, palette: np.ndarray) -> None:
     """Writes a single-channel PNG in which a program reads ids and a viewer shows colours.
 
-    `np.asarray(Image.open(path))` returns the mask. Parent folders are made; an interrupted run leaves no half a file.
+    `np.asarray(Image.open(path))` returns the mask. Parent folders are made.
 
     Args:
         mask: (H, W), integers in 0…255 as in the annotation files.
@@ -83,11 +82,8 @@ def save_indexed_png(path: str | Path, mask: np.ndarray, palette: np.ndarray) ->
     image = Image.fromarray(mask.astype(np.uint8))
     # All 256 entries: with fewer Pillow packs the pixels into fewer bits, which some readers do not undo.
     image.putpalette(np.asarray(palette, np.uint8).reshape(256 * 3).tolist())
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    image.save(partial, format="PNG")
-    os.replace(partial, path)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, format="PNG")
 
 
 def _colors(ids: np.ndarray, palette: np.ndarray, ignore_index: int) -> tuple[np.ndarray, np.ndarray]:

@@ -107,6 +107,13 @@ def check_writable(path: str | os.PathLike, flag: str, is_folder: bool = False) 
         ) from None
 
 
+def check_files_writable(args, *names: str) -> None:
+    """`check_writable` of the files that fields of a group of flags name, where they are given."""
+    for name in names:
+        if getattr(args, name) is not None:
+            check_writable(getattr(args, name), f"--{name}")
+
+
 def inner_names(names: Sequence[str]) -> list[str]:
     """Paths without extension, as a table has them → names that lead out of no folder nor tell of this machine.
 

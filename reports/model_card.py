@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from cli_utils import printable, written_aside
+from cli_utils import printable, redact, written_aside
 from data.classes import ClassMap, read_class_list
 from metrics_utils import csv_text
 from models.arguments import ModelArguments
@@ -20,10 +21,43 @@ from reports.templates import render
 from training.arguments import SegmentationTrainingArguments
 
 METRIC_NAMES = {"mean_iou": "Mean IoU", "mean_accuracy": "Mean accuracy", "overall_accuracy": "Overall accuracy"}
+# The heading of the card's last part.
+VERSIONS = b"## Framework versions"
 
 
 def write_model_card(output_dir: str | Path, repo_id: str | None = None, license: str | None = None) -> Path:
-    """Writes `README.md` with the Hub's metadata and returns its path.
+    """Writes `README.md`, `model_card`, and returns its path."""
+    path = Path(output_dir, "README.md")
+    content = model_card(output_dir, repo_id, license)
+    with written_aside(path) as partial:
+        partial.write_bytes(content)
+    return path
+
+
+def name_repository(output_dir: str | Path, repo_id: str, license: str | None = None) -> bool:
+    """Writes the card of a finished run anew, now with the repository that it is published in.
+
+    The versions in it stay those of the packages that trained. Returns False, and leaves the card as it is, where it
+    is not what the run wrote: somebody has edited it.
+    """
+    path = Path(output_dir, "README.md")
+    if not path.is_file():
+        write_model_card(output_dir, repo_id, license)
+        return True
+    before = path.read_bytes()
+    named = re.search(rb'^model_id = "(.+)"$', before, flags=re.MULTILINE)
+    known = {None, repo_id, named[1].decode() if named else None}
+    text, _, versions = before.partition(VERSIONS)
+    if text not in [model_card(output_dir, name, license).partition(VERSIONS)[0] for name in known]:
+        return False
+    content = model_card(output_dir, repo_id, license).partition(VERSIONS)[0] + VERSIONS + versions
+    with written_aside(path) as partial:
+        partial.write_bytes(content)
+    return True
+
+
+def model_card(output_dir: str | Path, repo_id: str | None = None, license: str | None = None) -> bytes:
+    """The card of a run with the Hub's metadata, UTF-8.
 
     Everything in it comes from the files of the run (`arguments.yaml`, `config.json`, `labels.json`,
     `trainer_state.json`, `train_results.json`, `eval_results.json`, `per_category.csv`, `sample.jpg`); what is not
@@ -50,7 +84,7 @@ def write_model_card(output_dir: str | Path, repo_id: str | None = None, license
         "dataset_id": _hub_id(flags.get("dataset_name")),
         "dataset": _hub_id(flags.get("dataset_name")) or _last_name(dataset),
     }
-    content = render(
+    return render(
         "model_card.md.j2",
         **facts,
         metadata=_metadata(**facts, license=license, config_name=flags.get("dataset_config_name"), scores=scores),
@@ -72,10 +106,6 @@ def write_model_card(output_dir: str | Path, repo_id: str | None = None, license
         last_name=_last_name,
         version=version,
     )
-    path = run / "README.md"
-    with written_aside(path) as partial:
-        partial.write_bytes(content)
-    return path
 
 
 def _read(path: Path) -> dict:
@@ -111,7 +141,11 @@ def _hub_id(name: str | None) -> str | None:
 
 def _last_name(path: str | None) -> str | None:
     """The last part of a path, for use in backticks."""
-    return printable(" ".join(Path(path).expanduser().resolve().name.replace("`", "'").split())) if path else None
+    if not path:
+        return None
+    # Where it is a URL its query may be signed.
+    name = Path(redact(path)).expanduser().resolve().name
+    return printable(" ".join(name.replace("`", "'").split()))
 
 
 def _metadata(

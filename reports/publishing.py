@@ -18,9 +18,9 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from cli_utils import UserError, one_line
+from cli_utils import UserError, one_line, redact
 
-# Glob patterns as `upload_folder` and `hf upload --include` read them. There `*` also matches `/`, so a pattern with a
+# Glob patterns as `upload_folder` reads them. There `*` also matches `/`, so a pattern with a
 # leading or inner star would reach into checkpoint folders; these cannot.
 PUBLISHED_FILES = (
     "config.json",
@@ -49,12 +49,14 @@ def check_hub_access(
     output_dir: str | Path,
     private: bool | None = None,
     revision: str | None = None,
+    asked_by: str = "--push_to_hub",
 ) -> str:
     """Makes sure, before any long work, that the push at the end can succeed: creates the repository and the branch.
 
     Args:
         repo_id: `--hub_model_id`; without a namespace it belongs to the token's user. None: the name of `output_dir`.
         token: None takes the one of the environment or of `hf auth login`.
+        asked_by: the flag, which can be left out, or the script.
 
     Returns:
         The full id, NAMESPACE/NAME.
@@ -71,33 +73,32 @@ def check_hub_access(
             f"{source} cannot name a repository on the Hub; give --hub_model_id NAME or USER/NAME. {error}"
         ) from None
     api = HfApi(token=token)
+    without = f", or leave {asked_by} out" if asked_by.startswith("--") else ""
     try:
         user = api.whoami()
         if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
-            raise UserError(f"--push_to_hub: the token of {user['name']} may only read; {LOGIN_HINT}")
+            raise UserError(f"{asked_by}: the token of {user['name']} may only read; {LOGIN_HINT}")
         full_id = name if "/" in name else f"{user['name']}/{name}"
         _create_repo(api, full_id, private, revision)
     except LocalTokenNotFoundError:
-        raise UserError(f"--push_to_hub needs a Hub token and there is none; {LOGIN_HINT}") from None
+        raise UserError(f"{asked_by} needs a Hub token and there is none; {LOGIN_HINT}") from None
     except OfflineModeIsEnabled as error:
         reason, fix = str(error), ""
         if is_offline_mode():
-            reason, fix = "HF_HUB_OFFLINE=1 forbids it", "unset it, or "
-        raise UserError(
-            f"--push_to_hub needs the network, but {reason}; {fix}leave --push_to_hub out to train without it"
-        ) from None
+            reason, fix = "HF_HUB_OFFLINE=1 forbids it", "; unset it"
+        raise UserError(f"{asked_by} needs the network, but {reason}{fix}{without}") from None
     except HfHubHTTPError as error:
         if _refused(error):
             raise UserError(
-                f"--push_to_hub: {api.endpoint} refused the token for {name} ({_reason(error)}); {LOGIN_HINT}"
+                f"{asked_by}: {api.endpoint} refused the token for {name} ({_reason(error)}); {LOGIN_HINT}"
             ) from None
         raise UserError(
-            f"--push_to_hub: {api.endpoint} answers {_reason(error)} for {name}; try later, or leave --push_to_hub out"
+            f"{asked_by}: {api.endpoint} answers {_reason(error)} for {name}; try later{without}"
         ) from None
     except HTTPError as error:
         raise UserError(
-            f"--push_to_hub needs the network, but {api.endpoint} cannot be reached ({_reason(error)}); "
-            "leave --push_to_hub out to train without it"
+            f"{asked_by} needs the network, but {api.endpoint} cannot be reached ({_reason(error)}); try "
+            f"later{without}"
         ) from None
     return full_id
 
@@ -140,11 +141,8 @@ def push_run(
 def push_command(
     output_dir: str | Path, repo_id: str, private: bool | None = None, revision: str | None = None
 ) -> str:
-    """The shell command that uploads what `push_run` uploads."""
-    command = ["hf", "upload", repo_id, str(output_dir), "."]
-    for pattern in PUBLISHED_FILES:
-        if any(Path(output_dir).glob(pattern)):
-            command += ["--include", pattern]
+    """The shell command that publishes a finished run again."""
+    command = ["python", "publish.py", str(output_dir), "--hub_model_id", repo_id]
     if private:
         command.append("--private")
     if revision:
@@ -176,4 +174,4 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, HfHubHTTPError):
         status = f"HTTP {error.response.status_code} {error.response.reason_phrase}"
         return " ".join(f"{status}: {error.server_message}".split()) if error.server_message else status
-    return one_line(error)
+    return redact(one_line(error))

@@ -1,6 +1,7 @@
 """Offline, one thread, caches in a folder of their own; and small datasets in every layout."""
 
 import atexit
+import logging
 import os
 import shutil
 import tempfile
@@ -31,6 +32,14 @@ def toy_dataset_dir(tmp_path_factory) -> Path:
     from toy_dataset import render_toy_dataset
 
     return render_toy_dataset(tmp_path_factory.mktemp("toy") / "ADE20k_toy_dataset")
+
+
+@pytest.fixture(autouse=True)
+def level_of_the_log():
+    """Scripts set the level for their process; the next test starts with what pytest set."""
+    level = logging.getLogger().level
+    yield
+    logging.getLogger().setLevel(level)
 
 
 @pytest.fixture

@@ -1,5 +1,9 @@
-"""YAML and flags become dataclasses; every mistake names its remedy."""
+"""YAML and flags become dataclasses; every mistake names its remedy; files are whole, logs discreet, ends quiet."""
 
+import errno
+import logging
+import os
+import signal
 import subprocess
 import sys
 import traceback
@@ -8,8 +12,21 @@ from pathlib import Path
 
 import pytest
 
-from cli_utils import UserError, parse_arguments, read_text, run_cli
+from cli_utils import (
+    UserError,
+    WriteError,
+    keep_secret,
+    parse_arguments,
+    read_text,
+    redact,
+    run_cli,
+    set_up_logging,
+    write_text,
+    written_aside,
+    written_together,
+)
 from data.arguments import ClassArguments, DatasetArguments
+from data.output_paths import check_writable
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -290,3 +307,136 @@ def test_of_several_processes_the_first_error_is_heard_alone(cases, tmp_path):
             assert errors.count("Traceback") == 1 and errors.splitlines()[-1] == expected, (case, errors)
         else:
             assert errors.strip() == expected, (case, errors)
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def full_disk(path):
+    path.write_bytes(b"half")
+    raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+
+LONG = "x" * 251 + ".png"
+
+
+@pytest.mark.parametrize("name", ["a.png", "below/new/folders/a.json", LONG, "no suffix", "\udcff.png"])
+def test_a_file_is_whole_or_not_there(tmp_path, name):
+    path = tmp_path / name
+    with written_aside(path) as partial:
+        partial.write_bytes(b"first")
+        assert not path.exists() and partial.suffix == path.suffix
+    assert path.read_bytes() == b"first"
+    with pytest.raises(WriteError, match="cannot be written: No space left on device") as error:
+        with written_aside(path) as partial:
+            full_disk(partial)
+    assert path.name in str(error.value) or "\udcff" in name
+    for other in (KeyboardInterrupt, ValueError):
+        with pytest.raises(other):
+            with written_aside(path) as partial:
+                partial.write_bytes(b"half")
+                raise other
+    assert path.read_bytes() == b"first" and list(path.parent.iterdir()) == [path]
+
+
+def test_errors_that_are_not_about_writing_stay_what_they_are(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        with written_aside(tmp_path / "a.txt"):
+            (tmp_path / "input").read_text()
+    with pytest.raises(UserError, match="^mine$"):
+        with written_aside(tmp_path / "a.txt"):
+            raise UserError("mine")
+
+
+def test_what_is_in_the_way_is_named(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    for path, reason in ((tmp_path / "file" / "a", "File exists|Not a directory"), (tmp_path / "folder", "directory")):
+        with pytest.raises(WriteError, match=f"{path} cannot be written: .*({reason})"):
+            write_text(path, "text")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_files_that_belong_together_come_together(tmp_path):
+    (tmp_path / "b.txt").write_text("old")
+    with pytest.raises(WriteError, match="results cannot be written|b.txt cannot be written"):
+        with written_together(tmp_path) as folder:
+            (folder / "a.txt").write_text("new")
+            full_disk(folder / "b.txt")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"b.txt": "old"}
+    with written_together(tmp_path) as folder:
+        (folder / "a.txt").write_text("new")
+        (folder / "b.txt").write_text("new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.txt": "new", "b.txt": "new"}
+
+
+def test_a_probe_leaves_nothing(tmp_path):
+    check_writable(tmp_path / "new" / "folder", "--it", is_folder=True)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"^--it .*file is a file; give a folder$"):
+        check_writable(tmp_path / "file", "--it", is_folder=True)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+# ---- log and signals ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("PUT https://host/a/b?X-Amz-Signature=5ec4e7&x=1 200", "PUT https://host/a/b?… 200"),
+        ("'s3://bucket/key?sig=5ec4e7'", "'s3://bucket/key?…'"),
+        ("token hf_AbCdEf123456 refused", "token hf_… refused"),
+        ("is it https://huggingface.co/me/model?", "is it https://huggingface.co/me/model?"),
+        ("half_precision and hf_hub, why? Because", "half_precision and hf_hub, why? Because"),
+    ],
+)
+def test_secrets_are_left_out(text, clean):
+    assert redact(text) == clean
+
+
+def test_the_log_has_no_secrets_whoever_writes_it(capsys):
+    set_up_logging()
+    keep_secret("s3cr3t")
+    logging.getLogger("library").warning("%s at %s", "s3cr3t", "https://host/a?b=5ec4e7")
+    logging.getLogger("httpx2").info("GET https://host/a 200")
+    logging.getLogger("library").warning("%d", "no number")  # the handler says so
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "WARNING library: … at https://host/a?…" and "httpx2" not in "".join(lines)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_in_one_line_and_a_code(capsys, signum, code):
+    before = signal.getsignal(signum)
+
+    def work():
+        signal.raise_signal(signum)
+
+    with pytest.raises(SystemExit) as exit_info:
+        run_cli(work)
+    assert exit_info.value.code == code and capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(signum) is before
+
+
+def test_what_libraries_make_of_a_signal_ends_the_same_way(capsys):
+    def work():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise RuntimeError("a worker has died") from None
+
+    with pytest.raises(SystemExit) as exit_info:
+        run_cli(work)
+    assert exit_info.value.code == 143 and capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_fails_is_no_bug(capsys, code):
+    def work():
+        raise OSError(code, os.strerror(code), "out/file.bin")
+
+    with pytest.raises(SystemExit) as exit_info:
+        run_cli(work)
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err == f"error: out/file.bin cannot be used ({os.strerror(code)})\n"

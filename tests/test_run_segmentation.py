@@ -440,7 +440,7 @@ def test_a_push_that_fails_in_the_middle_loses_nothing(flags, tmp_path):
     with HubServer(fail_on="commit") as server:
         done = push(server, flags, tmp_path / "out")
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "results are safe in" in done.stderr and "hf upload tester/tiny" in done.stderr
+    assert "results are safe in" in done.stderr and "python publish.py" in done.stderr
     for name in ("model.safetensors", "eval_results.json", "README.md", "contact_sheet.png"):
         assert (tmp_path / "out" / name).is_file()
 

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 ARGUMENTS_FILE = "arguments.yaml"
 SECRETS = ("hub_token",)
+# What is meant for one command and not for the next one that takes its arguments from the file.
+FOR_ONCE = ("resume_from_checkpoint", "overwrite_output_dir")
 
 
 @dataclass
@@ -284,7 +286,8 @@ class Arguments:
 
     def save(self, output_dir: str | Path) -> None:
         """Writes `arguments.yaml`: every flag that was given, but for tokens, as `--config` takes it."""
-        content = {name: value for name, value in self.values().items() if name in self.given}
+        given = [name for name in self.given if name not in FOR_ONCE]
+        content = {name: value for name, value in self.values().items() if name in given}
         write_text(Path(output_dir, ARGUMENTS_FILE), yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
     def values(self) -> dict:

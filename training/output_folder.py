@@ -109,7 +109,7 @@ def open_output_dir(args: Arguments) -> Iterator[Path]:
 
         def open_it() -> str | None:
             check_writable(folder, "--output_dir", is_folder=True)
-            held.enter_context(_locked(folder))
+            held.enter_context(locked(folder))
             finish_moving_in(folder)
             _check_files(folder, args)
             if training.do_train:
@@ -139,8 +139,9 @@ def open_output_dir(args: Arguments) -> Iterator[Path]:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds the folder against other runs. What was made for that goes at the end, the folder too if it is empty.
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the folder against other runs, and finishes what a killed one was moving in. What was made for the lock
+    goes at the end, the folder too if it is empty.
 
     A lock of the process (POSIX), not of the file: a killed one leaves none behind, and workers inherit none.
     """
@@ -166,6 +167,7 @@ def _locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
+        finish_moving_in(folder)
         yield
     finally:
         if held:

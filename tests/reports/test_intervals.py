@@ -1,6 +1,7 @@
 """The bootstrap against a slow oracle and against what it promises; the file, and images matched by name."""
 
 import errno
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -151,7 +152,7 @@ def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     save_per_image(tmp_path, ["a", "b"], counts, counts, CLASSES)
 
     def full_disk(file, **arrays):
-        file.write_bytes(b"PK")
+        Path(file).write_bytes(b"PK")
         raise OSError(errno.ENOSPC, "no space left")
 
     monkeypatch.setattr(np, "savez_compressed", full_disk)

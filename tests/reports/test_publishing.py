@@ -1,10 +1,6 @@
 """Pushes with the real Hub client to a server on the loopback interface."""
 
 import re
-import shlex
-import subprocess
-import sys
-from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -118,37 +114,10 @@ def test_failure_in_the_middle_keeps_the_results_and_says_how_to_push_again(
     assert TOKEN not in message + "".join(capfd.readouterr())
 
 
-def test_the_printed_command_pushes_the_same_files(server, run_dir):
-    server.fail_on = "preupload"
-    server.fail_status = 403
-    with pytest.raises(UserError) as error:
-        push_run(run_dir, "tester/model", private=True, revision="v2")
-    server.fail_on = None
-
-    command = shlex.split(str(error.value).splitlines()[-1])
-    assert command[0] == "hf"
-    result = subprocess.run(
-        [Path(sys.executable).with_name("hf"), *command[1:]],
-        env=server.env(HF_HOME=str(run_dir.parent / "home")),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert result.returncode == 0, result.stderr
-    assert server.files("tester/model", "v2") == contents(run_dir, PUBLISHED)
-    assert server.repos["tester/model"]["private"] is True
-
-
 def test_the_command_is_written_out():
-    assert push_command("outputs/nothing", "me/model") == "hf upload me/model outputs/nothing ."
-
-
-def test_the_command_names_only_what_is_there(tmp_path):
-    for name in ("config.json", "model.safetensors", "README.md", "training_args.bin"):
-        (tmp_path / name).touch()
-    assert push_command(tmp_path, "me/model", revision="v2") == (
-        f"hf upload me/model {tmp_path} . --include config.json --include model.safetensors --include README.md "
-        "--revision v2"
+    assert push_command("outputs/nothing", "me/model") == "python publish.py outputs/nothing --hub_model_id me/model"
+    assert push_command("my run", "me/model", private=True, revision="v2") == (
+        "python publish.py 'my run' --hub_model_id me/model --private --revision v2"
     )
 
 
