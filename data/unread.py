@@ -50,7 +50,7 @@ def describe_unread(paths: Iterable[Path], read: Collection[str]) -> tuple[str, 
     paths = list(paths)
     kinds = Counter(path.suffix.lower() or "without extension" for path in paths)
     listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    phrase = count_of(len(paths), "file is/files are")
+    phrase = count_of(len(paths), "file/files is/are")
     first = next((kind for kind, _ in kinds.most_common() if kind.startswith(".")), "")
     example = f", for instance with `mogrify -format png *{first}`" if first else ""
     message = f"{phrase} of kinds that are not read ({listed}): {shorten(path.name for path in paths)}"
