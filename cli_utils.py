@@ -25,7 +25,7 @@ from typing import get_origin
 
 import psutil
 import yaml
-from huggingface_hub import constants, get_session, is_offline_mode, set_client_factory
+from huggingface_hub import constants, get_session, is_offline_mode
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 from transformers import HfArgumentParser
 
@@ -871,7 +871,8 @@ def give_up_on_a_missing_network() -> None:
         if asking.is_alive():
             refusal.append(f"no answer within {2 * CONNECT_SECONDS} s")
         if refusal:
-            set_client_factory(lambda: kind(event_hooks={"request": [refuse]}))
+            # Not a client of its own: the library may be holding this one, between two requests.
+            client.event_hooks = {"request": [refuse]}
             refuse(_)
 
     def refuse(_) -> None:

@@ -74,7 +74,7 @@ def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[str | os.PathLike], 
         output = status and there.get((status.st_dev, status.st_ino))
         if output:
             raise UserError(
-                f"{printable(str(output))} is an image or mask of the dataset and would be overwritten; "
+                f"{printable(str(output))} would be overwritten, and it is one of the images and masks that are read; "
                 f"give another {flag}"
             )
 

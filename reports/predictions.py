@@ -79,7 +79,7 @@ def write_predictions(
         if png != folder / f"{name}.png"
     ]
     if renamed:
-        many = count_of(len(renamed), "prediction is/predictions are")
+        many = count_of(len(renamed), "prediction/predictions is/are")
         logger.warning(f"{many} named otherwise, as not every system has such file names: {shorten(renamed, 8)}")
     palette = class_map.colors()
     raw_palette = visual_utils.raw_palette(palette, class_map.raw_values)

@@ -19,11 +19,9 @@ _environment = Environment(
 
 
 def render(template: str, **values) -> bytes:
-    """A template of this folder, filled in, as UTF-8.
-
-    File names that are not valid UTF-8 hold characters that cannot be encoded; these become \\udcXX.
-    """
-    return _environment.get_template(template).render(**values).encode("utf-8", errors="backslashreplace")
+    """A template of this folder, filled in, as UTF-8; characters of names that nobody can see are written out, as
+    `cli_utils.printable` does."""
+    return printable(_environment.get_template(template).render(**values), lines=True).encode()
 
 
 def plain(value) -> str:

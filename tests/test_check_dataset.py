@@ -1,14 +1,26 @@
 """Every fault is named, with its file and exit code, and nothing else is; clean datasets give no alarm."""
 
+import errno
 import json
 import runpy
 import shutil
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
-from factories.broken_datasets import FAULTS, NAMES, each_mask, ids, make_clean, mask_of, replace
+from factories.broken_datasets import (
+    FAULTS,
+    NAMES,
+    each_mask,
+    ids,
+    image_of,
+    make_clean,
+    mask_of,
+    replace,
+)
 from factories.datasets import LAYOUT_FILES
+from PIL import Image
 
 import check_dataset
 from cli_utils import UserError
@@ -209,3 +221,64 @@ def test_exit_code_of_the_script(tmp_path, monkeypatch, capsys):
         runpy.run_path(check_dataset.__file__, run_name="__main__")
     assert caught.value.code == 2
     assert "error [not-loadable]" in capsys.readouterr().out
+
+
+def test_reports_take_the_place_of_reports_alone(clean, tmp_path, capsys):
+    """Before anything is read."""
+    for name, text in (("labels.json", "{}"), ("page.html", "<html></html>"), ("notes.txt", "mine")):
+        (tmp_path / name).write_text(text)
+        for flag in ("--json", "--html"):
+            with pytest.raises(UserError, match=f"{flag} {tmp_path}/{name} exists and is no report of a check"):
+                check_dataset.main([str(tmp_path / "nowhere"), flag, str(tmp_path / name)])
+        assert (tmp_path / name).read_text() == text
+    files = [tmp_path / "new" / name for name in ("report.json", "page.html")]
+    for _ in range(2):
+        check_dataset.main([str(clean), "--num_proc", "1", "--json", str(files[0]), "--html", str(files[1])])
+        printed = capsys.readouterr().out
+        assert f"written: {files[0]} (--json)\nwritten: {files[1]} (--html)" in printed
+    assert sorted((tmp_path / "new").iterdir()) == sorted(files)
+
+
+def test_reports_that_cannot_be_finished(clean, tmp_path, monkeypatch):
+    """A full disk: nothing new under the final name, what was there before stays."""
+    for flag, name in (("--json", "report.json"), ("--html", "page.html")):
+        argv = [str(clean), "--num_proc", "1", flag, str(tmp_path / name)]
+        check_dataset.main(argv)
+        before = (tmp_path / name).read_bytes()
+        with monkeypatch.context() as patch:
+
+            def cut_off(self, content, write=Path.write_bytes):
+                write(self, content[:100])
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            patch.setattr(Path, "write_bytes", cut_off)
+            with pytest.raises(UserError, match=f"{flag} .*{name} cannot be written: No space left on device"):
+                check_dataset.main(argv)
+        assert (tmp_path / name).read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_pictures_that_are_not_read_are_a_finding(clean, tmp_path, capsys):
+    root = shutil.copytree(clean, tmp_path / "data")
+    for index in range(3):
+        (root / "train" / "images" / f"IMG_{index}.HEIC").write_bytes(b"photo")
+    (root / "readme.pdf").write_bytes(b"%PDF")
+    assert check_dataset.main([str(root), "--num_proc", "1", "--image_size", "48"]) == 0
+    out = capsys.readouterr().out
+    assert "warning [file-not-read] 3 files are of kinds that are not read (3 .heic): IMG_0.HEIC, IMG_1.HEIC" in out
+    for path in (root / "train" / "images").glob("*.png"):
+        path.rename(path.with_suffix(".heic"))
+    shutil.rmtree(root / "val")
+    assert check_dataset.main([str(root), "--num_proc", "1"]) == 2
+    assert "11 files are of kinds that are not read (11 .heic)" in capsys.readouterr().out
+
+
+def test_findings_stand_in_the_order_of_what_they_cost(clean, tmp_path):
+    root = shutil.copytree(clean, tmp_path / "data")
+    image_of(root, 1).unlink()
+    replace(image_of(root, 2), Image.new("RGB", (64, 48), (9, 9, 9)))
+    args = check_dataset.parse([str(root), "--num_proc", "1"])
+    findings = check_dataset.check(*args)[0].findings
+    assert [(found.severity, found.kind) for found in findings[:1]] == [("warning", "image-upsampled")]
+    order = [("error", "warning", "info").index(found.severity) for found in findings]
+    assert order == sorted(order) and {"mask-without-image", "image-blank"} < {found.kind for found in findings}

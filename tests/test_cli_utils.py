@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,21 +13,31 @@ from pathlib import Path
 
 import pytest
 
+import check_dataset
+import cli_utils
+import compare_runs
+import predict
 from cli_utils import (
+    PrintableFormatter,
     UserError,
     WriteError,
+    flag_hint,
+    is_path,
     keep_secret,
     parse_arguments,
+    printable,
     read_text,
     redact,
     run_cli,
     set_up_logging,
+    shorten,
     write_text,
     written_aside,
     written_together,
 )
-from data.arguments import ClassArguments, DatasetArguments
+from data.arguments import ClassArguments, DatasetArguments, EvaluationArguments
 from data.output_paths import check_writable
+from training.arguments import GROUPS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -440,3 +451,218 @@ def test_a_disk_that_fails_is_no_bug(capsys, code):
         run_cli(work)
     assert exit_info.value.code == 2
     assert capsys.readouterr().err == f"error: out/file.bin cannot be used ({os.strerror(code)})\n"
+
+
+# ---- flags by other names -------------------------------------------------------------------------------------------
+
+
+def flags_of(*scripts):
+    return {name for group in scripts for name in group.__dataclass_fields__} | {"config"}
+
+
+TRAINING, PREDICTION, CHECK = (
+    flags_of(*GROUPS.values()),
+    flags_of(predict.PredictArguments, EvaluationArguments),
+    flags_of(check_dataset.CheckArguments, DatasetArguments, ClassArguments),
+)
+FOR_TRAINING = {
+    "learning_rate": "lr lr0 base_lr LR",
+    "num_train_epochs": "epochs epoch num_epochs",
+    "per_device_train_batch_size": "batch_size bs batch batch-size",
+    "image_size": "imgsz img_size",
+    "dataloader_num_workers": "workers num_workers",
+    "model_name_or_path": "model weights pretrained",
+    "dataset_dir": "data dataset data_dir",
+    "resume_from_checkpoint last": "resume",
+    "report_to": "with_tracking wandb",
+    "eval_strategy": "evaluation_strategy",
+    "use_cpu": "no_cuda cpu",
+    "output_dir": "output out name outdir",
+    "id2label": "classes names",
+    "do_train": "train",
+    "do_eval": "val eval",
+    "weight_decay": "wd",
+}
+
+
+@pytest.mark.parametrize(("flag", "names"), FOR_TRAINING.items())
+def test_flags_by_the_names_of_other_tools(flag, names):
+    for name in names.split():
+        assert flag_hint(name, TRAINING) == f" (did you mean --{flag}?)", name
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "answer"),
+    [
+        ("cache_dir", TRAINING, "HF_HOME"),
+        ("device", TRAINING, "CUDA_VISIBLE_DEVICES"),
+        ("token", TRAINING, "hf auth login"),
+        ("config_name", TRAINING, "comes with the model"),
+        ("image_processor_name", TRAINING, "comes with the model"),
+        ("trust_remote_code", TRAINING, "never run"),
+        ("fp32", TRAINING, "without --bf16"),
+        ("nc", TRAINING, "counted"),
+        ("model_name_or_path", PREDICTION, r"did you mean --model\?"),
+        ("weights", PREDICTION, r"did you mean --model\?"),
+        ("source", PREDICTION, r"did you mean --inputs\?"),
+        ("out", PREDICTION, r"did you mean --output_dir\?"),
+        ("use_cpu", PREDICTION, r"did you mean --device cpu\?"),
+        ("workers", CHECK, r"did you mean --num_proc\?"),
+        ("data", CHECK, r"did you mean --dataset_dir\?"),
+    ],
+)
+def test_flags_that_are_not_needed_and_those_of_other_scripts(name, known, answer):
+    assert re.search(answer, flag_hint(name, known))
+
+
+def test_every_answer_is_about_a_flag_that_is_there():
+    for name in (name for names in cli_utils._CALLED_ELSEWHERE.values() for name in names.split()):
+        for known in (TRAINING, PREDICTION, CHECK):
+            found = re.fullmatch(r" \(did you mean --(\w+)( \w+)?\?\)", flag_hint(name, known))
+            assert not found or found[1] in known, name
+
+
+# Slips that are nearer to another flag, or to another tool's name for one.
+AMBIGUOUS = {"f16", "fb16", "adam_bet1a", "f16_full_eval", "fb16_full_eval"}
+
+
+@pytest.mark.parametrize("known", [TRAINING, PREDICTION, CHECK], ids=["training", "prediction", "check"])
+def test_slips_of_the_finger_are_understood(known):
+    """A letter left out, doubled, or swapped with the next one, at the ends and in the middle of any flag."""
+    for flag in known:
+        for i in {0, len(flag) // 2, len(flag) - 2}:
+            swapped = flag[:i] + flag[i + 1] + flag[i] + flag[i + 2 :]
+            for slip in (flag[:i] + flag[i + 1 :], flag[:i] + flag[i] + flag[i:], swapped):
+                assert slip in known or f"--{flag}" in flag_hint(slip, known) or slip in AMBIGUOUS, slip
+
+
+@pytest.mark.parametrize(
+    "name", "slide_size mask_size lr_r overwrite momentum_decay project_name hub_model train_dataset eval_loss".split()
+)
+def test_names_that_only_look_alike_lead_nowhere(name):
+    assert "did you mean" not in flag_hint(name, TRAINING)
+
+
+# ---- paths ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Paths:
+    folder: str | None = field(default=None, metadata={"metavar": "DIR"})
+    files: list[Path] = field(default_factory=list, metadata={"metavar": "FILE"})
+    path: Path | None = None
+    dataset_name: str | None = field(default=None, metadata={"metavar": "ID_OR_DIR"})
+    pattern: str = ""
+
+
+def test_the_home_folder_in_every_path(monkeypatch, config):
+    monkeypatch.setenv("HOME", "/home/me")
+    file = config("folder: ~/photos\nfiles: [~/a, b, '~']\npattern: ~/x\n")
+    (paths,) = parse_arguments((Paths,), ["--config", file, "--path=~/p", "--dataset_name", "~/set.parquet"])
+    assert paths.folder == "/home/me/photos" and paths.pattern == "~/x"
+    assert paths.files == [Path("/home/me/a"), Path("b"), Path("/home/me")]
+    assert paths.path == Path("/home/me/p") and paths.dataset_name == "/home/me/set.parquet"
+    monkeypatch.setenv("HOME", str(Path(file).parent))
+    assert parse_arguments((Paths,), ["--config", "~/config.yaml"])[0].pattern == "~/x"
+
+
+def test_all_flags_for_files_and_folders_are_known_as_such():
+    expected = "dataset_dir dataset_name id2label label_map model_name_or_path from_scratch class_weights preview"
+    groups = [*GROUPS.values(), predict.PredictArguments, check_dataset.CheckArguments, compare_runs.CompareArguments]
+    marked = {name for group in groups for name, field in group.__dataclass_fields__.items() if is_path(field)}
+    assert marked == {
+        *expected.split(),
+        *("output_dir", "resume_from_checkpoint", "deepspeed", "model", "inputs", "json", "html", "fix", "runs"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("argv", "answer"),
+    [
+        (["--folder", "https://example.com/data.zip"], r"--folder https://example.com/data.zip: an address.*download"),
+        (["--path", "http://example.com/x"], r"--path http://example.com/x: an address"),
+        (["--files", "a", "s3://bucket/x"], r"--files s3://bucket/x: an address"),
+        (["--folder", "https://huggingface.co/datasets/a/b/tree/main"], "give --dataset_name a/b$"),
+        (["--dataset_name", "https://huggingface.co/datasets/a/b"], "give --dataset_name a/b$"),
+        (["--folder", "https://huggingface.co/nvidia/mit-b0"], "give its id, nvidia/mit-b0$"),
+    ],
+)
+def test_addresses_are_no_paths(argv, answer):
+    with pytest.raises(UserError, match=answer):
+        parse_arguments((Paths,), argv)
+    (paths,) = parse_arguments((Paths,), ["--dataset_name", "s3://bucket/x", "--folder", "C:/photos"])
+    assert (paths.dataset_name, paths.folder) == ("s3://bucket/x", "C:/photos")
+
+
+def test_a_file_of_flags_without_config():
+    for name in ("args.json", "configs/toy.yaml"):
+        with pytest.raises(UserError, match=rf"'{name}' belongs to no flag \(.*--config {name}\)"):
+            parse(name)
+
+
+# ---- what a terminal is shown, what is written ----------------------------------------------------------------------
+
+
+def test_names_cannot_reach_the_terminal(capsys):
+    name = "a\x1b[31m\n\r\t\x9b\u202eb\u2028\udcff🚗 é"
+    expected = r"a\x1b[31m\n\r\t\x9b\u202eb\u2028\xff🚗 é"
+    assert printable(name) == shorten([name]) == expected
+    assert printable(name, lines=True) == expected.replace(r"\n", "\n").replace(r"\t", "\t")
+
+    def mistake():
+        raise UserError(name)
+
+    with pytest.raises(SystemExit):
+        run_cli(mistake)
+    formatter = PrintableFormatter("%(message)s")
+    shown = [formatter.format(logging.makeLogRecord({"msg": name})), capsys.readouterr().err.removeprefix("error: ")]
+    for text in shown:
+        assert text.strip() == printable(name, lines=True)
+
+
+def test_files_appear_when_they_are_complete(tmp_path):
+    file = tmp_path / "new" / "report.json"
+    with pytest.raises(KeyboardInterrupt), written_aside(file) as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    assert list((tmp_path / "new").iterdir()) == []
+    write_text(file, "whole \udcff", "--json")
+    with pytest.raises(ZeroDivisionError), written_aside(file) as partial:
+        partial.write_text("half")
+        raise ZeroDivisionError
+    assert file.read_text() == r"whole \udcff" and list(file.parent.iterdir()) == [file]
+    write_text("/dev/null", "x", "--json")
+    with pytest.raises(UserError, match=f"--json {tmp_path} cannot be written: Is a directory"):
+        write_text(tmp_path, "x", "--json")
+
+
+# ---- no network -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("script", "argv", "answer"),
+    [
+        (
+            "run_segmentation",
+            ["--dataset_dir", "x", "--do_train", "--output_dir", "out"],
+            "nvidia/mit-b0 is no folder",
+        ),
+        ("run_segmentation", ["--dataset_name", "a/b", "--from_scratch", "mit-b0", "--do_train"], "cannot be reached"),
+        ("run_segmentation", ["--dataset_dir", "x", "--do_train", "--push_to_hub"], "--push_to_hub needs the network"),
+    ],
+)
+def test_without_network_there_is_one_line_within_seconds(tmp_path, script, argv, answer):
+    """The Hub is a port at which nobody listens. Libraries would try five times and wait 23 s in all."""
+    repository = Path(cli_utils.__file__).parent
+    code = "import sys, time, runpy; sys.argv[0] = sys.argv.pop(1); import " + script
+    code += "; from cli_utils import run_cli; begin = time.monotonic()\n"
+    code += f"try:\n    run_cli({script}.main)\nfinally:\n    print(time.monotonic() - begin)"
+    env = {key: value for key, value in os.environ.items() if "OFFLINE" not in key}
+    env |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_x", "HF_HOME": str(tmp_path)}
+    env |= {"PYTHONPATH": str(repository)}
+    command = [sys.executable, "-c", code, f"{script}.py", *argv]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert done.returncode == 2
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and answer in lines[0]
+    assert float(done.stdout) < 15  # of which nothing is waiting

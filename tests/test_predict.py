@@ -388,6 +388,54 @@ def test_what_is_passed_over_in_a_folder_is_counted(photos, caplog):
     assert "is a dataset: 3 masks in" in caplog.text
 
 
+def test_an_input_called_like_the_contact_sheet(model_dir, photos, tmp_path):
+    noise(40, 60).save(photos / "contact_sheet.png")
+    written = run(model_dir, tmp_path / "out", photos)
+    assert [path.name for path in written] == [
+        *("a.png", "contact_sheet_2.png", "b.v2.png", "a.jpg", "contact_sheet_2.jpg", "b.v2.jpg", "contact_sheet.png")
+    ]
+
+
+@pytest.mark.parametrize("layout", ["{kind}s/{name}", "{name}_{kind}", "x/{kind}s/{name}", "train{kind}/{name}"])
+def test_masks_of_a_dataset_are_passed_over(model_dir, tmp_path, capsys, layout):
+    masks = "annot" if "train" in layout else "mask"
+    data = tmp_path / "data"
+    for kind in ("image", masks):
+        for name in ("a", "b"):
+            stem = layout.format(kind=kind, name=name).removesuffix("_image").replace("trainimage", "train")
+            (data / f"{stem}.png").parent.mkdir(parents=True, exist_ok=True)
+            noise(40, 60).save(data / f"{stem}.png")
+    written = run(model_dir, tmp_path / "out", data)
+    assert len(written) == 2 * 2 + 1 and not [path for path in written if masks in str(path.relative_to(tmp_path))]
+    [said] = [line for line in capsys.readouterr().err.splitlines() if "is a dataset" in line]
+    assert "2 masks in" in said and str(data) in said
+    # By itself such a folder holds images like any other.
+    if layout == "{kind}s/{name}":
+        assert len(run(model_dir, tmp_path / "masks", data / "masks")) == 5
+
+
+def test_photos_of_kinds_that_are_not_read_are_counted(model_dir, photos, tmp_path, capsys):
+    for index in range(4):
+        (photos / f"IMG_{index}.HEIC").write_bytes(b"photo")
+    (photos / "download").write_bytes((photos / "a.png").read_bytes())
+    (photos / "notes.txt").write_text("no picture")
+    assert len(run(model_dir, tmp_path / "out", photos)) == 5
+    [said] = [line for line in capsys.readouterr().err.splitlines() if "not read" in line]
+    assert "5 files are of kinds that are not read (4 .heic, 1 without extension): IMG_0.HEIC" in said
+    assert "convert to JPEG or PNG" in said
+    with pytest.raises(UserError, match=r"1 file is of kinds that are not read \(1 \.heic\)"):
+        (tmp_path / "only").mkdir()
+        (tmp_path / "only" / "x.HEIC").write_bytes(b"photo")
+        run(model_dir, tmp_path / "out2", tmp_path / "only")
+
+
+def test_an_output_folder_that_cannot_be(no_model, photos, tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        with pytest.raises(UserError, match="^--output_dir .*(is a file|Not a directory)"):
+            run("model", folder, photos)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

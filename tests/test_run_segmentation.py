@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -302,6 +303,14 @@ def test_one_of_two_processes_fails_in_training(flags, tmp_path, fault, workers)
     [
         ([], "no data: give --dataset_dir"),
         (["--dataset_dir", "x"], "nothing to do"),
+        (["--dataset_dir", "x", "--dry_run", "false"], "nothing to do"),
+        (
+            ["--dataset_dir", "https://example.com/a.zip", "--do_train"],
+            "--dataset_dir https://example.com/a.zip: an addr",
+        ),
+        (["--dataset_dir", "x", "--preview", "sheet.xyz"], "--preview sheet.xyz: no kind of picture"),
+        (["--dataset_dir", "x", "--preview", "/proc/no/x.png"], "--preview /proc/no/x.png cannot be written"),
+        (["args.json"], r"--config args.json"),
         (["--dataset_dir", "x", "--do_eval"], "--model_name_or_path must name the trained model"),
         (["--dataset_dir", "x", "--do_eval", "--from_scratch", "mit-b0"], "--from_scratch belongs to a training run"),
         (["--dataset_dir", "x", "--do_predict", "--push_to_hub"], "--push_to_hub belongs to a training run"),
@@ -465,6 +474,40 @@ def test_a_dry_run_tells_and_leaves_nothing(tmp_path, flags, capsys, ade20k):
     log = capsys.readouterr().err
     for told in ("encoder norms", "step        5: 0.00875", "effective batch: 2", "MiB", "-> 1 disc", "40 steps"):
         assert told in log, told
+
+
+@pytest.mark.parametrize("options", [["--dry_run"], ["--dry_run", "true"]])
+def test_a_dry_run_by_itself_is_one_of_training(tmp_path, flags, options):
+    argv = [*flags, "--max_steps", "2", *options, "--output_dir", str(tmp_path / "out")]
+    results = run_segmentation.main(argv)
+    assert results["seconds_per_step"] > 0 and results["perfect_mean_iou"] == 1.0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_preview_by_itself(tmp_path, flags):
+    """Without a validation split, too; a picture that cannot be finished does not replace the one before."""
+    data = make_dataset(tmp_path / "set")
+    shutil.rmtree(data / "val")
+    picture = tmp_path / "preview.png"
+    argv = [*flags, "--dataset_dir", str(data), "--output_dir", str(tmp_path / "out"), "--preview", str(picture)]
+    assert run_segmentation.main(argv) == {}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["preview.png", "set"]
+    assert Image.open(picture).width > 300
+
+
+def test_a_missing_split_is_said_before_masks_are_read(tmp_path, flags, monkeypatch):
+    data = make_dataset(tmp_path / "set")
+    monkeypatch.setattr(run_segmentation, "find_classes", None)
+    monkeypatch.setattr(run_segmentation, "prepare_and_judge", None)
+    for split, option, message in (
+        ("val", "--do_train", "no validation or test split"),
+        ("train", "--do_train", "no training"),
+    ):
+        root = shutil.copytree(data, tmp_path / split)
+        shutil.rmtree(root / split)
+        with pytest.raises(UserError, match=rf"{message}.*\(found "):
+            run_segmentation.main([*flags, "--dataset_dir", str(root), option, "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_preview_is_all_that_is_written(tmp_path, flags):

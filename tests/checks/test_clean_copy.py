@@ -1,10 +1,12 @@
 """The clean copy of a broken dataset passes the check and is read by training; the source stays as it is."""
 
 import csv
+import errno
 import hashlib
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -32,6 +34,7 @@ from factories.datasets import LAYOUT_FILES
 from PIL import Image
 
 import check_dataset
+from checks import clean_copy
 from checks.clean_copy import snap, write_clean_copy
 from checks.judge import prepare_dataset
 from cli_utils import UserError
@@ -448,3 +451,42 @@ def test_symlinks_are_followed(tmp_path, fix):
     out, _, _, _ = fix(root)
     assert not image_of(out, 0).is_symlink()
     assert image_of(out, 0).read_bytes() == real.read_bytes()
+
+
+@pytest.mark.parametrize("is_there", [False, True], ids=["new", "empty folder"])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("fails_at", [1, 5, 13])
+def test_an_interrupted_copy_leaves_nothing(tmp_path, monkeypatch, is_there, error, fails_at):
+    root, out = make_clean(tmp_path / "data"), tmp_path / "copy"
+    if is_there:
+        out.mkdir()
+    args, *data_args = check_dataset.parse([str(root), "--num_proc", "1"])
+    report, data, class_map = check_dataset.check(args, *data_args)
+    written, write, save = [], clean_copy._write_pair, clean_copy._write_report
+
+    def fail(function, *args):
+        result = function(*args)
+        written.append(args)
+        if len(written) == fails_at:
+            raise error
+        return result
+
+    monkeypatch.setattr(clean_copy, "_write_pair", partial(fail, write))
+    monkeypatch.setattr(clean_copy, "_write_report", partial(fail, save))
+    expected = UserError if isinstance(error, OSError) else KeyboardInterrupt
+    with pytest.raises(expected, match="copy cannot be written: No space.*nothing" if expected is UserError else None):
+        write_clean_copy(data, class_map, report, *data_args, out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "data"][1 - is_there :]
+    assert not is_there or list(out.iterdir()) == []
+    monkeypatch.undo()
+    write_clean_copy(data, class_map, report, *data_args, out)
+    assert sorted(path.name for path in out.iterdir()) == ["fix_report.csv", "labels.json", "train", "val"]
+    assert out.stat().st_mode == root.stat().st_mode
+
+
+def test_a_copy_that_cannot_be_written_is_refused_before_the_check(tmp_path):
+    root = make_clean(tmp_path / "data")
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file" / "copy", "/proc/copy"):
+        with pytest.raises(UserError, match="--fix .*cannot be written"):
+            check_dataset.parse([str(root), "--fix", str(out)])

@@ -1,20 +1,24 @@
 """The loop that writes predictions: what is left out, what each process writes, in which order it is named."""
 
+import errno
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from cli_utils import UserError
 from data.classes import ClassMap
 from reports import predictions
 from reports.predictions import prediction_files, write_predictions
 
+ODD_NAMES = ["/etc/x", "../../up", "a" * 254, "A/b", "a/b", "new\nline", "\x1b[31m", "CON", "\udcff", "contact_sheet"]
 CLASS_MAP = ClassMap({0: "wall", 1: "floor"}, do_reduce_labels=True)
 NAMES = ["c", "sub/a", "b", "d"]
 
 
-def write(folder, skipped=()):
+def write(folder, skipped=(), names=NAMES, inputs=()):
     def read(index):
         truth = Image.new("L", (30, 20), 1) if index == 0 else None
         return None if index in skipped else (Image.new("RGB", (30, 20), (index, 0, 0)), truth)
@@ -23,7 +27,14 @@ def write(folder, skipped=()):
         return np.full((20, 30), image.getpixel((0, 0))[0] % 2)
 
     return write_predictions(
-        NAMES, read, predict, CLASS_MAP, folder / "predictions", folder / "sheet.png", folder / "sample.jpg"
+        names,
+        read,
+        predict,
+        CLASS_MAP,
+        folder / "predictions",
+        folder / "sheet.png",
+        folder / "sample.jpg",
+        inputs,
     )
 
 
@@ -68,3 +79,49 @@ def test_each_process_writes_its_share_and_names_all(tmp_path, monkeypatch, proc
     assert files == prediction_files(NAMES, tmp_path / "predictions")
     assert [index for index in range(4) if files[index][0].exists()] == mine
     assert (tmp_path / "sheet.png").exists() == (tmp_path / "sample.jpg").exists() == (process == 0)
+
+
+def test_odd_names_stay_below_the_folder(tmp_path, caplog):
+    root = tmp_path / "deep" / "out"
+    files = write(root, names=ODD_NAMES)
+    assert len({str(png).lower() for png, _ in files}) == len(ODD_NAMES)
+    found = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    assert found == sorted([path for pair in files for path in pair] + [root / "sheet.png", root / "sample.jpg"])
+    assert files[-1][0] == root / "predictions" / "contact_sheet.png"  # the sheet lies elsewhere
+    [said] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said.startswith("8 predictions are named otherwise") and r"new\nline → new_line.png" in said
+    assert "\x1b" not in said and said.isprintable()
+
+
+def test_an_input_is_never_replaced(tmp_path):
+    photo = tmp_path / "predictions" / "overlays" / "b.jpg"
+    photo.parent.mkdir(parents=True)
+    photo.write_text("photo")
+    (tmp_path / "link.jpg").symlink_to(photo)
+    for name in (photo, tmp_path / "link.jpg"):
+        with pytest.raises(UserError, match=r"overlays/b\.jpg would be overwritten, .* give another --output_dir"):
+            write(tmp_path, inputs=[name])
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == {photo, tmp_path / "link.jpg"}
+    assert photo.read_text() == "photo"
+
+
+@pytest.mark.parametrize("fails_at", range(1, 9))
+def test_a_full_disk_leaves_whole_files(tmp_path, monkeypatch, fails_at):
+    """4 images: each of the 9 pictures in turn is cut off in the middle."""
+    saved, save = [], Image.Image.save
+
+    def cut_off(self, path, *args, **kwargs):
+        save(self, path, *args, **kwargs)
+        saved.append(path)
+        if len(saved) == fails_at:
+            Path(path).write_bytes(Path(path).read_bytes()[:50])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", cut_off)
+    with pytest.raises(UserError, match=r"(png|jpg) cannot be written: No space left on device; the predictions that"):
+        write(tmp_path)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == fails_at - 1
+    for path in files:
+        with Image.open(path) as picture:
+            picture.load()
