@@ -258,7 +258,7 @@ def test_reports_that_cannot_be_finished(clean, tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_pictures_that_are_not_read_are_a_finding(clean, tmp_path, capsys):
+def test_pictures_that_are_not_read_are_counted(clean, tmp_path, capsys):
     root = shutil.copytree(clean, tmp_path / "data")
     for index in range(3):
         (root / "train" / "images" / f"IMG_{index}.HEIC").write_bytes(b"photo")
