@@ -1,6 +1,6 @@
 """Masks drawn from annotations that outline objects: COCO and Labelme JSON, YOLO segmentation files and others.
 
-    splits, class_names = draw_masks("my_photos", "COCO")      # pairs as of any other layout; {0: "background", …}
+    drawn = draw_masks(Tree("my_photos"), "COCO")      # pairs in splits; classes: {0: "background", …}
 
 Value 0 is "background", where nothing is outlined (`--drop_classes background` ignores it). Classes count from 1:
 COCO's by category id, YOLO's as `data.yaml` lists them, Labelme's by `labels.txt`, or else by alphabet.

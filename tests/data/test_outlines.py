@@ -693,8 +693,8 @@ def test_label_studio_brushes(tmp_path, caplog):
     found = find_dataset(root)
     assert (found.layout, found.class_names) == ("Label Studio brushes", {0: "background", 1: "big car", 2: "road"})
     expected = np.zeros((HEIGHT, WIDTH), np.uint8)
-    expected[3:6, 2:5] = 1
-    expected[:4] = 2  # in the order of the files' names
+    expected[:4] = 2
+    expected[3:6, 2:5] = 1  # the smaller one over the larger one
     np.testing.assert_array_equal(masks(root)["holiday"], expected)
     brushes(root / "masks", ("road", np.s_[:1]), annotation=12)
     assert (masks(root)["holiday"] > 0).sum() == WIDTH
