@@ -105,7 +105,7 @@ def test_an_input_is_never_replaced(tmp_path):
     assert photo.read_text() == "photo"
 
 
-@pytest.mark.parametrize("fails_at", range(1, 9))
+@pytest.mark.parametrize("fails_at", range(1, 10))
 def test_a_full_disk_leaves_whole_files(tmp_path, monkeypatch, fails_at):
     """4 images: each of the 9 pictures in turn is cut off in the middle."""
     saved, save = [], Image.Image.save
