@@ -359,9 +359,23 @@ AFFIXES = [
 SPLITS = [(), ("train", "val"), ("Train", "Valid"), ("training", "validation"), ("train", "eval", "holdout")]
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+PROPERTY = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+
+
+@settings(max_examples=50, **PROPERTY)
 @given(st.data())
 def test_any_tree_is_read_exactly_or_refused(tmp_path_factory, caplog, data):
+    check_any_tree(tmp_path_factory, caplog, data)
+
+
+@pytest.mark.slow
+@settings(max_examples=1500, **PROPERTY)
+@given(st.data())
+def test_very_many_trees_are_read_exactly_or_refused(tmp_path_factory, caplog, data):
+    check_any_tree(tmp_path_factory, caplog, data)
+
+
+def check_any_tree(tmp_path_factory, caplog, data):
     """Names, cases, depths, suffixes, orphans and decoys, whose truth is known: every pair that is made is right, and
     every picture is used or in a sentence."""
     draw = data.draw
