@@ -211,8 +211,14 @@ def open_repository(args: Arguments) -> str | None:
 def prepare(data: Data, class_map: ClassMap, args: Arguments) -> DatasetDict:
     """Prepares the data and judges it; raises UserError for what is wrong with it."""
     if args.training.do_train and data.stream is None:
-        image_size, check_data = args.evaluation.image_size, args.run.check_data
-        dataset = prepare_and_judge(data.splits, class_map, image_size, data.num_channels, check_data, data.layout)
+        dataset = prepare_and_judge(
+            data.splits,
+            class_map,
+            args.evaluation.image_size,
+            data.num_channels,
+            check_data=args.run.check_data,
+            layout=data.layout,
+        )
     else:
         dataset = prepare_dataset(data.splits, class_map, num_channels=data.num_channels)
     if class_map.num_labels == 1:
