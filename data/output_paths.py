@@ -84,18 +84,18 @@ def check_writable(path: str | os.PathLike, flag: str, is_folder: bool = False) 
 
     path: there already or not; missing folders above it would be made.
     """
-    path = Path(path)
-    if path.is_dir() and not is_folder:
-        raise UserError(f"{flag} {printable(str(path))} is a folder; give a file in it")
-    if path.exists() and not path.is_dir():
-        if is_folder:
-            raise UserError(f"{flag} {printable(str(path))} is a file; give a folder")
-        if not path.is_file():
-            return  # /dev/stdout and the like
+    path = Path(os.path.abspath(path))  # "." has no name
     folder = path if is_folder else path.parent
     try:
-        with suppress(FileNotFoundError):
-            os.lstat(path.with_name(f".{path.name}.partial"))  # as written at first; raises where that is too long
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(path)  # raises where the name is too long
+        if path.is_dir() and not is_folder:
+            raise UserError(f"{flag} {printable(str(path))} is a folder; give a file in it")
+        if path.exists() and not path.is_dir():
+            if is_folder:
+                raise UserError(f"{flag} {printable(str(path))} is a file; give a folder")
+            if not path.is_file():
+                return  # /dev/stdout and the like
         while not os.path.lexists(folder):
             folder = folder.parent
         with tempfile.TemporaryFile(dir=folder):  # what permissions say does not hold for mounts, nor for root

@@ -537,7 +537,7 @@ def test_slips_of_the_finger_are_understood(known):
 
 
 @pytest.mark.parametrize(
-    "name", "slide_size mask_size lr_r overwrite momentum_decay project_name hub_model train_dataset eval_loss".split()
+    "name", "slide_size mask_size lr_r momentum_decay project_name hub_model train_dataset eval_loss".split()
 )
 def test_names_that_only_look_alike_lead_nowhere(name):
     assert "did you mean" not in flag_hint(name, TRAINING)
@@ -567,7 +567,7 @@ def test_the_home_folder_in_every_path(monkeypatch, config):
 
 
 def test_all_flags_for_files_and_folders_are_known_as_such():
-    expected = "dataset_dir dataset_name id2label label_map model_name_or_path from_scratch class_weights preview"
+    expected = "dataset_dir dataset_name images masks id2label label_map model_name_or_path from_scratch class_weights preview"
     groups = [*GROUPS.values(), predict.PredictArguments, check_dataset.CheckArguments, compare_runs.CompareArguments]
     marked = {name for group in groups for name, field in group.__dataclass_fields__.items() if is_path(field)}
     assert marked == {
@@ -626,14 +626,14 @@ def test_files_appear_when_they_are_complete(tmp_path):
         partial.write_text("half")
         raise KeyboardInterrupt
     assert list((tmp_path / "new").iterdir()) == []
-    write_text(file, "whole \udcff", "--json")
+    write_text(file, "whole \udcff")
     with pytest.raises(ZeroDivisionError), written_aside(file) as partial:
         partial.write_text("half")
         raise ZeroDivisionError
     assert file.read_text() == r"whole \udcff" and list(file.parent.iterdir()) == [file]
-    write_text("/dev/null", "x", "--json")
-    with pytest.raises(UserError, match=f"--json {tmp_path} cannot be written: Is a directory"):
-        write_text(tmp_path, "x", "--json")
+    write_text("/dev/null", "x")
+    with pytest.raises(UserError, match=f"{tmp_path} cannot be written: Is a directory"):
+        write_text(tmp_path, "x")
 
 
 # ---- no network -----------------------------------------------------------------------------------------------------

@@ -308,7 +308,7 @@ def test_one_of_two_processes_fails_in_training(flags, tmp_path, fault, workers)
             ["--dataset_dir", "https://example.com/a.zip", "--do_train"],
             "--dataset_dir https://example.com/a.zip: an addr",
         ),
-        (["--dataset_dir", "x", "--preview", "sheet.xyz"], "--preview sheet.xyz: no kind of picture"),
+        (["--dataset_dir", "x", "--preview", "sheet.xyz"], "--preview sheet.xyz: the name must end in"),
         (["--dataset_dir", "x", "--preview", "/proc/no/x.png"], "--preview /proc/no/x.png cannot be written"),
         (["args.json"], r"--config args.json"),
         (["--dataset_dir", "x", "--do_eval"], "--model_name_or_path must name the trained model"),

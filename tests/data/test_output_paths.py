@@ -141,7 +141,7 @@ def test_targets_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone" / "further")
     for path, is_folder, reason in [
-        (tmp_path, False, "Is a directory"),
+        (tmp_path, False, "is a folder"),
         (tmp_path / "file" / "x.json", False, "Not a directory"),
         (tmp_path / "file", True, "is a file"),
         (tmp_path / "file" / "x", True, "Not a directory"),

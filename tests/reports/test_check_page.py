@@ -224,7 +224,7 @@ def test_file_that_cannot_be_written(tmp_path):
         (tmp_path, "Is a directory"),
         (tmp_path / "file" / "page.html", "(Not a directory|File exists)"),
     ):
-        with pytest.raises(UserError, match=rf"{path} cannot be written \({reason}"):
+        with pytest.raises(UserError, match=rf"{path} cannot be written: {reason}"):
             write_html(report_of(), path)
     write_html(report_of(), tmp_path / "new" / "page.html")
     assert (tmp_path / "new" / "page.html").read_text().startswith("<!DOCTYPE html>")
