@@ -24,7 +24,16 @@ import torch
 from transformers import PretrainedConfig
 from transformers.utils import cached_file
 
-from cli_utils import UserError, check_writable, one_line, parse_arguments, run_cli, set_up_logging, shorten
+from cli_utils import (
+    UserError,
+    WriteError,
+    check_writable,
+    one_line,
+    parse_arguments,
+    run_cli,
+    set_up_logging,
+    shorten,
+)
 from data.arguments import EvaluationArguments
 from data.classes import ClassMap, read_class_list
 from data.image_files import read_channels
@@ -178,7 +187,12 @@ def main(argv: list[str] | None = None) -> list[Path]:
 
     contact_sheet = args.output_dir / "contact_sheet.png"
     predict = partial(predict_ids, model, protocol=protocol, fused_ops=args.fused_ops)
-    written = write_predictions(list(images), read, predict, class_map, args.output_dir, contact_sheet)
+    try:
+        written = write_predictions(list(images), read, predict, class_map, args.output_dir, contact_sheet)
+    except WriteError as error:
+        raise UserError(
+            f"{error}. What was predicted before is in {args.output_dir}; make room, then give the same command again"
+        ) from None
     if unreadable:
         sys.exit(f"error: {len(unreadable)} of {len(images)} files were skipped: {shorten(unreadable)}")
     return [*(png for png, _ in written), *(overlay for _, overlay in written), contact_sheet]
