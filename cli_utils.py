@@ -815,7 +815,10 @@ def _start_timer(seconds: float, function: Callable, *args) -> threading.Timer:
 
 
 def _kill_children() -> None:
-    for child in multiprocessing.active_children():
+    children = multiprocessing.active_children()
+    if children and hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises an error for a worker that dies
+    for child in children:
         child.kill()
 
 

@@ -31,6 +31,7 @@ from transformers.utils import cached_file
 
 from cli_utils import (
     UserError,
+    WriteError,
     count_of,
     one_line,
     parse_arguments,
@@ -234,7 +235,14 @@ def main(argv: list[str] | None = None) -> list[Path]:
 
     contact_sheet = args.output_dir / CONTACT_SHEET
     predict = partial(predict_ids, model, protocol=protocol, fused_ops=args.fused_ops)
-    written = write_predictions(list(images), read, predict, class_map, args.output_dir, contact_sheet, inputs=paths)
+    try:
+        written = write_predictions(
+            list(images), read, predict, class_map, args.output_dir, contact_sheet, inputs=paths
+        )
+    except WriteError as error:
+        raise UserError(
+            f"{error}. What was predicted before is in {args.output_dir}; make room, then give the same command again"
+        ) from None
     if unreadable:
         sys.exit(f"error: {len(unreadable)} of {len(images)} files were skipped: {shorten(unreadable)}")
     return [*(png for png, _ in written), *(overlay for _, overlay in written), contact_sheet]

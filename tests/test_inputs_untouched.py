@@ -107,7 +107,9 @@ def test_photos_where_predictions_go_are_refused_before_any_work(tmp_path, tiny,
     data = write_table(tmp_path, "absolute", extension, photos)
     before = sums(tmp_path)
     monkeypatch.setattr(run_segmentation, "find_classes", None)  # which reads masks
-    with pytest.raises(UserError, match=rf"{place}/04\.{extension} would be overwritten|holds files that no run of this project wrote"):
+    with pytest.raises(
+        UserError, match=rf"{place}/04\.{extension} would be overwritten|holds files that no run of this project wrote"
+    ):
         train(data, tmp_path / "out", tiny)
     assert sums(tmp_path) == before
 

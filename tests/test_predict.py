@@ -1,7 +1,9 @@
 """`predict.py` on a tiny random SegFormer: against stock transformers and `run_segmentation.py`, and bad input."""
 
+import errno
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -482,3 +484,28 @@ def test_the_log_says_what_the_values_mean(model_dir, photos, tmp_path, caplog, 
         run(model_dir, tmp_path / "out", photos / "a.png")
     assert "values in the PNGs: 0 wall … 2 sky" in caplog.text
     assert f"predictions of 1 image in {tmp_path / 'out'}" in caplog.text
+
+
+def test_a_disk_that_fills_up_leaves_whole_files_and_says_so(model_dir, photos, tmp_path, monkeypatch):
+    replace, written = os.replace, []
+
+    def full(source, target):
+        if len(written) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        written.append(Path(target))
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match=r"cannot be written: No space left.*give the same command again") as error:
+        run(model_dir, tmp_path / "out", photos)
+    assert "\n" not in str(error.value)
+    left = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert sorted(left) == sorted(written)
+    for path in left:
+        Image.open(path).load()
+
+
+def test_a_folder_that_cannot_be_written_to_is_found_before_the_model_is_loaded(no_model, photos, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="--output_dir .*file/out cannot be written to"):
+        run("model", tmp_path / "file" / "out", photos)

@@ -246,6 +246,8 @@ class Arguments:
             raise UserError("--skip_nonfinite cannot hold back the steps of DeepSpeed; leave it out")
         if self.optimization.sync_bn and self.training.world_size > 1 and self.training.device.type == "cpu":
             raise UserError("--sync_bn needs GPUs; on several CPU processes leave it out")
+        if self.training.do_train and self.training.save_only_model:
+            logger.warning("--save_only_model: a run that is interrupted cannot go on from these checkpoints")
         patience = self.optimization.early_stopping_patience
         if patience and self.training.do_train and not self.training.load_best_model_at_end:
             raise UserError(

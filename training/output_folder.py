@@ -74,18 +74,18 @@ WHOLE_RUN = ("checkpoint-*", *SETTINGS, *RESULTS)
 
 
 def in_main_process(function: Callable, args: SegmentationTrainingArguments):
-    """Calls a function in the main process and returns its result, or raises its UserError, in every process."""
+    """Calls a function in the main process and returns its result in every process; its error ends all of them."""
     args.device  # noqa: B018 - starts the processes' communication as the flags say
-    outcome = [None, None]
+    outcome, failure = [None, None], None
     if PartialState().is_main_process:
         try:
             outcome[0] = function()
-        except UserError as error:
-            outcome[1] = error
+        except Exception as error:
+            failure, outcome[1] = error, str(error)
     if args.world_size > 1:
         broadcast_object_list(outcome)
     if outcome[1] is not None:
-        raise outcome[1]
+        raise failure or UserError(outcome[1])
     return outcome[0]
 
 
@@ -120,21 +120,22 @@ def open_output_dir(args: Arguments) -> Iterator[Path]:
             return training.resume_from_checkpoint
 
         training.resume_from_checkpoint = in_main_process(open_it, training)
+        before = _stamps(folder)
         try:
             yield folder
         except WriteError as error:
-            raise UserError(f"{error}. {_what_is_safe(folder)}") from error
+            raise UserError(f"{error}. {_what_is_safe(folder, args, before)}") from error
         except Interrupted as error:
             if str(error):  # it says so itself
                 raise
-            raise Interrupted(error.signum, f"interrupted. {_what_is_safe(folder)}") from None
+            raise Interrupted(error.signum, f"interrupted. {_what_is_safe(folder, args, before)}") from None
         except OSError as error:
             file = str(error.filename or folder)
             in_cache = Path(file).is_relative_to(datasets.config.HF_DATASETS_CACHE)
             if error.errno not in (WRITE_ERRORS if in_cache else DISK_ERRORS):
                 raise
             advice = " Set HF_DATASETS_CACHE to a folder for the prepared data that can be written to." * in_cache
-            safe = _what_is_safe(folder)
+            safe = _what_is_safe(folder, args, before)
             raise UserError(f"{file} cannot be used ({error.strerror}).{advice} {safe}") from error
 
 
@@ -253,14 +254,12 @@ def _check_runs(folder: Path, args: Arguments) -> None:
         return
     if training.do_train:
         replace = "or replace it with --overwrite_output_dir"
-        checkpoints = sorted(path.parent.name for path in folder.glob(f"checkpoint-*/{RECORD_FILE}"))
+        checkpoints = sorted(path.name for path in folder.glob("checkpoint-*/") if any(path.iterdir()))
+        go_on = "continue it with --resume_from_checkpoint last, or " * bool(newest_checkpoint(folder, read_all=False))
         if finished:
             raise UserError(f"{folder} holds a finished run; {new_name}, {replace}")
         if checkpoints:
-            raise UserError(
-                f"{folder} holds an unfinished run ({shorten(checkpoints)}); continue it with "
-                f"--resume_from_checkpoint last, or {new_name}, {replace}"
-            )
+            raise UserError(f"{folder} holds an unfinished run ({shorten(checkpoints)}); {go_on}{new_name}, {replace}")
         if _was_scored_here(folder):
             raise UserError(f"{folder} holds the results of an evaluation; {new_name}, {replace}")
     elif finished or _was_trained_here(folder):
@@ -279,8 +278,8 @@ def goes_on_in(folder: Path, args: SegmentationTrainingArguments) -> bool:
 
 
 def _free_name(folder: Path) -> Path:
-    number = 2
-    while (name := folder.with_name(f"{folder.resolve().name}-{number}")).exists():
+    folder, number = folder if folder.name else folder.resolve(), 2
+    while (name := folder.with_name(f"{folder.name}-{number}")).exists():
         number += 1
     return name
 
@@ -305,10 +304,18 @@ def _settle(folder: Path) -> None:
         logger.warning(f"{error.filename or folder}: {error.strerror}; the next run in {folder} clears up")
 
 
-def _what_is_safe(folder: Path) -> str:
-    """What somebody whose run just stopped wants to know."""
+def _stamps(folder: Path) -> dict[Path, int]:
+    """Times of what a run has to show."""
+    shown = (*folder.glob("checkpoint-*"), *folder.glob("train_results.json"))
+    return {path: path.stat().st_mtime_ns for path in shown}
+
+
+def _what_is_safe(folder: Path, args: Arguments, before: dict[Path, int]) -> str:
+    """What somebody whose run just stopped wants to know. before: `_stamps` when it started."""
     if PartialState().is_main_process:
         _settle(folder)
+    if args.training.do_train and args.run.overwrite_output_dir and before and before == _stamps(folder):
+        return f"The run that {folder} held is untouched"
     if (folder / "train_results.json").is_file():
         return (
             f"The trained model in {folder} is safe; to go on: --model_name_or_path {folder} --do_eval --do_predict "

@@ -372,8 +372,8 @@ class SegmentationTrainer(Trainer):
         self.saves_aside = True
         try:
             yield
-        except (OSError, SafetensorError, RuntimeError) as error:
-            reason = write_failure(error, aside)
+        except (OSError, SafetensorError, RuntimeError, WriteError) as error:
+            reason = write_failure(error, aside) if not isinstance(error, WriteError) else str(error).split(": ")[-1]
             if reason is None and not isinstance(error, SafetensorError) and "inline_container" not in str(error):
                 raise
             remove(aside)

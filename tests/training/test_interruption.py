@@ -213,7 +213,11 @@ def launch(script, flags, log, processes=2):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with open(log, "wb") as stream:
         return subprocess.Popen(
-            [*command, str(script), *map(str, flags)], env=environment, stdout=stream, stderr=stream, cwd=REPOSITORY
+            [*command, str(script), *map(str, flags)],
+            env=environment,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
         )
 
 

@@ -131,6 +131,25 @@ def test_stock_trainer_still_needs_the_override(tmp_path):
     assert not all(equal)
 
 
+def test_stock_trainer_still_saves_in_place(tmp_path):
+    """When this fails, transformers writes a checkpoint aside and moves it: see whether `_save_checkpoint` and
+    `_get_output_dir` can go."""
+    folders = []
+
+    class Watched(Trainer):
+        def _save_rng_state(self, output_dir):
+            folders.append((tmp_path / "checkpoint-1" / "model.safetensors").is_file())
+            super()._save_rng_state(output_dir)
+
+    args = SegmentationTrainingArguments(
+        output_dir=str(tmp_path),
+        **{"do_train": True, "use_cpu": True, "report_to": "none", "disable_tqdm": True, "eval_strategy": "no"},
+        **{"max_steps": 1, "save_strategy": "steps", "save_steps": 1},
+    )
+    Watched(model=tiny_model(), args=args, train_dataset=Samples()).train()
+    assert folders == [True]  # half a checkpoint stands under its name
+
+
 def test_defaults_are_the_projects(tmp_path):
     args = SegmentationTrainingArguments(output_dir=str(tmp_path), do_train=True, use_cpu=True)
     assert args.learning_rate == 6e-5
