@@ -333,7 +333,7 @@ def program(tmp_path_factory):
 
 
 def results_in(folder):
-    return sorted(path.name for path in folder.iterdir() if path.suffix in (".json", ".md", ".safetensors", ".csv"))
+    return sorted(path.name for path in folder.glob("*") if path.suffix in (".json", ".md", ".safetensors", ".csv"))
 
 
 def test_the_program_stops_with_one_line_and_leaves_no_results(program, tmp_path):
