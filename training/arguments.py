@@ -210,7 +210,7 @@ class SegmentationTrainingArguments(TrainingArguments):
         for name, (allowed, is_allowed) in LIMITS.items():
             value = getattr(self, name)
             if value is not None and not is_allowed(value):
-                raise UserError(f"--{name} is {value:g}; it must be {allowed}")
+                raise UserError(f"--{name} is {value}; it must be {allowed}")
         self._check_features()
         super().__post_init__()
         # Every run does what it is for (`training.interruption`). The Trainer's own way saves in the middle of a step,

@@ -39,7 +39,7 @@ def test_every_number_of_the_trainer_is_looked_at(name):
     [
         (["--seed", str(2**32)], "it must be from 0 to 4294967295"),
         (["--max_steps", "-3"], "--max_steps is -3; it must be at least 1, or -1 to count epochs"),
-        (["--adam_beta2", "1"], "--adam_beta2 is 1; it must be at least 0 and below 1"),
+        (["--adam_beta2", "1"], "--adam_beta2 is 1.0; it must be at least 0 and below 1"),
         (["--head_lr_multiplier", "nan"], "nan is no finite number"),
         (["--scale_range", "0.5", "inf"], "inf is no finite number"),
         (["--lr_scheduler_kwargs", '{"x": 1}'], "--lr_scheduler_type linear does not go with .*unexpected keyword"),
