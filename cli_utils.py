@@ -6,6 +6,7 @@ import difflib
 import errno
 import json
 import logging
+import math
 import multiprocessing
 import os
 import re
@@ -16,7 +17,7 @@ import threading
 import time
 import traceback
 import zlib
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -512,6 +513,12 @@ class _Parser(HfArgumentParser):
     positional = None
     paths: frozenset[str] = frozenset()  # names of the flags that take files or folders
 
+    def add_argument(self, *names, **options):
+        """Numbers are finite."""
+        if options.get("type") is float:
+            options["type"] = _finite_number
+        return super().add_argument(*names, **options)
+
     def parse_known_args(self, args=None, namespace=None):
         """`~` is the home folder, also where no shell has seen it, as in YAML and in --flag=~/photos."""
         namespace, words = super().parse_known_args(args, namespace)
@@ -528,6 +535,16 @@ class _Parser(HfArgumentParser):
         if misread and self.positional:
             raise UserError(f"{misread[1]}: {misread[2]} is no number (name files and folders before this flag)")
         raise UserError(f"{message}. See {self.prog} --help")
+
+
+def _finite_number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ArgumentTypeError(f"{text} is no finite number")
+    return number
+
+
+_finite_number.__name__ = "float"  # by which argparse calls it where it raises
 
 
 def _local_path(name: str, value):
@@ -639,8 +656,9 @@ def parse_arguments(
         )
     except UserError:
         raise
-    except ValueError as error:  # TrainingArguments checks how its values fit together
-        raise UserError(" ".join(str(error).split())) from None
+    except Exception as error:  # TrainingArguments checks how its values fit together, and raises whatever comes
+        message = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise UserError(" ".join(message.split())) from error
     for instance in instances:
         for name in ("hub_token", "token"):
             keep_secret(getattr(instance, name, None))

@@ -54,6 +54,7 @@ from training.batches import check_batches
 from training.checkpoints import check_same_run, check_steps, started_with
 from training.divergence import SKIPPED, skipped_steps
 from training.dry_run import dry_run
+from training.idle_flags import idle_flags
 from training.interruption import Interruption
 from training.output_folder import (
     NEW_RUN,
@@ -78,6 +79,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     """
     args = Arguments.parse(argv, description=__doc__)
     log_to_terminal(args.training)
+    for sentence in idle_flags(args):
+        logger.warning(sentence)
     set_seed(args.training.seed)
     # What cannot be used or reached is found before data is prepared: the folder, the repository, and the model.
     with output_folder(args) as output_dir:

@@ -12,6 +12,7 @@ import torch
 import yaml
 from PIL import Image
 from transformers import SchedulerType, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import IntervalStrategy
 
 from cli_utils import UserError, check_positive, given_flags, keep_secret, parse_arguments, write_text
@@ -20,7 +21,7 @@ from data.output_paths import check_writable
 from data.streaming import NO_CLASS_LIST
 from data_utils import ADE20K_ON_THE_HUB
 from models.arguments import LossArguments, ModelArguments
-from training.optimizer import check_schedule
+from training.optimizer import check_schedule, check_stock_schedule
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +131,42 @@ def _path(name: str, metavar: str = "DIR"):
     return field(default=own.default, metadata={**own.metadata, "metavar": metavar})
 
 
+POSITIVE = ("positive", lambda value: value > 0)
+COUNT = ("at least 1", lambda value: value >= 1)
+NOT_NEGATIVE = ("at least 0", lambda value: value >= 0)
+SHARE = ("at least 0 and below 1", lambda value: 0 <= value < 1)
+SEED = ("from 0 to 4294967295", lambda value: 0 <= value < 2**32)  # as numpy takes it
+# What the Trainer's numbers may be, as far as it does not say so itself.
+LIMITS = {
+    "per_device_train_batch_size": COUNT,
+    "per_device_eval_batch_size": COUNT,
+    "gradient_accumulation_steps": COUNT,
+    "num_train_epochs": POSITIVE,
+    "max_steps": ("at least 1, or -1 to count epochs", lambda value: value >= 1 or value == -1),
+    "learning_rate": NOT_NEGATIVE,
+    "warmup_steps": NOT_NEGATIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "adam_beta1": SHARE,
+    "adam_beta2": SHARE,
+    "adam_epsilon": NOT_NEGATIVE,
+    "max_grad_norm": NOT_NEGATIVE,
+    "label_smoothing_factor": SHARE,
+    "logging_steps": POSITIVE,
+    "eval_steps": POSITIVE,
+    "eval_delay": NOT_NEGATIVE,
+    "eval_accumulation_steps": COUNT,
+    "save_steps": POSITIVE,
+    "save_total_limit": NOT_NEGATIVE,
+    "seed": SEED,
+    "data_seed": SEED,
+    "torch_empty_cache_steps": COUNT,
+    "dataloader_num_workers": NOT_NEGATIVE,
+    "dataloader_prefetch_factor": COUNT,
+    "ddp_bucket_cap_mb": COUNT,
+    "ddp_timeout": COUNT,
+}
+
+
 @dataclass
 class SegmentationTrainingArguments(TrainingArguments):
     """`TrainingArguments` with this project's defaults; no field is added.
@@ -172,8 +209,11 @@ class SegmentationTrainingArguments(TrainingArguments):
             self.eval_strategy = "no"
         if self.eval_strategy == "no":
             self.load_best_model_at_end = False
-        batch = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-        check_positive(self, *batch)
+        for name, (allowed, is_allowed) in LIMITS.items():
+            value = getattr(self, name)
+            if value is not None and not is_allowed(value):
+                raise UserError(f"--{name} is {value}; it must be {allowed}")
+        self._check_features()
         super().__post_init__()
         # Every run does what it is for (`training.interruption`). The Trainer's own way saves in the middle of a step,
         # resumes differently from there, and lets the run go on as if it were finished.
@@ -185,6 +225,8 @@ class SegmentationTrainingArguments(TrainingArguments):
             )
         if self.lr_scheduler_type == SchedulerType.POLYNOMIAL:
             check_schedule(self.learning_rate, self.lr_scheduler_kwargs or {})
+        else:
+            check_stock_schedule(self.lr_scheduler_type, self.lr_scheduler_kwargs)
         if self.n_gpu > 1:
             # One process drives one GPU. torch's DataParallel would be slow and scale the loss wrongly; the Trainer
             # has no public switch for it and sets the same attribute itself for model parallelism.
@@ -193,6 +235,34 @@ class SegmentationTrainingArguments(TrainingArguments):
                 "accelerate_config.yaml run_segmentation.py …` uses all of them"
             )
             self._n_gpu = 1
+
+    def _check_features(self) -> None:
+        """Raises UserError for what the Trainer offers and cannot do here, or fails in long after the start."""
+        for name in ("use_liger_kernel", "neftune_noise_alpha"):
+            if getattr(self, name):
+                raise UserError(f"--{name} is for language models; leave it out")
+        if not self.batch_eval_metrics or self.eval_use_gather_object:
+            raise UserError(
+                "evaluation counts the pixels of every batch in a way of its own: leave out --batch_eval_metrics and "
+                "--eval_use_gather_object"
+            )
+        if not self.dataloader_num_workers:
+            for name in ("dataloader_persistent_workers", "dataloader_multiprocessing_context"):
+                if getattr(self, name):
+                    raise UserError(
+                        f"--{name} is about workers, of which there are none: add --dataloader_num_workers 2"
+                    )
+        for option in filter(None, (self.optim_args or "").replace(" ", "").split(",")):
+            if "=" not in option:
+                raise UserError(
+                    f"--optim_args holds {option!r}; it takes name=value, several with commas between them"
+                )
+        asked = self.report_to if isinstance(self.report_to, list) else [self.report_to]
+        for name in set(asked) - {None, "none", "all"} - set(get_available_reporting_integrations()):
+            raise UserError(
+                f"--report_to {name}: there is no such tracker, or it is not installed (pip install {name}); "
+                "--report_to none logs to the terminal alone"
+            )
 
 
 @dataclass

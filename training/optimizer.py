@@ -5,9 +5,9 @@ from functools import partial
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, SchedulerType, get_scheduler
 
-from cli_utils import UserError, nearest
+from cli_utils import UserError, nearest, one_line
 from models.adapters import encoder_name
 
 NORM_LAYERS = (
@@ -143,3 +143,18 @@ def check_schedule(learning_rate: float, options: dict) -> None:
         low, high = limits[key]
         if not isinstance(value, int | float) or not low <= value <= high:
             raise UserError(f"--lr_scheduler_kwargs: {key} is {value!r}; it must be a number from {low:g} to {high:g}")
+
+
+def check_stock_schedule(kind: SchedulerType, options: dict | None) -> None:
+    """Raises UserError where a schedule of transformers cannot be made with these `--lr_scheduler_kwargs`.
+
+    Otherwise it would be found after the data was prepared.
+    """
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    try:
+        get_scheduler(kind, optimizer, 0, 10, options)
+    except Exception as error:  # they fail each in a way of its own
+        raise UserError(
+            f"--lr_scheduler_type {kind.value} does not go with --lr_scheduler_kwargs {options or '{}'}: "
+            f"{one_line(error)}"
+        ) from error

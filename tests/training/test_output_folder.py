@@ -14,7 +14,7 @@ from PIL import Image
 
 import cli_utils
 import run_segmentation
-from cli_utils import UserError, WriteError
+from cli_utils import UserError
 from training import output_folder
 from training.checkpoints import newest_checkpoint
 from training.output_folder import MOVING_IN, NEW_RUN, REPLACED_FILE, finish_moving_in, move_in

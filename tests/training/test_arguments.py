@@ -1,0 +1,73 @@
+"""Numbers and names that the Trainer would take and fail with later, or never."""
+
+import json
+
+import pytest
+
+from cli_utils import UserError
+from training.arguments import Arguments, SegmentationTrainingArguments
+
+NUMBERS = [
+    name
+    for name, field in SegmentationTrainingArguments.__dataclass_fields__.items()
+    if field.init and field.type in (int, float, int | None, float | None) and name != "local_rank"
+]
+MAY_BE_ZERO = """learning_rate warmup_steps weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm
+    label_smoothing_factor neftune_noise_alpha eval_delay save_total_limit seed data_seed
+    dataloader_num_workers""".split()
+
+
+def parse(*argv):
+    base = ["--dataset_dir", "x", "--output_dir", "y", "--use_cpu", "--do_train", "--eval_strategy", "no"]
+    return Arguments.parse([*base, *argv]).training
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_every_number_of_the_trainer_is_looked_at(name):
+    """Not one of its numbers may be negative, infinite or no number at all, and few may be 0."""
+    for value in ("-2", "nan", "inf", "-inf", *(() if name in MAY_BE_ZERO else ("0",))):
+        with pytest.raises(UserError) as caught:
+            parse(f"--{name}", value)
+        assert name in str(caught.value) and "\n" not in str(caught.value)
+    if name in MAY_BE_ZERO:
+        assert getattr(parse(f"--{name}", "0"), name) == 0
+    assert len(NUMBERS) > 25
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--seed", str(2**32)], "it must be from 0 to 4294967295"),
+        (["--max_steps", "-3"], "--max_steps is -3; it must be at least 1, or -1 to count epochs"),
+        (["--adam_beta2", "1"], "--adam_beta2 is 1.0; it must be at least 0 and below 1"),
+        (["--head_lr_multiplier", "nan"], "nan is no finite number"),
+        (["--scale_range", "0.5", "inf"], "inf is no finite number"),
+        (["--lr_scheduler_kwargs", '{"x": 1}'], "--lr_scheduler_type linear does not go with .*unexpected keyword"),
+        (["--lr_scheduler_type", "warmup_stable_decay"], "does not go with .*num_decay_steps"),
+        (["--lr_scheduler_type", "cosine", "--lr_scheduler_kwargs", '{"num_cycles": "a"}'], "could not convert"),
+        (["--lr_scheduler_kwargs", "x"], "--lr_scheduler_kwargs x"),
+        (["--neftune_noise_alpha", "5"], "language models"),
+        (["--use_liger_kernel"], "language models"),
+        (["--batch_eval_metrics", "no"], "leave out --batch_eval_metrics"),
+        (["--eval_use_gather_object"], "leave out"),
+        (["--dataloader_persistent_workers"], "add --dataloader_num_workers 2"),
+        (["--dataloader_multiprocessing_context", "spawn"], "add --dataloader_num_workers 2"),
+        (["--optim_args", "foo"], "--optim_args holds 'foo'"),
+        (["--report_to", "no_such_tracker"], "--report_to no_such_tracker: there is no such tracker"),
+        (["--accelerator_config", '{"foo": 1}'], "foo"),
+        (["--skip_nonfinite", "-1"], "--skip_nonfinite is -1"),
+        (["--skip_nonfinite", "1.5"], "invalid int value"),
+    ],
+)
+def test_what_would_fail_later_fails_at_once(argv, message):
+    with pytest.raises(UserError, match=message) as caught:
+        parse(*argv)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_fits_is_taken():
+    kwargs = json.dumps({"num_cycles": 2})
+    args = parse("--lr_scheduler_type", "cosine_with_restarts", "--lr_scheduler_kwargs", kwargs, "--max_steps", "-1")
+    assert args.lr_scheduler_kwargs == {"num_cycles": 2}
+    assert parse("--dataloader_num_workers", "2", "--dataloader_persistent_workers").dataloader_persistent_workers
+    assert parse("--optim_args", "a=1, b=2").optim_args == "a=1, b=2"
