@@ -285,12 +285,6 @@ def replay(file: str | os.PathLike, device: str = "cpu") -> list[str]:
 
 def _replay_batch(model: PreTrainedModel, batch: dict, content: dict, device: torch.device) -> list[str]:
     names, lines = batch["names"], []
-    first = _FirstNonFinite(model, names)
-    for kind, state in batch["random_states"].items():
-        if kind == "cpu":
-            torch.set_rng_state(state)
-        elif kind == device.type:
-            torch.get_device_module(device).set_rng_state(state, device)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(content["mixed_precision"])
     labels, weight = batch["labels"].to(device), content["class_weights"]
     options = {
@@ -300,11 +294,24 @@ def _replay_batch(model: PreTrainedModel, batch: dict, content: dict, device: to
         "label_smoothing": content["label_smoothing"],
         "fused_ops": content["fused_ops"],
     }
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-        logits = two_class_logits(model(pixel_values=batch["pixel_values"].to(device)).logits)
-    first.remove()
+
+    def forward() -> Tensor:
+        for kind, state in batch["random_states"].items():
+            if kind == "cpu":
+                torch.set_rng_state(state)
+            elif kind == device.type:
+                torch.get_device_module(device).set_rng_state(state, device)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            return two_class_logits(model(pixel_values=batch["pixel_values"].to(device)).logits)
+
+    logits = forward()
     loss = segmentation_loss(logits, labels, **options)
     lines.append(f"batch of {shorten(names, 8)}: loss {batch['loss']:g} then, {loss.item():g} now")
+    # In a pass of its own: a fused head with hooks on its modules computes as stock does, and draws other dropout.
+    first = _FirstNonFinite(model, names)
+    with torch.no_grad():
+        forward()
+    first.remove()
     if first.sentence:
         return [*lines, first.sentence]
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
