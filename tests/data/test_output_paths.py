@@ -145,7 +145,7 @@ def test_targets_that_cannot_be_written(tmp_path):
         (tmp_path / "file" / "x.json", False, "Not a directory"),
         (tmp_path / "file", True, "is a file"),
         (tmp_path / "file" / "x", True, "Not a directory"),
-        (tmp_path / ("x" * 250), False, "File name too long"),
+        (tmp_path / ("x" * 256), False, "File name too long"),
         (Path("/proc/x/y"), True, "cannot be written"),
         (tmp_path / "nowhere" / "x", False, "No such file"),
     ]:
