@@ -57,7 +57,14 @@ from PIL import Image
 from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvF
-from transformers import PreTrainedModel, SegformerImageProcessor, Trainer, default_data_collator, set_seed
+from transformers import (
+    PreTrainedModel,
+    SegformerImageProcessor,
+    Trainer,
+    TrainingArguments,
+    default_data_collator,
+    set_seed,
+)
 from transformers.trainer_callback import PrinterCallback
 
 from checks.judge import prepare_dataset
@@ -292,12 +299,14 @@ def stock_squares(rows: dict, side: int) -> dict:
 def evaluation(args: BenchmarkArguments, ours: bool, width: int | None = None) -> Callable[[], dict[str, float]]:
     """→ function: from files to scores. width: of the images, in pixels; they are S high, and square by default."""
     split = photo_dataset(args, width or args.size, prepared=ours)
-    training_args = SegmentationTrainingArguments(
+    arguments = SegmentationTrainingArguments if ours else TrainingArguments  # ours refuses to score as stock does
+    training_args = arguments(
         output_dir=args.folder,
         per_device_eval_batch_size=args.batch_size,
         use_cpu=args.device == "cpu",
         bf16=args.dtype == "bfloat16",
         batch_eval_metrics=ours,
+        remove_unused_columns=False,
         disable_tqdm=True,
         report_to="none",
     )
