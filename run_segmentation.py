@@ -33,6 +33,7 @@ from checks.judge import judge_example, prepare_and_judge, prepare_dataset
 from checks.values import MOSTLY_IGNORED
 from cli_utils import UserError, run_cli, set_up_logging, written_aside, written_together
 from data.augmentation import TrainTransform
+from data.bulk import column_of
 from data.class_weights import find_class_weights
 from data.classes import ClassMap
 from data.image_files import share_of
@@ -318,7 +319,11 @@ def train(trainer: SegmentationTrainer, args: Arguments, class_map: ClassMap) ->
             trainer.save_model(new)
             if trainer.is_world_process_zero():
                 split = trainer.eval_dataset and trainer.eval_dataset.split
-                sizes = zip(split["height"], split["width"], strict=True) if split else ()
+                sizes = (
+                    zip(*(column_of(split, side).tolist() for side in ("height", "width")), strict=True)
+                    if split
+                    else ()
+                )
                 save_processor_config(new, trainer.processing_class, trainer.protocol, sizes)
                 trainer.state.save_to_json(str(new / "trainer_state.json"))
                 save_results(new, "train", metrics)
@@ -359,7 +364,7 @@ def evaluate(trainer: SegmentationTrainer, class_map: ClassMap, output_dir: Path
 
 def log_ignored(confusion_matrix: np.ndarray, split: Dataset) -> None:
     """Says which share of the pixels the scores are silent about; loudly if it is most of them."""
-    total = int(np.multiply(split["height"], split["width"], dtype=np.int64).sum())
+    total = int(np.multiply(column_of(split, "height"), column_of(split, "width"), dtype=np.int64).sum())
     ignored = total - int(confusion_matrix.sum())
     level = logging.WARNING if ignored >= MOSTLY_IGNORED * total else logging.INFO
     logger.log(level, f"{share_of(ignored, total)} of the pixels evaluated are ignored and count in no score")
