@@ -36,7 +36,8 @@ def column_of(rows: Dataset, name: str) -> np.ndarray:
     column = rows.select_columns([name]).with_format("arrow")[:][name].combine_chunks()
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
         return column.to_numpy(zero_copy_only=False)
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+    numbers = column.flatten().to_numpy(zero_copy_only=False)
+    return numbers.reshape(len(column), -1) if len(column) else numbers.reshape(0, 0)
 
 
 def cache_key(*facts: object, files: Iterable[str | os.PathLike | None]) -> str:
