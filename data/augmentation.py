@@ -19,18 +19,24 @@ STRIP_ROWS = 64
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """SegFormer's training pipeline for an image and its mask: scale jitter, crop, flip, photometric distortion.
+    """SegFormer's training pipeline for an image and its mask: scale jitter, crop, flip, photometric distortion; and,
+    where asked for, what pictures without an "up" allow: vertical flip and quarter turns.
 
     Source: NVlabs/SegFormer, local_configs/_base_/datasets/ade20k_repeat.py, with the mmsegmentation transforms that
     it names.
 
     Attributes:
-        protocol: gives the crop's side (`short_side`, pixels) and the normalisation.
+        protocol: gives the short side (pixels) that the scale jitter multiplies, and the normalisation.
+        crop_size: side of the crop in pixels; None takes the short side, as published.
         scale_range: of the factor on the short side, which is drawn uniformly; the aspect is kept.
         max_class_share: a crop in which one class has this share of the labelled pixels is drawn again, ten times at
             most.
-        flip_probability: of the horizontal flip.
+        flip_probability: of the horizontal flip. vertical_flip_probability: of the other one.
+        quarter_turns: whether the crop is turned by 0, 90, 180 or 270 degrees, each as likely as the others.
         photometric_distortion: whether colours are changed.
+
+    Raises:
+        UserError: a crop that the architecture cannot take.
     """
 
     protocol: EvaluationProtocol
@@ -38,28 +44,47 @@ class TrainTransform:
     max_class_share: float = 0.75
     flip_probability: float = 0.5
     photometric_distortion: bool = True
+    crop_size: int | None = None
+    vertical_flip_probability: float = 0.0
+    quarter_turns: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "crop_size", self.protocol.training_crop(self.crop_size))
 
     def __call__(
-        self, image: Image.Image | torch.Tensor, label: Image.Image | np.ndarray, rng: np.random.Generator
+        self,
+        image: Image.Image | torch.Tensor,
+        label: Image.Image | np.ndarray,
+        rng: np.random.Generator,
+        shown_class: int | None = None,
     ) -> dict[str, torch.Tensor]:
         """RGB image, or uint8 (C, H, W), and mask of training ids of one size, uint8 (H, W) → float32 "pixel_values"
-        (C, S, S) and uint8 "labels" (S, S)."""
+        (C, S, S) and uint8 "labels" (S, S), where S is `crop_size`.
+
+        shown_class: the crop is laid around a random pixel of this class, if the mask has one.
+        """
         pixels = image if isinstance(image, torch.Tensor) else tvF.pil_to_tensor(image)
         label = np.asarray(label)
         size = self._jittered_size(*label.shape, rng)
         mask = ResizedMask(label, size)
         pixels = tvF.resize(pixels, size, interpolation=InterpolationMode.BILINEAR, antialias=True)
-        window = self._crop_window(mask, rng)
+        window = self._window_on(shown_class, mask, rng) or self._crop_window(mask, rng)
         pixels, mask = tvF.crop(pixels, *window), mask.crop(*window)
         if rng.random() < self.flip_probability:
             pixels, mask = tvF.horizontal_flip(pixels), tvF.horizontal_flip(mask)
+        # Without these two no number is drawn, so that runs without them stay what they were.
+        if self.vertical_flip_probability and rng.random() < self.vertical_flip_probability:
+            pixels, mask = tvF.vertical_flip(pixels), tvF.vertical_flip(mask)
+        if self.quarter_turns:
+            turns = int(rng.integers(4))
+            pixels, mask = (torch.rot90(one, turns, (-2, -1)) for one in (pixels, mask))
         if self.photometric_distortion:
             pixels = distort_colors(pixels, rng)
         return {"pixel_values": self._padded_values(pixels), "labels": self._padded(mask, IGNORE_INDEX)}
 
     def _padded(self, plane: torch.Tensor, fill: int) -> torch.Tensor:
         """uint8 (…, h, w) → (…, S, S), contiguous, with `fill` on the right and below."""
-        (height, width), side = plane.shape[-2:], self.protocol.short_side
+        (height, width), side = plane.shape[-2:], self.crop_size
         if height == width == side:
             return plane.contiguous()
         padded = plane.new_full((*plane.shape[:-2], side, side), fill)
@@ -86,7 +111,7 @@ class TrainTransform:
 
     def _crop_window(self, mask: "ResizedMask", rng: np.random.Generator) -> tuple[int, int, int, int]:
         """Top, left, height and width of a crop of the mask."""
-        height, width = (min(self.protocol.short_side, side) for side in mask.shape)
+        height, width = (min(self.crop_size, side) for side in mask.shape)
         for _ in range(11):  # the first draw and ten more
             top = int(rng.integers(mask.shape[0] - height + 1))
             left = int(rng.integers(mask.shape[1] - width + 1))
@@ -95,29 +120,49 @@ class TrainTransform:
                 break
         return top, left, height, width
 
+    def _window_on(
+        self, shown_class: int | None, mask: "ResizedMask", rng: np.random.Generator
+    ) -> tuple[int, int, int, int] | None:
+        """A window of the mask whose centre is at most a quarter of its sides off a random pixel of a class, as far as
+        the borders let it; None where the mask has no such pixel."""
+        if shown_class is None:
+            return None
+        # In the mask as it was, as what is small may vanish in a smaller one.
+        places = np.flatnonzero(mask.original == shown_class)
+        if not len(places):
+            return None
+        place = divmod(int(places[rng.integers(len(places))]), mask.original.shape[1])
+        window = []
+        for at, side, resized in zip(place, mask.original.shape, mask.shape, strict=True):
+            length = min(self.crop_size, resized)
+            centre = (at + 0.5) * resized / side + rng.uniform(-0.25, 0.25) * length
+            window.append((min(max(0, round(centre - length / 2)), resized - length), length))
+        (top, height), (left, width) = window
+        return top, left, height, width
+
 
 class ResizedMask:
     """A mask resized with nearest neighbour (`InterpolationMode.NEAREST_EXACT`), of which only what is looked at is
     computed.
 
     Args:
-        mask: uint8 (H, W). size: its new height and width, `shape`.
+        original: the mask, uint8 (H, W). size: its new height and width, `shape`.
     """
 
-    def __init__(self, mask: np.ndarray, size: Sequence[int]):
-        self.mask, self.shape = mask, tuple(size)
+    def __init__(self, original: np.ndarray, size: Sequence[int]):
+        self.original, self.shape = original, tuple(size)
         # torch's own choice of pixels, rounding included: as coordinates resized in its way.
         self.rows, self.columns = (
             F.interpolate(torch.arange(old, dtype=torch.float32)[None, None], new, mode="nearest-exact")[0, 0]
             .long()
             .numpy()
-            for old, new in zip(mask.shape, size, strict=True)
+            for old, new in zip(original.shape, size, strict=True)
         )
 
     def crop(self, top: int, left: int, height: int, width: int) -> torch.Tensor:
         """uint8 (height, width)."""
         rows, columns = self.rows[top : top + height], self.columns[left : left + width]
-        return torch.from_numpy(self.mask[rows][:, columns])
+        return torch.from_numpy(self.original[rows][:, columns])
 
 
 def distort_colors(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
