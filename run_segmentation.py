@@ -121,17 +121,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             check_batches(model, args.training, train_split and len(train_split), transform)
 
         # Trainer.
-        train_dataset = None
-        if data.stream is not None:
-            train_dataset = StreamingDataset(data.stream, class_map, transform, judge_example, args.training.seed)
-        elif train_split is not None:
-            rare_crops = rare_class_crops(train_split, args.augmentation.rare_class_crops, class_map.id2label)
-            train_dataset = SegmentationDataset(train_split, transform, args.training.seed, rare_crops)
+        train_dataset = training_dataset(data, train_split, class_map, transform, args)
         if args.run.preview:
-            with written_aside(args.run.preview) as file:
-                augmentation_preview(train_dataset, class_map).save(file)
-            logger.info(f"augmented training images: {args.run.preview}")
-            return {}
+            return save_preview(train_dataset, class_map, args.run.preview)
         patience = args.optimization.early_stopping_patience if args.training.do_train else None
         class_weights = find_class_weights(args.loss.class_weights, train_split, class_map.id2label)
         trainer = SegmentationTrainer(
@@ -162,9 +154,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if args.training.do_eval:
             eval_metrics = evaluate(trainer, class_map, output_dir)
         if args.run.eval_on_train:
-            train_metrics = evaluate_on_train(trainer, train_split) | train_metrics
-            trainer.log_metrics("train", train_metrics)
-            trainer.save_metrics("train", train_metrics)
+            train_metrics = evaluate_on_train(trainer, train_split, train_metrics)
         if args.training.do_predict:
             names = eval_split["name"][: args.run.max_predict_samples]
             files = predicted(output_dir)
@@ -260,6 +250,28 @@ def check_plan(data: Data, args: Arguments, output_dir: Path) -> None:
         names = eval_split["name"][: run.max_predict_samples]
         folder, *others = predicted(output_dir)
         prediction_files(names, folder, others, data.files())
+
+
+def training_dataset(
+    data: Data, split: Dataset | None, class_map: ClassMap, transform: TrainTransform, args: Arguments
+) -> SegmentationDataset | StreamingDataset | None:
+    """The training images, prepared or as they stream in; None without a training split."""
+    if data.stream is not None:
+        return StreamingDataset(data.stream, class_map, transform, judge_example, args.training.seed)
+    if split is None:
+        return None
+    rare_crops = rare_class_crops(split, args.augmentation.rare_class_crops, class_map.id2label)
+    return SegmentationDataset(split, transform, args.training.seed, rare_crops)
+
+
+def save_preview(
+    train_dataset: SegmentationDataset | StreamingDataset, class_map: ClassMap, path: str
+) -> dict[str, float]:
+    """Writes a picture of augmented training images; there are no metrics."""
+    with written_aside(path) as file:
+        augmentation_preview(train_dataset, class_map).save(file)
+    logger.info(f"augmented training images: {path}")
+    return {}
 
 
 def choose_splits(splits: DatasetDict, run: RunArguments) -> list[Dataset | None]:
@@ -373,11 +385,15 @@ def log_ignored(confusion_matrix: np.ndarray, split: Dataset) -> None:
     logger.log(level, f"{share_of(ignored, total)} of the pixels evaluated are ignored and count in no score")
 
 
-def evaluate_on_train(trainer: SegmentationTrainer, split: Dataset) -> dict[str, float]:
-    """Scores the training images, unaugmented, as `train_mean_iou` and so on."""
-    return without_per_category(
-        trainer.evaluate(SegmentationDataset(split, trainer.protocol), metric_key_prefix="train")
-    )
+def evaluate_on_train(
+    trainer: SegmentationTrainer, split: Dataset, train_metrics: dict[str, float]
+) -> dict[str, float]:
+    """Scores the training images, unaugmented, as `train_mean_iou` and so on, beside what training itself measured."""
+    scores = trainer.evaluate(SegmentationDataset(split, trainer.protocol), metric_key_prefix="train")
+    metrics = without_per_category(scores) | train_metrics
+    trainer.log_metrics("train", metrics)
+    trainer.save_metrics("train", metrics)
+    return metrics
 
 
 def publish(output_dir: Path, repo_id: str, args: Arguments) -> None:
