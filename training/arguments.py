@@ -21,6 +21,7 @@ from data_utils import ADE20K_ON_THE_HUB
 from models.arguments import LossArguments, ModelArguments
 from training.optimizer import check_schedule, check_stock_schedule
 from training.run_arguments import OptimizationArguments, RunArguments
+from training.workers import default_workers
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +107,8 @@ class SegmentationTrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = _default("ddp_find_unused_parameters", False)
     # torch warns of it where there is nothing to pin memory for.
     dataloader_pin_memory: bool = _default("dataloader_pin_memory", torch.accelerator.is_available())
+    # None: by the rule of `training.workers`.
+    dataloader_num_workers: int | None = _default("dataloader_num_workers", None)
     # Evaluation streams counts; the dataset hands out exactly what the model and the loss need.
     batch_eval_metrics: bool = _default("batch_eval_metrics", True)
     remove_unused_columns: bool = _default("remove_unused_columns", False)
@@ -124,6 +127,7 @@ class SegmentationTrainingArguments(TrainingArguments):
             if value is not None and not is_allowed(value):
                 raise UserError(f"--{name} is {value}; it must be {allowed}")
         self._check_features()
+        self._choose_workers()
         super().__post_init__()
         # Every run does what it is for (`training.interruption`). The Trainer's own way saves in the middle of a step,
         # resumes differently from there, and lets the run go on as if it were finished.
@@ -146,6 +150,17 @@ class SegmentationTrainingArguments(TrainingArguments):
             )
             self._n_gpu = 1
 
+    def _device_type(self) -> str:
+        """As the Trainer will choose it, which it does after it has looked at the workers."""
+        accelerator = None if self.use_cpu else torch.accelerator.current_accelerator(check_available=True)
+        return "cpu" if accelerator is None else accelerator.type
+
+    def _choose_workers(self) -> None:
+        if self.dataloader_num_workers is None:
+            batch_size = max(self.per_device_train_batch_size, self.per_device_eval_batch_size)
+            self.dataloader_num_workers = default_workers(self._device_type(), batch_size)
+            self.dataloader_persistent_workers = self.dataloader_num_workers > 0
+
     def _check_features(self) -> None:
         """Raises UserError for what the Trainer offers and cannot do here, or fails in long after the start."""
         for name in ("use_liger_kernel", "neftune_noise_alpha"):
@@ -156,7 +171,7 @@ class SegmentationTrainingArguments(TrainingArguments):
                 "evaluation counts the pixels of every batch in a way of its own: leave out --batch_eval_metrics and "
                 "--eval_use_gather_object"
             )
-        if not self.dataloader_num_workers:
+        if self.dataloader_num_workers == 0 or (self.dataloader_num_workers is None and self._device_type() == "cpu"):
             for name in ("dataloader_persistent_workers", "dataloader_multiprocessing_context"):
                 if getattr(self, name):
                     raise UserError(
