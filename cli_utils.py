@@ -21,6 +21,7 @@ from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, ArgumentType
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import get_origin
 
@@ -365,6 +366,16 @@ def check_positive(args, *names: str) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} is {value}; it must be at least 1")
+
+
+def check_installed(what: str, *packages: str) -> None:
+    """Raises UserError where one of the optional packages is missing that `what` needs."""
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        verb = agree(len(missing), "is/are")
+        raise UserError(
+            f"{what} needs {' and '.join(missing)}, which {verb} not installed: pip install {' '.join(missing)}"
+        )
 
 
 # ---- log ------------------------------------------------------------------------------------------------------------
