@@ -32,6 +32,7 @@ from cli_utils import (
     UserError,
     check_installed,
     check_positive,
+    one_line,
     parse_arguments,
     run_cli,
     set_up_logging,
@@ -160,7 +161,15 @@ def main(argv: list[str] | None = None) -> dict:
     exported = OnnxModel(graph.SerializeToString())
 
     def compare(image) -> tuple[Tensor, Tensor]:
-        found = exported.predict_ids(image)
+        try:
+            found = exported.predict_ids(image)
+        except Exception as error:  # ONNX Runtime's errors have no common class
+            size = "x".join(map(str, reversed(tvF.get_size(image))))
+            raise UserError(
+                f"{model.config.model_type} cannot be exported to ONNX by torch {torch.__version__}: the graph does not "
+                f"run on an image of {size} pixels ({one_line(error)[:200]}); predict.py and pipeline() run the model "
+                "as it is"
+            ) from error
         return agreement.add(model, protocol, image, found, TIE[args.precision]), found
 
     agreement = Agreement()

@@ -275,6 +275,15 @@ def test_an_architecture_that_cannot_be_exported(model_dir, monkeypatch):
         onnx_export.export_network(load_trained_model(str(model_dir)), PROTOCOL)
 
 
+def test_a_graph_that_does_not_run_at_other_sizes(export, monkeypatch):
+    def fail(self, image):
+        raise RuntimeError("cannot be reshaped")
+
+    monkeypatch.setattr(OnnxModel, "predict_ids", fail)
+    with pytest.raises(UserError, match=r"the graph does not run on an image of 60x40 pixels \(cannot be reshaped\)"):
+        export()
+
+
 def test_flags_that_a_graph_cannot_follow(export, photos, tmp_path):
     file, _ = export()
     for flags in (["--image_size", "128"], ["--eval_flip"], ["--slide_crop", "64"]):
