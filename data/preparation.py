@@ -26,7 +26,6 @@ from cli_utils import one_line
 from data.bulk import cache_key, processes_for
 from data.classes import ClassMap
 from data.image_files import (
-    EXIF_ORIENTATION,
     FileProblem,
     Problem,
     ReadBy,
@@ -35,6 +34,7 @@ from data.image_files import (
     check_sizes,
     fit_mask,
     open_picture,
+    orientation_of,
     upright_size,
 )
 from metrics_utils import IGNORE_INDEX
@@ -42,7 +42,7 @@ from metrics_utils import IGNORE_INDEX
 logger = logging.getLogger(__name__)
 
 # Part of every cache key: raised whenever what is read from a file, or made of it, changes.
-PREPARATION_VERSION = 3
+PREPARATION_VERSION = 4
 IMAGES_PER_PROCESS = 500  # starting more processes would cost more than it saves
 
 
@@ -251,7 +251,7 @@ def decode_pair(
         picture = open_picture(image, num_channels)
         width, height = upright_size(picture)
         facts |= {"image_mode": picture.mode, "width": width, "height": height}
-        facts |= {"orientation": picture.getexif().get(EXIF_ORIENTATION, 1)}
+        facts |= {"orientation": orientation_of(picture)}
         stored = mask.open()
         facts |= {"mask_mode": stored.mode, "mask_size": stored.size, "lossy": mask.is_lossy()}
         found, turned = fit_mask(picture, stored, mask, class_map)

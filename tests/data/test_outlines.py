@@ -17,6 +17,7 @@ from PIL import Image
 from checks.judge import prepare_dataset
 from cli_utils import UserError
 from data import outlines
+from data.image_files import EXIF_ORIENTATION
 from data.layouts import Tree
 from data.outlines import decode_rle, draw_masks, draw_polygon
 from data.pairing import find_dataset
@@ -159,7 +160,7 @@ def test_coco(tmp_path, caplog):
     expected[:2, :4] = 2
     np.testing.assert_array_equal(np.asarray(Image.open(validation[1].mask)), expected)
     assert "category ids become values of masks: 3 -> 1 cat, 7 -> 2 dog" in caplog.text
-    assert "train: 1 images have no annotations and are all background: b" in caplog.text
+    assert "train: 1 image has no annotations and is all background: b" in caplog.text
     assert "masks drawn from outlines: 0 background, 1 cat, 2 dog" in caplog.text
 
 
@@ -205,7 +206,7 @@ def test_where_coco_files_and_images_lie(tmp_path, path, folder, split):
         ({"size": [HEIGHT, WIDTH], "counts": [4, 20, 72]}, 20),
         (
             {"size": [5, 7], "counts": ";32NO012004"},
-            "annotations are damaged: cat on a.jpg (RLE of 7x5 pixels for 12x8",
+            "1 annotation is damaged: cat on a.jpg (RLE of 7x5 pixels for 12x8",
         ),
         ({"size": [HEIGHT, WIDTH], "counts": [4, 20]}, "runs of 24 pixels for 12x8"),
         ([[3, 2, 7, 2, 7]], "no COCO annotation file"),
@@ -248,7 +249,7 @@ def test_crowds_lie_below(tmp_path, caplog):
     crowd = outline(everywhere, category=7) | {"iscrowd": 1}
     root = coco(tmp_path / "data", annotations=[outline([BOX]), crowd])
     np.testing.assert_array_equal(masks(root)["a"], BOX_MASK)
-    assert "1 objects are hidden entirely by smaller ones drawn over them: dog on train/a" in caplog.text
+    assert "1 object is hidden entirely by smaller ones drawn over it: dog on train/a" in caplog.text
 
 
 def test_the_parts_of_an_object_count_together(tmp_path):
@@ -287,9 +288,9 @@ def test_odd_outlines_are_counted(tmp_path, caplog):
         caplog.clear()
         assert (masks(root)["a"] == 1).sum() == 12 + 2
         for text in (
-            "1 outlines reach beyond their image and are cut off",
-            "1 outlines have fewer than three points and are left out",
-            "1 outlines cover no pixel of their image and are left out",
+            "1 outline reaches beyond its image and is cut off",
+            "1 outline has fewer than three points and is left out",
+            "1 outline covers no pixel of its image and is left out",
             "2 annotations have a box but no outline and are left out",
         ):
             assert text in caplog.text
@@ -318,7 +319,7 @@ def test_coco_mistakes(tmp_path):
     root = tmp_path / "data"
     refused(coco(root, annotations=[outline([BOX], category=9)]), "2017.json: annotation 1 is of category 9, which is")
     refused(coco(root, annotations=[outline([BOX], image=9)]), "annotation 1 is of image 9, which is not listed")
-    refused(coco(root, annotations=[outline([])]), "(COCO layout) holds no outline of any object; 1 annotations have")
+    refused(coco(root, annotations=[outline([])]), "(COCO layout) holds no outline of any object; 1 annotation has")
     refused(coco(root, categories="none"), "no COCO annotation file with images, annotations and categories")
     listed = [{"id": i, "file_name": f"{i}.jpg", "width": 9, "height": 9} for i in range(4)]
     refused(
@@ -328,7 +329,7 @@ def test_coco_mistakes(tmp_path):
     images = [{"id": 11, "file_name": "a.jpg", "width": 9, "height": HEIGHT}]
     refused(
         coco(root, images=images),
-        "1 images have another size than when they were annotated",
+        "1 image has another size than when it was annotated",
         "a.jpg is 12x8, instances_train2017.json says 9x8",
     )
     images = [{"id": i, "file_name": "a.jpg", "width": WIDTH, "height": HEIGHT} for i in (11, 12)]
@@ -347,7 +348,7 @@ def test_coco_images_that_are_not_there(tmp_path, caplog):
     root = coco(tmp_path / "data")
     (root / "train2017" / "b.jpg").unlink()
     assert list(masks(root)) == ["a"]
-    assert "1 images that instances_train2017.json names are not there and are left out: b.jpg" in caplog.text
+    assert "1 listed image is not there and left out: instances_train2017.json names b.jpg" in caplog.text
     (root / "train2017" / "a.jpg").unlink()
     refused(
         root,
@@ -358,7 +359,7 @@ def test_coco_images_that_are_not_there(tmp_path, caplog):
 def test_unreadable_images_are_named(tmp_path):
     root = coco(tmp_path / "data")
     (root / "train2017" / "b.jpg").write_text("no image")
-    refused(root, "1 images cannot be read: b.jpg")
+    refused(root, "1 image cannot be read: b.jpg")
 
 
 def test_paths_of_another_machine(tmp_path):
@@ -371,7 +372,7 @@ def test_paths_of_another_machine(tmp_path):
 def test_turned_images(tmp_path, upright):
     """Some tools outline objects on the picture as stored, others as it is seen; the stated size tells."""
     exif = Image.Exif()
-    exif[outlines.EXIF_ORIENTATION] = 6
+    exif[EXIF_ORIENTATION] = 6
     save_image(tmp_path / "data" / "train2017" / "a.jpg", exif=exif)
     size = {"width": HEIGHT, "height": WIDTH} if upright else {"width": WIDTH, "height": HEIGHT}
     box = [3, 3, 6, 3, 6, 7, 3, 7] if upright else BOX
@@ -419,7 +420,7 @@ def test_labelme(tmp_path, caplog):
     drawn = masks(root)
     np.testing.assert_array_equal(drawn["a"], 2 * BOX_MASK)  # cat, dog: by alphabet
     np.testing.assert_array_equal(drawn["b"], BOX_MASK)
-    assert "1 images in validation have no .json file and are left out: unlabelled.jpg" in caplog.text
+    assert "1 image in validation has no .json file and is left out: unlabelled.jpg" in caplog.text
 
 
 def bitmap(pixels):
@@ -440,8 +441,8 @@ def test_labelme_shapes(tmp_path, caplog):
     expected[2:6, 3:5] = expected[3:5, 2:6] = 1  # centres less than 2 from (4, 4)
     expected[6:8, 9] = expected[7, 10] = 1
     np.testing.assert_array_equal(masks(root)["a"], expected)
-    assert "1 shapes of the type line have no area and are left out" in caplog.text
-    assert "1 shapes of the type point have no area and are left out" in caplog.text
+    assert "1 shape has a type without an area and is left out: line" in caplog.text
+    assert "1 shape has a type without an area and is left out: point" in caplog.text
 
 
 def test_labelme_labels_file(tmp_path):
@@ -464,13 +465,13 @@ def test_labelme_mistakes(tmp_path):
     root = tmp_path / "data"
     refused(
         labelme(root, imageWidth=9),
-        "1 images have another size than when they were annotated",
+        "1 image has another size than when it was annotated",
         "a.jpg is 12x8, a.json says 9x8",
     )
     refused(labelme(root, shapes=[]), "(Labelme layout) holds no outline of any object")
     refused(labelme(root, shapes=[{"label": "x"}]), "a.json is no Labelme annotation: KeyError 'points'")
     refused(
-        labelme(root, shapes=[shape(" ", "polygon", [[0, 0]])]), "a.json is no Labelme annotation", "without a label"
+        labelme(root, shapes=[shape(" ", "polygon", [[0, 0]])]), "a.json is no Labelme annotation", "a class without a name"
     )
     labelme(root)
     write_json(root / "b.json", {"shapes": [], "imagePath": "..\\else\\b.jpg"})
@@ -510,7 +511,7 @@ def test_yolo(tmp_path, caplog):
     expected[:, 10:] = 1
     expected[0] = 2
     np.testing.assert_array_equal(np.asarray(Image.open(found.splits["validation"][0].mask)), expected)
-    assert "validation: 1 images have no label file and are all background: b" in caplog.text
+    assert "validation: 1 image has no label file and is all background: b" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -542,7 +543,7 @@ def test_yolo_mistakes(tmp_path, caplog):
     refused(yolo(root, ["0 0 0 1 0 1"]), "a.txt, line 1: after the class come x and y of each corner")
     refused(yolo(root, ["0 0 0 100 0 100 50"]), "a.txt, line 1", "shares of width and height")
     refused(yolo(root, ["0 0 0 wide 0 1 1"]), "a.txt, line 1: could not convert")
-    refused(yolo(root, ["0 0.5 0.5 1 1"]), "holds no outline of any object; 1 annotations have a box but no outline")
+    refused(yolo(root, ["0 0.5 0.5 1 1"]), "holds no outline of any object; 1 annotation has a box but no outline")
     refused(yolo(root, data={"nc": 2}), "data.yaml has no names")
     refused(yolo(root, data={"names": {1: "cat"}}), "ids from 0 without a gap")
     refused(yolo(root, data={"names": ["cat", "cat"]}), "names must be different")
@@ -555,7 +556,7 @@ def test_yolo_mistakes(tmp_path, caplog):
     refused(root, "none of the 1 images in", "has a label file in", "labels/train")
     yolo(root)
     find_dataset(root)
-    assert "1 label files in train have no image and are left out: b.txt" in caplog.text
+    assert "1 label file in train has no image and is left out: b.txt" in caplog.text
 
 
 @pytest.mark.parametrize("file", ["classes.txt", "labels/classes.txt", "obj.names"])
@@ -666,7 +667,7 @@ def test_supervisely(tmp_path, caplog):
     found = find_dataset(root)
     assert (found.layout, found.class_names) == ("Supervisely", {0: "background", 1: "road", 2: "car"})
     np.testing.assert_array_equal(masks(root)["ds0/img/a".replace("img/", "")], expected)
-    assert "1 shapes of the type point have no area and are left out" in caplog.text
+    assert "1 shape has a type without an area and is left out: point" in caplog.text
     supervisely(root, objects, "ds1", tags=[{"name": "val"}])
     assert {split: [pair.name for pair in pairs] for split, pairs in find_dataset(root).splits.items()} == {
         "train": ["ds0/a"],
@@ -698,7 +699,7 @@ def test_label_studio_brushes(tmp_path, caplog):
     np.testing.assert_array_equal(masks(root)["holiday"], expected)
     brushes(root / "masks", ("road", np.s_[:1]), annotation=12)
     assert (masks(root)["holiday"] > 0).sum() == WIDTH
-    assert "1 tasks have several annotations, of which the last counts" in caplog.text
+    assert "1 task has several annotations, of which the last counts" in caplog.text
 
 
 def test_label_studio_brushes_of_pictures_named_like_tasks(tmp_path):
