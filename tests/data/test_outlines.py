@@ -471,7 +471,9 @@ def test_labelme_mistakes(tmp_path):
     refused(labelme(root, shapes=[]), "(Labelme layout) holds no outline of any object")
     refused(labelme(root, shapes=[{"label": "x"}]), "a.json is no Labelme annotation: KeyError 'points'")
     refused(
-        labelme(root, shapes=[shape(" ", "polygon", [[0, 0]])]), "a.json is no Labelme annotation", "a class without a name"
+        labelme(root, shapes=[shape(" ", "polygon", [[0, 0]])]),
+        "a.json is no Labelme annotation",
+        "a class without a name",
     )
     labelme(root)
     write_json(root / "b.json", {"shapes": [], "imagePath": "..\\else\\b.jpg"})

@@ -179,15 +179,6 @@ def test_cityscapes_without_training_ids(make_dataset):
     assert class_map.id2label[13] == "car" and class_map.value_ids[26] == 13
 
 
-def test_the_void_of_camvid_is_named(make_dataset, caplog):
-    root = make_dataset("CamVid", values=(0, 3, 11))
-    load(root)
-    assert "value 11 is void in CamVid: --ignore_values 11" in caplog.text
-    caplog.clear()
-    load(root, ignore_values=[11])
-    assert "void" not in caplog.text
-
-
 def test_class_lists_of_programs(make_dataset, tmp_path):
     """Found by their names where they hold classes; other files of the name are passed over."""
     root = make_dataset(values=(0, 1, 2))

@@ -73,7 +73,7 @@ def damaged_text(random: Random, text: str) -> bytes:
         lines[random.randrange(len(lines))] *= random.choice((0, 2, 1000))
         text = "".join(lines)
     elif kind == 4:
-        return damaged_bytes(random, text.encode(), random.randbytes(40))
+        return damaged_bytes(random, text.encode(errors="surrogatepass"), random.randbytes(40))
     others = ("utf-8-sig", "utf-16", "utf-16-le", "latin-1", "utf-32", "utf-7")
     encoding = random.choice(others) if random.random() < 0.4 else "utf-8"
     return text.encode(encoding, errors="surrogatepass" if encoding.startswith("utf-") else "replace")
