@@ -482,8 +482,8 @@ class SegmentationDataset(torch.utils.data.Dataset):
         return image, label, row["name"]
 
     def _compare_stamp(self, path: str | None, index: int) -> None:
-        """An image that was replaced by another of its size has as many pixels, but hardly ever as many bytes; one that
-        has may just have been touched."""
+        """Another image of the same size has as many pixels, but hardly ever as many bytes; one that has may just have
+        been touched."""
         then, now = self._stamps[index], _stamp(path)
         if then == now or None in (then, now):
             return

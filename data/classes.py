@@ -291,10 +291,12 @@ def check_name(entry) -> str:
     if isinstance(entry, bool) or not isinstance(entry, str | int):
         raise ValueError(f"{entry!r:.40} is no name of a class")
     name = str(entry).strip()
-    if not any(character.isprintable() and not character.isspace() for character in name):
-        raise ValueError("a class without a name" if not name else f"the name {name!r:.60} cannot be seen")
+    if not name:
+        raise ValueError("a class without a name")
     if printable(name) != name:  # line breaks, escape sequences, halves of characters
         raise ValueError(f"the name {name!r:.60} holds a line break or another character that cannot be printed")
+    if not any(character.isprintable() and not character.isspace() for character in name):
+        raise ValueError(f"the name {name!r:.60} cannot be seen")
     return name
 
 

@@ -19,6 +19,8 @@ from data.synonyms import DEFAULT_LISTS, LIST_FOLDERS, NO_FILE, SPLIT_COLUMNS, S
 
 logger = logging.getLogger(__name__)
 
+MAX_LINE = 1 << 13  # letters of two paths
+
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 
@@ -215,6 +217,8 @@ class ListReader:
         image = self._find(self.images, line)
         if image is not None:
             return ListedImage(image)
+        if len(line) > MAX_LINE:  # each gap in it might be the one
+            return None
         for gap in re.finditer(r"\s*[,;\t]\s*|\s+", line):
             image = self._find(self.images, line[: gap.start()])
             mask = self._find(self.masks, line[gap.end() :])

@@ -343,6 +343,69 @@ def test_coco_mistakes(tmp_path):
     refused(root, "several annotation files for a split: annotations_train.json (train), annotations/instances_train")
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"categories": [{"id": 3, "name": "cat"}, {"id": 3, "name": "dog"}]},
+            "the id 3 of category 'dog' is that of",
+        ),
+        ({"categories": [{"id": 3.5, "name": "cat"}]}, "3.5 is no whole number"),
+        ({"categories": [{"id": 3, "name": None}]}, "None is no name of a class"),
+        ({"categories": [{"id": 3, "name": ""}]}, "a class without a name"),
+        ({"categories": [{"id": 3, "name": "\u200b"}]}, "cannot be seen"),
+        (
+            {
+                "images": [
+                    {"id": 11, "file_name": name, "width": WIDTH, "height": HEIGHT} for name in ("a.jpg", "b.jpg")
+                ]
+            },
+            "the id 11 of image ('b.jpg', 12, 8) is that of ('a.jpg', 12, 8), too",
+        ),
+    ],
+)
+def test_ids_and_names_that_mean_nothing_or_two_things(tmp_path, change, said):
+    """Annotations of the one would become those of the other."""
+    refused(coco(tmp_path / "data", **change), "2017.json is no COCO annotation file", said)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31mred", "\ud800", "left\u202eright", "bell\a"])
+def test_names_that_cannot_be_printed_are_refused_wherever_they_stand(tmp_path, name):
+    refused(coco(tmp_path / "coco", categories=[{"id": 3, "name": name}]), "cannot be printed")
+    refused(labelme(tmp_path / "labelme", shapes=[shape(name, "polygon", [[1, 1], [8, 1], [8, 6]])]), "be printed")
+    save_image(tmp_path / "yolo" / "images" / "train" / "a.jpg")
+    (tmp_path / "yolo" / "data.yaml").write_text(f"names: [{json.dumps(name)}]\n")
+    (tmp_path / "yolo" / "labels" / "train").mkdir(parents=True)
+    (tmp_path / "yolo" / "labels" / "train" / "a.txt").write_text("0 0.2 0.2 0.6 0.2 0.6 0.7\n")
+    refused(tmp_path / "yolo", "cannot be read as YAML" if name == "\ud800" else "be printed")
+    root = tmp_path / "supervisely"
+    save_image(root / "set" / "img" / "a.jpg")
+    write_json(root / "meta.json", {"classes": [{"title": name}]})
+    write_json(root / "set" / "ann" / "a.jpg.json", {"size": {"width": WIDTH, "height": HEIGHT}, "objects": []})
+    refused(root, "be printed")
+
+
+def test_every_damaged_annotation_is_counted(tmp_path):
+    bad = [outline({"size": [HEIGHT, WIDTH], "counts": [1]}), outline({"size": [1, 1], "counts": [1]})]
+    root = coco(tmp_path / "data", annotations=[*bad, outline([BOX])])
+    refused(root, "2 annotations are damaged: cat on a.jpg (runs of 1 pixels for 12x8), cat on a.jpg (RLE of 1x1 ")
+
+
+def test_brushes_of_another_size_are_not_decoded(tmp_path, monkeypatch):
+    """A file of a few kilobytes may hold any number of pixels."""
+    save_image(tmp_path / "data" / "1.jpg")
+    Image.new("L", (5000, 5000)).save(tmp_path / "data" / "task-1-annotation-1-by-1-tag-road-0.png")
+    monkeypatch.setattr(outlines, "_stencil", None)
+    refused(tmp_path / "data", "1 annotation is damaged: road on 1.jpg (a mask of 5000x5000 pixels for 12x8)")
+
+
+def test_names_of_files_in_any_encoding(tmp_path):
+    """Named where datasets are made of them; here they cost nothing."""
+    root = coco(tmp_path / "data", images=[{"id": 11, "file_name": "\udce4.jpg", "width": WIDTH, "height": HEIGHT}])
+    save_image(root / "train2017" / "\udce4.jpg")
+    assert list(masks(root)) == ["\udce4"]
+
+
 def test_coco_images_that_are_not_there(tmp_path, caplog):
     """One may be lost, or left behind by who uploads; if most are, something else is wrong."""
     root = coco(tmp_path / "data")

@@ -253,6 +253,16 @@ def test_metadata_mistakes(make_dataset):
     refused(root, "metadata.jsonl cannot be read")
 
 
+@pytest.mark.parametrize("cell", ["x" * 300, "x/" * 3000, "/", ".", "..", "a\0b", "C:\\con", "~nobody-at-all/x"])
+def test_cells_that_no_file_can_be_called(make_dataset, cell):
+    root = make_dataset("metadata")
+    file = root / "metadata.csv"
+    header, row, *rows = file.read_text().split("\n")
+    image, rest = row.split(",", 1)
+    file.write_text("\n".join([header, f"{cell},{rest}", row, *rows]))
+    refused(root, "names 1 file that are not there" if cell != "a\0b" else "metadata.csv")
+
+
 def test_two_layouts_in_a_folder_are_a_choice(make_dataset):
     root = make_dataset("CamVid")
     make_dataset("ADE20K")
