@@ -1,5 +1,7 @@
 """Raw annotation values <-> training ids, against literals; class lists."""
 
+import json
+
 import numpy as np
 import pytest
 from transformers import AutoConfig, SegformerConfig, SegformerImageProcessor
@@ -468,11 +470,8 @@ def test_mappings_that_are_refused(mapping, options, message):
 )
 def test_names_in_any_script_are_names(tmp_path, name):
     """With the spaces of web pages, and the joiners of Persian and of emoji."""
-    for suffix, text in (
-        (".json", json.dumps([name, "b"])),
-        (".txt", f"{name}\nb\n"),
-        (".csv", f"id,name\n0,{name}\n1,b"),
-    ):
+    texts = {".json": json.dumps([name, "b"]), ".txt": f"{name}\nb\n", ".csv": f"id,name\n0,{name}\n1,b"}
+    for suffix, text in texts.items():
         (tmp_path / f"classes{suffix}").write_text(text, encoding="utf-8")
         assert read_class_list(tmp_path / f"classes{suffix}")[0][0] == name
 

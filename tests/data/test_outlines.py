@@ -377,7 +377,7 @@ def test_names_that_cannot_be_printed_are_refused_wherever_they_stand(tmp_path, 
     (tmp_path / "yolo" / "data.yaml").write_text(f"names: [{json.dumps(name)}]\n")
     (tmp_path / "yolo" / "labels" / "train").mkdir(parents=True)
     (tmp_path / "yolo" / "labels" / "train" / "a.txt").write_text("0 0.2 0.2 0.6 0.2 0.6 0.7\n")
-    refused(tmp_path / "yolo", "cannot be read as YAML" if name == "\ud800" else "be printed")
+    refused(tmp_path / "yolo", "be printed")
     root = tmp_path / "supervisely"
     save_image(root / "set" / "img" / "a.jpg")
     write_json(root / "meta.json", {"classes": [{"title": name}]})
