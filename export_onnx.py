@@ -166,9 +166,8 @@ def main(argv: list[str] | None = None) -> dict:
         except Exception as error:  # ONNX Runtime's errors have no common class
             size = "x".join(map(str, reversed(tvF.get_size(image))))
             raise UserError(
-                f"{model.config.model_type} cannot be exported to ONNX by torch {torch.__version__}: the graph does not "
-                f"run on an image of {size} pixels ({one_line(error)[:200]}); predict.py and pipeline() run the model "
-                "as it is"
+                f"{model.config.model_type} cannot be exported to ONNX by torch {torch.__version__}: the graph does "
+                f"not run on an image of {size} pixels ({one_line(error)[:200]}); predict.py runs the model as it is"
             ) from error
         return agreement.add(model, protocol, image, found, TIE[args.precision]), found
 
