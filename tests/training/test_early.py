@@ -85,7 +85,7 @@ def test_mistakes_get_the_words_that_they_get_later(flags):
 @pytest.mark.parametrize(
     "flags",
     [
-        "--do_train --learning_rate -1e-4 --output_dir a --label_names a b --fused_ops --no_check_data",
+        "--do_train --learning_rate 1e-4 --output_dir a --label_names a b --fused_ops --no_check_data",
         "--do-train --per-device-train-batch-size=4 --reduce_labels --no_load_best_model_at_end --eval_scales 1 2",
         "--config auto",
     ],
