@@ -113,8 +113,8 @@ def test_the_old_exporter_takes_a_fused_model(tmp_path):
 
 # ---- every architecture ---------------------------------------------------------------------------------------------
 
-# Whose graphs hold sizes of the example's images as constants, in position embeddings or patches: ONNX Runtime does not
-# run them on others, so `export_onnx.py` refuses them.
+# Whose graphs hold sizes of the example's images as constants, in position embeddings or patches: ONNX Runtime does
+# not run them on others, so `export_onnx.py` refuses them.
 REFUSED = {
     *("beit", "mobilevit", "tipsv2_dpt", "dinov2_with_registers (backbone)"),
     "tipsv2_dpt over dinov2_with_registers (backbone)",
