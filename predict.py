@@ -51,7 +51,7 @@ from data.arguments import EvaluationArguments
 from data.image_files import read_channels
 from data.large_images import LargeImage, open_large
 from data.layouts import MASKS, Tree, read_name
-from data.output_paths import check_writable
+from data.output_paths import check_writable, refuse_inputs
 from data.synonyms import IMAGE_EXTENSIONS, MASK_SUFFIXES
 from data.unread import describe_unread, unread_pictures
 from metrics_utils import IGNORE_INDEX
@@ -213,6 +213,21 @@ def load_graph(args: PredictArguments, evaluation_args: EvaluationArguments, dev
     return model
 
 
+def confidence_file(png: Path, output_dir: Path) -> Path:
+    return output_dir / "confidence" / png.relative_to(output_dir)
+
+
+def check_outputs(images: dict[str, Path], output_dir: Path) -> None:
+    """Raises UserError where one of the files besides PNGs and overlays would replace an input, or a PNG."""
+    pngs = [png for png, _ in prediction_files(list(images), output_dir, [output_dir / CONTACT_SHEET])]
+    others = [confidence_file(png, output_dir) for png in pngs]
+    twice = set(pngs) & set(others)
+    if twice:
+        raise UserError(f"{min(twice)} would be both a prediction and a map of confidence; rename the input's folder")
+    others += [png.with_suffix(suffix) for png in pngs for suffix in (".tif", ".geojson")]
+    refuse_inputs([*others, output_dir / AREAS], images.values(), "--output_dir")
+
+
 def files_there(images: dict[str, Path], output_dir: Path) -> set[int]:
     """Positions of the images whose files are there already; says how many."""
     files = prediction_files(list(images), output_dir, [output_dir / CONTACT_SHEET])
@@ -250,6 +265,7 @@ def main(argv: list[str] | None = None) -> list[Path]:
     )
     set_up_logging()
     images = find_images(args.inputs, args.output_dir)
+    check_outputs(images, args.output_dir)
     check_writable(args.output_dir, "--output_dir", is_folder=True)
     device = find_device(args.device)
 
@@ -322,7 +338,7 @@ def main(argv: list[str] | None = None) -> list[Path]:
         if args.save_polygons:
             yield geojson(png.with_suffix(".geojson"), class_map, place)
         if args.save_confidence:
-            yield confidence_map(args.output_dir / "confidence" / png.relative_to(args.output_dir), confidences)
+            yield confidence_map(confidence_file(png, args.output_dir), confidences)
 
     confidences: list[torch.Tensor] = []
     contact_sheet = args.output_dir / CONTACT_SHEET

@@ -567,3 +567,14 @@ def test_outputs_that_need_the_whole_image(model_dir, photos, tmp_path, monkeypa
     monkeypatch.setattr(large_images, "LARGE_PIXELS", 2000)
     with pytest.raises(UserError, match="is read in bands, and --min_area, --save_confidence and"):
         run(model_dir, tmp_path / "out", photos / "a.png", flags=["--min_area", "9"])
+
+
+def test_other_outputs_replace_nothing_either(no_model, tmp_path):
+    noise(8, 8).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match=r"a\.tif would be overwritten"):
+        run("model", tmp_path, tmp_path / "a.tif")
+    (tmp_path / "in" / "confidence").mkdir(parents=True)
+    for folder in ("in", "in/confidence"):
+        noise(8, 8).save(tmp_path / folder / "a.png")
+    with pytest.raises(UserError, match=r"confidence/a\.png would be both a prediction and a map of confidence"):
+        run("model", tmp_path / "out", tmp_path / "in")
