@@ -18,16 +18,9 @@ import numpy as np
 from cli_utils import UserError, parse_arguments, printable, run_cli, write_text
 from data.output_paths import check_files_writable
 from metrics_utils import per_category_iou, score_images
-from reports.intervals import PerImage, load_per_image, match_images, paired_bootstrap
+from reports.intervals import MEASURES, PerImage, load_per_image, match_images, paired_bootstrap
 
 CLASSES_SHOWN = 10
-# Row of the table → counts and statistic it is made of.
-ROWS = {
-    "mean_iou": ("counts", "mean_iou"),
-    "boundary_mean_iou": ("boundary", "mean_iou"),
-    "per_image_mean_iou": ("counts", "per_image_mean_iou"),
-    "overall_accuracy": ("counts", "overall_accuracy"),
-}
 
 
 @dataclass
@@ -65,7 +58,7 @@ def read_protocol(folder: str) -> str | None:
 def compare(a: PerImage, b: PerImage, resamples: int, seed: int) -> dict[str, dict[str, float]]:
     """For each row of the table the two scores, `difference`, `low`, `high` and `p_value`; images must be matched."""
     table = {}
-    for row, (kind, statistic) in ROWS.items():
+    for row, (kind, statistic) in MEASURES.items():
         counts_a, counts_b = getattr(a, kind), getattr(b, kind)
         table[row] = {"a": score_images(counts_a, statistic), "b": score_images(counts_b, statistic)}
         table[row] |= paired_bootstrap(counts_a, counts_b, statistic, resamples, seed)._asdict()

@@ -211,7 +211,7 @@ def test_text_can_be_read(tmp_path, scheme):
     write_html(report_of(), tmp_path / "page.html")
     blocks = re.findall(r":root \{(.*?)\}", (tmp_path / "page.html").read_text(), flags=re.DOTALL)
     colors = dict(re.findall(r"--([a-z]+): (#[0-9a-f]{6})", blocks[scheme]))
-    assert colors.keys() == {"back", "text", "muted", "line", "bar", "error", "warning", "info", "fit"}
+    assert colors.keys() == {"back", "text", "muted", "line", "bar", *INK}
     pairs = [(name, "back") for name in ("text", "muted", "error", "warning", "info", "fit")] + [("text", "bar")]
     for text, back in pairs:
         dark, light = sorted(_luminance(colors[name]) for name in (text, back))
