@@ -106,6 +106,16 @@ def class_intervals(counts: np.ndarray, resamples: int = 1000, seed: int = 0) ->
     return np.array([_percentile_interval(column) for column in values.T])
 
 
+def paired_class_intervals(
+    counts_a: np.ndarray, counts_b: np.ndarray, resamples: int = 1000, seed: int = 0
+) -> np.ndarray:
+    """95 % intervals of the difference in IoU, B minus A, of each class, as `paired_bootstrap` has that of a score:
+    float64 (C, 2), NaN where a class has no IoU in both."""
+    blocks = _sums_of_draws([counts_a, counts_b], resamples, seed)
+    values = [category_ratios(sums_b)["iou"] - category_ratios(sums_a)["iou"] for sums_a, sums_b in blocks]
+    return np.array([_percentile_interval(column) for column in np.concatenate(values).T])
+
+
 class PairedDifference(NamedTuple):
     """B minus A, its 95 % interval, and the two-sided p-value of "no difference"."""
 

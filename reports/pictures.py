@@ -28,7 +28,7 @@ PERCENTS = 15  # classes up to which it has numbers in its cells
 def file_of(picture: Image.Image, **options) -> bytes:
     """The content of a picture's file: a PNG, or in the `format` that the options say."""
     file = io.BytesIO()
-    picture.save(file, **({"format": "PNG", "optimize": True} | options))
+    picture.save(file, **({"format": "PNG"} | options))
     return file.getvalue()
 
 

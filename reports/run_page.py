@@ -105,21 +105,22 @@ def _read(path: Path) -> dict:
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
-def write_run_page(folder: str | os.PathLike, run: Run) -> None:
-    """Writes `report.html`, and what there is of `curves.png`, `confusion_matrix.png`, `history.csv` and
+def write_run_page(folder: str | os.PathLike, run: Run, page_alone: bool = False) -> None:
+    """Writes `report.html` and, if not alone, what there is of `curves.png`, `confusion_matrix.png`, `history.csv` and
     `report.json`.
 
     Raises:
         WriteError: they cannot be written.
     """
+    files = {PAGE: render("run_page.html.j2", **page_contents(run))} | ({} if page_alone else other_files(run))
     with written_together(folder) as new:
-        for name, content in page_files(run).items():
+        for name, content in files.items():
             (new / name).write_bytes(content)
 
 
-def page_files(run: Run) -> dict[str, bytes]:
-    """Name → content of the files that show a run."""
-    files = {PAGE: render("run_page.html.j2", **page_contents(run))}
+def other_files(run: Run) -> dict[str, bytes]:
+    """Name → content of what lies beside the page."""
+    files = {}
     if run.log:
         files[HISTORY] = _history(run.log)
     charts = curves(run.log)

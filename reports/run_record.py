@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 
 from checks.records import Finding
 from checks.suspects import FIELDS
-from cli_utils import one_line, redact
+from cli_utils import WriteError, one_line, redact
 from data.classes import ClassMap
 from data.image_files import rgb_view
 from data_utils import Data
@@ -175,7 +175,7 @@ class RunPage(TrainerCallback):
     """Keeps the page of a run up to date: after each evaluation of a training run, and, by `finish`, at the end.
 
     Until the run has its first checkpoint the page lies where the run works (`training.output_folder`), and moves in
-    with it. What goes wrong with the page is logged, and stops nobody's training.
+    with it. What goes wrong in making the page is logged, and stops nobody's training.
     """
 
     def __init__(self, trainer: SegmentationTrainer, record: dict, class_map: ClassMap):
@@ -197,7 +197,9 @@ class RunPage(TrainerCallback):
             self.run = self._current(metrics)
             self.run.progress = f"still training: step {state.global_step:,} of {state.max_steps:,}"
             folder = Path(args.output_dir)
-            write_run_page(folder / NEW_RUN if self.trainer.replaced else folder, self.run)
+            write_run_page(folder / NEW_RUN if self.trainer.replaced else folder, self.run, page_alone=True)
+        except WriteError:
+            raise  # the disk is full: no checkpoint can be written either
         except Exception as error:
             logger.warning(f"the page of the run could not be made after step {state.global_step}: {one_line(error)}")
         log_pictures(self.trainer, self.class_map)
@@ -233,6 +235,8 @@ class RunPage(TrainerCallback):
         run.log, run.progress = trainer.state.log_history, ""
         try:
             write_run_page(folder, run)
+        except WriteError:
+            raise  # the disk is full: no checkpoint can be written either
         except Exception as error:
             logger.warning(f"the page of the run could not be made: {one_line(error)}")
 
@@ -246,5 +250,7 @@ class RunPage(TrainerCallback):
                 run.record = self.record | {"written": now(), "peak_memory": peak_memory(self.trainer.args.device)}
                 self._add_pictures(run, EXAMPLES)
             write_run_page(folder, run)
+        except WriteError:
+            raise  # the disk is full: no checkpoint can be written either
         except Exception as error:
             logger.warning(f"the page of the run could not be made: {one_line(error)}")

@@ -93,7 +93,7 @@ def test_the_log_as_a_table(tmp_path, runs):
     log = json.loads((runs[2] / "trainer_state.json").read_text())["log_history"]
     assert len(rows) == len(log) and next(iter(rows[0])) == "step"
     assert rows[0]["loss"] == str(log[0]["loss"]) and rows[0]["eval_mean_iou"] == ""
-    assert run_page.page_files(run_page.Run("x", [{"step": 1, "eval_iou_=1+1": 0.5}]))["history.csv"].startswith(
+    assert run_page.other_files(run_page.Run("x", [{"step": 1, "eval_iou_=1+1": 0.5}]))["history.csv"].startswith(
         b"step,eval_iou_=1+1"
     )
 
