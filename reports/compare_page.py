@@ -129,9 +129,7 @@ def _common_curves(runs: Sequence[Run]) -> list[Chart]:
     titles = {}
     for name, run in zip("AB", runs, strict=True):
         for chart in curves(run.log):
-            titles.setdefault(chart.title, []).append(
-                Series(f"{name}, {chart.series[0].name}", chart.series[0].points)
-            )
+            titles.setdefault(chart.title, []).append(Series(name, chart.series[0].points))
     return [Chart(title, tuple(lines)) for title, lines in titles.items()]
 
 
