@@ -379,6 +379,7 @@ def evaluate(trainer: SegmentationTrainer, class_map: ClassMap, output_dir: Path
     """Scores the evaluation images; leaves the scores, the confusion matrix and the counts of every image."""
     trainer.finds_suspects = True
     metrics = without_per_category(trainer.evaluate())
+    trainer.finds_suspects = False
     statistics = trainer.compute_metrics
     interval = bootstrap_interval(statistics.counts)
     metrics |= dict(zip(("eval_mean_iou_low", "eval_mean_iou_high"), interval, strict=True))
