@@ -254,7 +254,7 @@ def find_classes(
     elif data.stream is not None:
         raise UserError(NO_CLASS_LIST)
     else:
-        values = annotation_values(data.splits, cache_dir, num_proc)
+        values = annotation_values(data.splits, cache_dir, num_proc, {*ignore_values, *[0] * reduces})
         void = KNOWN_VOID.get(data.layout)
         if void in values - {*ignore_values} and max(values - {IGNORE_INDEX}) == void:
             logger.warning(f"value {void} is void in {data.layout}: --ignore_values {void} if these masks are its own")

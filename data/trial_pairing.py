@@ -170,13 +170,13 @@ def sides_of(tree: Tree) -> tuple[list[Side], list[Side], list[Side]]:
     for picture in tree.pictures:
         place = picture.place
         groups[place.role, place.side].append(Entry(picture, place.split, place.rest))
-    images = [Side(title_of(tree, entries), entries) for (role, _), entries in groups.items() if role == IMAGES]
-    masks = [Side(title_of(tree, entries), entries) for (role, _), entries in groups.items() if role == MASKS]
+    images = [Side(title_of(entries), entries) for (role, _), entries in groups.items() if role == IMAGES]
+    masks = [Side(title_of(entries), entries) for (role, _), entries in groups.items() if role == MASKS]
     unknown = groups.get((None, ()), [])
     sides = []
     plain = [entry for entry in unknown if not entry.rest]
     if plain:
-        sides.append(Side(title_of(tree, plain), plain, 1))
+        sides.append(Side(title_of(plain), plain, 1))
     words = Counter(word for entry in unknown for word in dict.fromkeys(entry.rest))
     if len(words) <= MAX_UNKNOWN:
         for word in words:
@@ -185,13 +185,13 @@ def sides_of(tree: Tree) -> tuple[list[Side], list[Side], list[Side]]:
                 for entry in unknown
                 if word in entry.rest
             ]
-            sides.append(Side(title_of(tree, entries), entries, 2))
+            sides.append(Side(title_of(entries), entries, 2))
     if words and len(unknown) > max([len(plain), *words.values()]):
-        sides.append(Side(title_of(tree, unknown), unknown, 2))
+        sides.append(Side(title_of(unknown), unknown, 2))
     return images, masks, sides
 
 
-def title_of(tree: Tree, entries: Sequence[Entry]) -> str:
+def title_of(entries: Sequence[Entry]) -> str:
     """The folder of some files, with * for what differs: `*/images` for train/images and val/images."""
     folders = list(dict.fromkeys(entry.picture.parts for entry in entries))
     if len({len(parts) for parts in folders}) > 1 or len(folders) > 1 and _role_depth(folders[0]) is not None:
