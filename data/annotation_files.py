@@ -490,7 +490,8 @@ def _read_yolo(tree: Tree) -> Annotations:
     root, labels = tree.root, _yolo_labels(tree)
     images, notes, seen = [], Counter(), set()
     for split, image_folder, label_folder in yolo_folders(tree):
-        image_files, label_files = files_by_stem(image_folder, IMAGE_EXTENSIONS), files_by_stem(label_folder, {".txt"})
+        image_files = files_by_stem(image_folder, IMAGE_EXTENSIONS, tree)
+        label_files = files_by_stem(label_folder, {".txt"}, tree)
         for name in YOLO_CLASS_FILES:  # what some programs add
             label_files.pop(split_extension(name)[0], None)
         if not label_files.keys() & image_files.keys():
@@ -561,7 +562,9 @@ def yolo_folders(tree: Tree) -> list[tuple[str, Path, Path]]:
                 raise UserError(f"{yolo_file(tree)}: {key}: {entry} is no folder (images are read from folders)")
     if not folders:
         plain = [
-            folder for folder in (actual.get(("images",)), root) if folder and files_by_stem(folder, IMAGE_EXTENSIONS)
+            folder
+            for folder in (actual.get(("images",)), root)
+            if folder and files_by_stem(folder, IMAGE_EXTENSIONS, tree)
         ]
         if not plain:
             raise UserError(f"{yolo_file(tree)} names no folder of images, and {root} has no images/train")
@@ -752,5 +755,5 @@ def annotation_sources(tree: Tree, layout: str) -> Sequence[Path]:
     folders = {folder for _, *both in yolo_folders(tree) for folder in both if folder.is_dir()}
     return [
         yolo_file(tree),
-        *(path for folder in sorted(folders) for path in sorted(folder.rglob("*")) if path.is_file()),
+        *(folder.joinpath(*parts, name) for folder in sorted(folders) for parts, name in tree.below(folder)),
     ]

@@ -25,8 +25,10 @@ from data.layouts import (
     Pair,
     Picture,
     Tree,
+    first_visible,
     read_name,
     visible_files,
+    visible_folders,
 )
 from data.listings import ListReader, SplitList, find_lists, metadata_files, read_tables
 from data.outlines import draw_masks
@@ -109,7 +111,7 @@ def _listed(dataset_dir: str | Path | None, flags: PairingFlags) -> tuple[Path, 
     root = Path(dataset_dir)
     _check_folder(root)
     # An archive that was unpacked into a folder of its own.
-    while len(inside := visible_files(root)) == 1 and inside[0].is_dir() and visible_files(inside[0]):
+    while len(inside := first_visible(root, 2)) == 1 and inside[0].is_dir() and first_visible(inside[0], 1):
         said = read_name(inside[0].name)
         if said.role or said.split:
             break
@@ -123,9 +125,9 @@ def _check_folder(root: Path) -> None:
     if root.is_file():
         raise UserError(f"--dataset_dir {root} is a file; give the folder with the images and masks")
     if not root.is_dir():
-        siblings = [path.name for path in visible_files(root.parent) if path.is_dir()] if root.parent.is_dir() else []
+        siblings = [path.name for path in visible_folders(root.parent)] if root.parent.is_dir() else []
         raise UserError(f"--dataset_dir {root}: no such folder{nearest(root.name, siblings)}")
-    if not visible_files(root):
+    if not first_visible(root, 1):
         raise UserError(f"--dataset_dir {root} is empty")
 
 
@@ -137,7 +139,7 @@ def _existing(text: str, root: Path | None, flag: str) -> list[Path]:
         hits = [path for path in hits if path.is_dir()] or ([base / text] if (base / text).is_dir() else [])
         if hits:
             return hits
-    siblings = [path.name for path in visible_files(root)] if root is not None else []
+    siblings = [path.name for path in visible_folders(root)] if root is not None else []
     where = f" in {root} or here" if root is not None else ""
     raise UserError(f"--{flag} {text}: no such folder{where}{nearest(text, siblings)}")
 

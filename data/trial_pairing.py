@@ -11,12 +11,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from os.path import commonprefix
+from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 
 from cli_utils import UserError, shorten
-from data.layouts import IMAGES, MASKS, SPLIT_OF, Picture, Tree, read_name, words_of
+from data.layouts import IMAGES, MASKS, OTHER, SPLIT_OF, Picture, Tree, read_name, words_of
 from data.synonyms import (
     IMAGE_EXTENSIONS,
     IMAGE_PREFIXES,
@@ -26,6 +27,7 @@ from data.synonyms import (
     MASK_PREFIXES,
     MASK_SUFFIXES,
     MASK_WORDS,
+    OTHER_SUFFIXES,
     PREFERRED_SUFFIXES,
 )
 
@@ -502,6 +504,24 @@ def pair_by_extension(side: Side) -> Candidate | None:
         return None
     sides = replace(side, entries=images), replace(side, entries=masks)
     return Candidate(*sides, Rule(differs_in_extension=True), matches, unclear, 2)
+
+
+def masks_among(tree: Tree) -> set[Path]:
+    """Pictures that are masks of others there, or another form of these: those in folders called after masks by their
+    names alone, all others if their pixels say so, too."""
+    images, masks, unknown = sides_of(tree)
+    found = [made for a in [*images, *unknown] for b in masks for made in candidates_of(a, b)]
+    sides = [*images, *unknown]
+    found += told_by_content((made for side in sides for made in candidates_of(side, side)), names_tell=True)
+    found += told_by_content(made for a in sides for b in unknown if a is not b for made in candidates_of(a, b))
+    found += filter(None, map(pair_by_extension, sides))
+    pairs = [pair for made in found for pair in made.matches]
+    known = {pair.mask.picture.path for pair in pairs}
+    stems = {picture.stem for pair in pairs for picture in (pair.image.picture, pair.mask.picture)}
+    others = (picture for picture in tree.pictures if picture.place.role == OTHER)
+    return known | {
+        picture.path for picture in others if picture.stem in stems or picture.stem.endswith(OTHER_SUFFIXES)
+    }
 
 
 def described_unclear(candidate: Candidate) -> str:

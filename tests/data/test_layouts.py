@@ -1,11 +1,13 @@
 """Folders as people and programs leave them: each is read exactly, or refused in one line that says how it can be."""
 
 import logging
+import os
 import re
 import shutil
 
 import numpy as np
 import pytest
+from factories.datasets import load
 from factories.trees import photo, spots, write_tree
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -317,6 +319,22 @@ def test_words_of_names():
     assert words_of("trainannot") == ("train", "annot") and words_of("imagestr") == ("images", "tr")
     assert read_name("SegmentationObject").role == "other" and read_name("Ground Truth").role == "masks"
     assert read_name("images_and_masks").role == "masks" and read_name("scene").role is None
+
+
+@pytest.mark.parametrize("layout", ["YOLO", "two folders"])
+def test_a_folder_is_listed_once(tmp_path, monkeypatch, layout):
+    """Of millions of files, listing them is what takes long."""
+    write_tree(tmp_path, {f"images/train/{name}.jpg": f"masks/train/{name}.png" for name in NAMES})
+    if layout == "YOLO":
+        shutil.rmtree(tmp_path / "masks")
+        (tmp_path / "data.yaml").write_text("train: images/train\nval: images/train\nnames: [cat]\n")
+        for name in NAMES:
+            (tmp_path / "labels" / "train").mkdir(parents=True, exist_ok=True)
+            (tmp_path / "labels" / "train" / f"{name}.txt").write_text("0 0 0 1 0 1 1\n")
+    listed, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(str(path)) or scandir(path))
+    load(tmp_path)
+    assert listed.count(str(tmp_path / "images" / "train")) == 1
 
 
 # ---- split lists ----
