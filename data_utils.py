@@ -45,7 +45,9 @@ from data.mask_values import SAMPLE, annotation_values, are_binary, looks_publis
 from data.pairing import PairingFlags, find_dataset
 from data.preparation import undecoded
 from data.preprocessing import EvaluationProtocol
+from data.rare_classes import RareClassCrops
 from data.splitting import split_train
+from data.stored_masks import decode_mask
 from data.streaming import NO_CLASS_LIST, open_streams
 from data.synonyms import CLASS_LIST_FILES, KNOWN_VOID, POSSIBLE_CLASS_LIST_FILES, POSSIBLE_COCO_FILES
 from metrics_utils import IGNORE_INDEX
@@ -426,14 +428,24 @@ class SegmentationDataset(torch.utils.data.Dataset):
     of seed, epoch and index alone, so that neither a resumed run nor the number of workers changes them. With an
     `EvaluationProtocol`: "pixel_values" (C, h, w) as the network is to see them, "labels" (H, W) as annotated. The
     protocol's number of channels decides how image files are read, see `read`.
+
+    rare_crops: with a `TrainTransform`, which examples show another image than that of their index, around a class.
     """
 
-    def __init__(self, split: Dataset, transform: TrainTransform | EvaluationProtocol, seed: int = 0):
+    def __init__(
+        self,
+        split: Dataset,
+        transform: TrainTransform | EvaluationProtocol,
+        seed: int = 0,
+        rare_crops: RareClassCrops | None = None,
+    ):
         self.protocol = transform.protocol if isinstance(transform, TrainTransform) else transform
         # Decoded here, where an error can name the file.
         self.split = split.cast_column("image", datasets.Image(decode=False))
+        self._rows = undecoded(self.split.select_columns(["image", "label", "name"]))
         self.transform = transform
         self.seed = seed
+        self.rare_crops = rare_crops
         # In shared memory, where workers that live through several epochs see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -451,27 +463,31 @@ class SegmentationDataset(torch.utils.data.Dataset):
         Raises:
             UserError: the image cannot be read, or has not the size that it was prepared with; names its file.
         """
-        return self._decode(self.split[index])
+        image, label = self._decode(self._rows[index])
+        return image, Image.fromarray(label)
 
-    def _decode(self, row: dict) -> tuple[Image.Image | torch.Tensor, Image.Image]:
-        label, file = row["label"], StoredFile.of(row["image"], row["name"])
+    def _decode(self, row: dict) -> tuple[Image.Image | torch.Tensor, np.ndarray]:
+        """As `read`, with the mask as uint8 (H, W)."""
+        label, file = decode_mask(row["label"]["bytes"]), StoredFile.of(row["image"], row["name"])
         image = decode_image(file, self.protocol.num_channels)
         height, width = tvF.get_size(image)
-        if (width, height) != label.size:
+        if (height, width) != label.shape:
             raise UserError(
                 f"{file.location} has changed since it was prepared: it is {width}x{height} "
-                f"now, its mask {label.width}x{label.height}; put the old file back and go on with "
+                f"now, its mask {label.shape[1]}x{label.shape[0]}; put the old file back and go on with "
                 "--resume_from_checkpoint last, or start again with a new mask"
             )
         return image, label
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor | str]:
-        row = self.split[index]
+        shown_class, rng = None, np.random.default_rng([self.seed, int(self._epoch), index])
+        if self.rare_crops is not None:
+            index, shown_class = self.rare_crops.draw(index, rng)
+        row = self._rows[index]
         image, label = self._decode(row)
         if isinstance(self.transform, TrainTransform):
-            rng = np.random.default_rng([self.seed, int(self._epoch), index])
-            return self.transform(image, label, rng) | {"name": row["name"]}
-        return {"pixel_values": self.transform.preprocess(image), "labels": tvF.pil_to_tensor(label)[0]}
+            return self.transform(image, label, rng, shown_class) | {"name": row["name"]}
+        return {"pixel_values": self.transform.preprocess(image), "labels": torch.from_numpy(label)}
 
 
 def augmentation_preview(

@@ -95,7 +95,7 @@ def test_a_recipe_is_the_published_one(data, size):
 
 def test_cityscapes_images_are_scored_at_their_own_size_by_three_windows():
     evaluation = parse(recipe("cityscapes", "b0")).evaluation
-    protocol = EvaluationProtocol(short_side=evaluation.image_size, **evaluation.options())
+    protocol = EvaluationProtocol(short_side=evaluation.image_size, **evaluation.options(evaluation.image_size))
     assert protocol.input_size(1024, 2048) == (1024, 2048)
     assert protocol.windows(1024) == [slice(0, 1024)]
     assert protocol.windows(2048) == [slice(0, 1024), slice(768, 1792), slice(1024, 2048)]

@@ -5,10 +5,15 @@ import colorsys
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as tvF
 
 from checks.judge import prepare_dataset
-from data.augmentation import TrainTransform, distort_colors
+from cli_utils import UserError
+from data.augmentation import ResizedMask, TrainTransform, distort_colors
 from data.classes import ClassMap
 from data.preprocessing import EvaluationProtocol
 from data_utils import SegmentationDataset, augmentation_preview, load_segmentation_dataset
@@ -69,6 +74,96 @@ def test_flip():
     assert torch.equal(one["labels"], torch.from_numpy(np.array(mask)))
 
 
+def unlike_its_turns():
+    """A 32 x 32 image whose pixels all differ, and its mask of four classes, one a corner."""
+    pixels = np.arange(1024, dtype=np.uint16).reshape(32, 32)
+    image = np.stack([pixels % 256, pixels // 256, 0 * pixels], axis=-1).astype(np.uint8)
+    mask = np.repeat(np.repeat(np.array([[0, 1], [2, 3]], np.uint8), 16, 0), 16, 1)
+    return Image.fromarray(image), Image.fromarray(mask)
+
+
+def test_vertical_flip_and_quarter_turns_give_each_orientation_its_share():
+    """Each of the eight orientations of a square in an eighth of 2,000 draws, image and mask the same way."""
+    image, mask = unlike_its_turns()
+    plain = {"scale_range": (1.0, 1.0), "photometric_distortion": False, "max_class_share": 1.0}
+    transform = TrainTransform(EvaluationProtocol(32, **IDENTITY), quarter_turns=True, **plain)
+    pixels, labels = np.array(image).transpose(2, 0, 1), np.array(mask)
+    turned = [(np.rot90(pixels, k, (1, 2)), np.rot90(labels, k)) for k in range(4)]
+    turned += [(one[:, :, ::-1], two[:, ::-1]) for one, two in turned]
+    rng, counts = np.random.default_rng(0), np.zeros(8)
+    for _ in range(2000):
+        result = transform(image, mask, rng)
+        found = (result["pixel_values"] * 255).round().numpy()
+        (which,) = [i for i, (one, _) in enumerate(turned) if (one == found).all()]
+        assert (result["labels"].numpy() == turned[which][1]).all()
+        counts[which] += 1
+    np.testing.assert_allclose(counts / 2000, 1 / 8, atol=0.03)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
+def test_vertical_flip_is_as_likely_as_asked(probability):
+    image, mask = unlike_its_turns()
+    transform = TrainTransform(
+        EvaluationProtocol(32), (1.0, 1.0), 1.0, flip_probability=0.0, vertical_flip_probability=probability
+    )
+    rng = np.random.default_rng(0)
+    flipped = [transform(image, mask, rng)["labels"].tolist()[0][0] == 2 for _ in range(1000)]
+    assert np.mean(flipped) == pytest.approx(probability, abs=0.04)
+
+
+def test_without_the_new_options_nothing_new_is_drawn():
+    """So that a run without them draws what it drew before they were there."""
+    image, mask = blocks(96, 128)
+    rngs = np.random.default_rng(0), np.random.default_rng(0)
+    off = {"vertical_flip_probability": 0.0, "quarter_turns": False, "crop_size": 64}
+    results = [
+        TrainTransform(EvaluationProtocol(64), **options)(image, mask, rng)
+        for options, rng in zip(({}, off), rngs, strict=True)
+    ]
+    assert all(torch.equal(results[0][key], results[1][key]) for key in results[0])
+    assert rngs[0].random() == rngs[1].random()
+
+
+def test_turned_crops_of_images_smaller_than_the_crop_are_padded_right_and_below():
+    image, mask = blocks(32, 64)
+    transform = TrainTransform(EvaluationProtocol(32), (0.5, 0.5), quarter_turns=True)
+    upright = set()
+    for seed in range(20):
+        labels = transform(image, mask, np.random.default_rng(seed))["labels"] != 255
+        upright.add(bool(labels[0].all()))
+        assert labels[:16].all() and not labels[16:].any() if labels[0].all() else labels[:, :16].all()
+    assert upright == {True, False}
+
+
+def test_the_crop_may_be_smaller_than_the_short_side():
+    """Windows of 32 of an image of 96 x 128 at its own size, each place as likely as the others."""
+    y, x = np.mgrid[:96, :128]
+    image = Image.fromarray(np.stack([y, x, 0 * x], axis=-1).astype(np.uint8))
+    plain = {"photometric_distortion": False, "max_class_share": 1.0, "flip_probability": 0.0}
+    transform = TrainTransform(EvaluationProtocol(96, **IDENTITY), (1.0, 1.0), crop_size=32, **plain)
+    mask, corners, rng = Image.fromarray((x % 2).astype(np.uint8)), [], np.random.default_rng(0)
+    for _ in range(1000):
+        result = transform(image, mask, rng)
+        assert result["pixel_values"].shape == (3, 32, 32) and result["labels"].shape == (32, 32)
+        corners.append((result["pixel_values"][:2, 0, 0] * 255).round().tolist())
+    corners = np.array(corners)
+    assert corners.min() == 0 and corners.max(axis=0).tolist() == [64, 96]
+    np.testing.assert_allclose(corners.mean(axis=0), [32, 48], atol=2.5)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "crop_size", "message"),
+    [
+        ({}, 100, "--crop_size is 100; it must be a positive multiple of 32, as in 96"),
+        ({"size_divisor": 14}, 32, "--crop_size is 32; it must be a positive multiple of 14, as in 28"),
+        ({"square": True}, 256, "--crop_size is 256, but this architecture is trained on all of its input, 512x512"),
+    ],
+)
+def test_crops_that_the_architecture_cannot_take(protocol, crop_size, message):
+    with pytest.raises(UserError, match=message):
+        TrainTransform(EvaluationProtocol(512, **protocol), crop_size=crop_size)
+
+
 @pytest.mark.parametrize(
     ("size", "ratio", "expected"),
     [
@@ -95,24 +190,24 @@ def test_scale_is_uniform():
 
 def test_crops_avoid_one_dominant_class():
     """A mask with a small patch: of 1,000 crops nearly all must hold both classes, none more than 3/4 if avoidable."""
-    mask = torch.zeros(1, 128, 128, dtype=torch.uint8)
-    mask[:, :, 64:] = 1
+    mask = np.zeros((128, 128), np.uint8)
+    mask[:, 64:] = 1
     transform = TrainTransform(EvaluationProtocol(32))
     rng = np.random.default_rng(0)
     shares = []
     for _ in range(1000):
-        top, left, height, width = transform._crop_window(mask, rng)
-        crop = mask[0, top : top + height, left : left + width]
+        top, left, height, width = transform._crop_window(ResizedMask(mask, mask.shape), rng)
+        crop = mask[top : top + height, left : left + width]
         assert crop.shape == (32, 32)
-        shares.append(float(crop.float().mean()))
+        shares.append(float(crop.mean()))
     balanced = np.mean([0.25 < share < 0.75 for share in shares])
     # A draw is balanced for 15 of 97 left edges; eleven draws all fail with probability (82 / 97) ** 11 = 0.158.
     assert balanced == pytest.approx(1 - (82 / 97) ** 11, abs=0.035)
 
 
 def test_ignored_pixels_do_not_count_in_the_crop_rule():
-    mask = torch.full((1, 64, 64), 255, dtype=torch.uint8)
-    mask[:, :2, :2] = torch.tensor([[0, 1], [0, 1]])
+    mask = np.full((64, 64), 255, np.uint8)
+    mask[:2, :2] = [[0, 1], [0, 1]]
     transform = TrainTransform(EvaluationProtocol(64))
 
     class CountingGenerator:
@@ -123,12 +218,47 @@ def test_ignored_pixels_do_not_count_in_the_crop_rule():
             return 0
 
     rng = CountingGenerator()
-    transform._crop_window(mask, rng)
+    transform._crop_window(ResizedMask(mask, mask.shape), rng)
     assert rng.draws == 2  # one window: two classes of two pixels each, whatever surrounds them
-    mask[:, 1, 0] = 1  # three pixels of four: 0.75 is not below 0.75
+    mask[1, 0] = 1  # three pixels of four: 0.75 is not below 0.75
     rng = CountingGenerator()
-    transform._crop_window(mask, rng)
+    transform._crop_window(ResizedMask(mask, mask.shape), rng)
     assert rng.draws == 22  # the first window and ten more
+
+
+@given(
+    sides=st.tuples(st.integers(1, 90), st.integers(1, 90)), size=st.tuples(st.integers(1, 200), st.integers(1, 200))
+)
+def test_a_window_of_a_mask_is_that_of_the_whole_mask_resized(sides, size):
+    mask = np.random.default_rng(sides).integers(0, 256, sides, dtype=np.uint8)
+    whole = tvF.resize(torch.from_numpy(mask)[None], size, interpolation=InterpolationMode.NEAREST_EXACT)[0]
+    resized = ResizedMask(mask, size)
+    assert torch.equal(resized.crop(0, 0, *size), whole)
+    top, left = size[0] // 3, size[1] // 3
+    assert torch.equal(resized.crop(top, left, 7, 9), whole[top : top + 7, left : left + 9])
+
+
+@pytest.mark.parametrize("size", [(96, 128), (20, 300), (500, 333)])
+def test_the_pipeline_equals_the_plain_one_bit_for_bit(size):
+    """Written down step by step with torchvision: all of the mask resized, padding after normalisation."""
+    rng = np.random.default_rng(1)
+    image = Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+    label = Image.fromarray(rng.integers(0, 4, size, dtype=np.uint8))
+    protocol = EvaluationProtocol(64)
+    transform = TrainTransform(protocol, photometric_distortion=False)
+    for seed in range(8):
+        found = transform(image, label, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        new_size = transform._jittered_size(*size, rng)
+        pixels = tvF.resize(tvF.pil_to_tensor(image), new_size, antialias=True)
+        mask = tvF.resize(tvF.pil_to_tensor(label), new_size, interpolation=InterpolationMode.NEAREST_EXACT)
+        window = transform._crop_window(ResizedMask(mask[0].numpy(), new_size), rng)
+        pixels, mask = tvF.crop(pixels, *window), tvF.crop(mask, *window)
+        if rng.random() < 0.5:
+            pixels, mask = tvF.horizontal_flip(pixels), tvF.horizontal_flip(mask)
+        padding = [0, 0, 64 - pixels.shape[-1], 64 - pixels.shape[-2]]
+        assert torch.equal(found["pixel_values"], tvF.pad(protocol.normalize(pixels), padding, fill=0.0))
+        assert torch.equal(found["labels"], tvF.pad(mask, padding, fill=255)[0])
 
 
 def test_bands_beyond_rgb_share_its_geometry_and_keep_their_values():
@@ -214,6 +344,25 @@ def test_saturation_and_hue_against_colorsys(color, saturation, degrees):
     expected = colorsys.hsv_to_rgb((hue + degrees / 360) % 1, min(1.0, s * saturation), v)
     found = distorted(color, OFF, OFF, ON, saturation, ON, float(degrees), OFF)
     np.testing.assert_allclose(found, np.array(expected) * 255, atol=0.51)
+
+
+@pytest.mark.parametrize(("saturation", "degrees"), [(0.613, 0), (1.487, 0), (1.0, 35.9), (1.21, -36.0), (0.5, 7.3)])
+def test_saturation_and_hue_of_many_colors(saturation, degrees):
+    """Against HSV in float64, written down the long way."""
+    colors = np.random.default_rng(0).integers(0, 256, (3, 150, 40), dtype=np.uint8)
+    colors[:, 100:] = colors[:, 100:] // 64 * 64  # greys, ties and extremes
+    steps = (OFF, OFF, ON, saturation, *((ON, degrees) if degrees else (OFF,)), OFF)
+    found = distort_colors(torch.from_numpy(colors), Fixed(*steps)).numpy()
+    red, green, blue = planes = colors.astype(np.float64)
+    value, low = planes.max(axis=0), planes.min(axis=0)
+    spread = np.where(value > low, value - low, 1)
+    hue = np.where(value == green, (blue - red) / spread + 2, (red - green) / spread + 4)
+    hue = np.where(value == red, (green - blue) / spread, hue)
+    chroma = np.minimum((value - low) * saturation, value)
+    for plane, offset in zip(found, (5, 3, 1), strict=True):  # f(n) = v - v·s·max(0, min(k, 4 - k, 1))
+        k = (offset + hue + degrees / 60) % 6
+        expected = value - chroma * np.clip(np.minimum(k, 4 - k), 0, 1)
+        assert np.abs(plane - expected).max() < 0.501
 
 
 def test_each_distortion_happens_half_of_the_time():
