@@ -269,7 +269,7 @@ def shorten(names: Iterable[str], shown: int = 3) -> str:
 
 def count_of(count: int, phrase: str) -> str:
     """ "1 mask differs", "3 masks differ" for the phrase "mask/masks differs/differ"; "3 masks" for "mask"."""
-    plural = phrase if "/" in phrase else f"{phrase}/{phrase}s"
+    plural = phrase if "/" in phrase else f"{phrase}/{phrase.rpartition(' ')[2]}s"
     return f"{count:,} {agree(count, plural)}"
 
 
