@@ -7,7 +7,8 @@ from transformers.trainer_utils import IntervalStrategy
 
 from data.arguments import AugmentationArguments
 from models.arguments import LossArguments
-from training.arguments import Arguments, OptimizationArguments
+from training.arguments import Arguments
+from training.run_arguments import OptimizationArguments
 
 # Besides those of augmentation, loss and optimisation, what says how to train; the more common of the Trainer's.
 OF_TRAINING = """single_logit check_data num_train_epochs max_steps learning_rate lr_scheduler_type lr_scheduler_kwargs
@@ -63,6 +64,11 @@ def idle_flags(args: Arguments) -> list[str]:
             or args.optimization.early_stopping_patience is not None,
             "no best checkpoint is looked for; see --load_best_model_at_end",
         ),
+        (
+            ["load_best_model_at_end"],
+            evaluates_while_training,
+            "--eval_strategy is no, so nothing tells which is the best",
+        ),
         (["num_train_epochs"], training.max_steps < 0, f"--max_steps {training.max_steps} decides"),
         (
             ["warmup_steps"],
@@ -93,6 +99,8 @@ def idle_flags(args: Arguments) -> list[str]:
         (["average_tokens_across_devices"], False, "the loss is always the mean over the pixels of all processes"),
     ]
     values = {name: getattr(group, name) for group in args.groups() for name in args.given if hasattr(group, name)}
+    if "load_best_model_at_end" in values:  # which is switched off where it can have no effect
+        values["load_best_model_at_end"] = training.best_was_asked_for
     off = {
         name for name, value in values.items() if value is None or value is False or value == "no"
     }  # ask for nothing
