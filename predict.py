@@ -15,6 +15,9 @@ Where a name is no file name on every system, or two differ in capitals alone, a
 kinds that are not read, and masks in the folders of a dataset, are passed over with a warning, and the exit code is 0;
 it is 1 where a file that should have been read could not be.
 
+Images of more than 89 million pixels are predicted a band of rows after the other, with the same result and in little
+memory: TIFF files are also read so, through rasterio (pip install rasterio); others are decoded at once.
+
 Photos are turned upright first, as their EXIF orientation says, and predictions are upright too. A model that was
 evaluated with --slide_crop, --eval_scales and so on predicts as it was evaluated when it is given the same flags here.
 """
@@ -22,7 +25,6 @@ evaluated with --slide_crop, --eval_scales and so on predicts as it was evaluate
 import logging
 import sys
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,11 +40,13 @@ from cli_utils import (
 )
 from data.arguments import EvaluationArguments
 from data.image_files import read_channels
+from data.large_images import LargeImage, open_large
 from data.layouts import Tree
 from data.output_paths import check_writable
 from data.synonyms import IMAGE_EXTENSIONS
 from data.trial_pairing import masks_among
 from data.unread import describe_unread, unread_pictures
+from models.banded import predict_bands
 from models.image_processor import load_image_processor
 from models.inference import evaluation_protocol, find_device, predict_ids
 from models.loading import describe_model, load_trained_model
@@ -157,7 +161,7 @@ def main(argv: list[str] | None = None) -> list[Path]:
 
     if args.model.endswith(".onnx"):
         model = load_graph(args, evaluation_args, device)
-        class_map, protocol, predict, what = model.class_map, model.protocol, model.predict_ids, model.describe()
+        class_map, protocol, predict, what = model.class_map, model.protocol, model.predict, model.describe()
     else:
         revision = args.model_revision
         model = load_trained_model(args.model, args.fused_ops, revision=revision).to(device)
@@ -165,8 +169,13 @@ def main(argv: list[str] | None = None) -> list[Path]:
         class_map = find_class_map(args.model, model.config, image_processor, revision)
         evaluation_args.check_classes(class_map.num_labels, args.model)
         protocol = evaluation_protocol(model.config, image_processor, evaluation_args)
-        predict = partial(predict_ids, model, protocol=protocol, fused_ops=args.fused_ops)
         what = describe_model(model)
+
+        def predict(image):
+            if isinstance(image, LargeImage):
+                return predict_bands(model, image, protocol)
+            return predict_ids(model, image, protocol, args.fused_ops)
+
     logger.info(f"{what}, on {device}; short side {protocol.short_side}")
     values = [f"{value} {class_map.id2label[i]}" for i, value in enumerate(class_map.raw_values)]
     logger.info(f"values in the PNGs: {values[0]} … {values[-1]}")
@@ -175,7 +184,12 @@ def main(argv: list[str] | None = None) -> list[Path]:
 
     def read(index: int):
         try:
-            return read_channels(paths[index], protocol.num_channels), None
+            large = open_large(paths[index], protocol.num_channels)
+            if large is None:
+                return read_channels(paths[index], protocol.num_channels), None
+            height, width = large.size
+            logger.info(f"{paths[index]}: {width:,}x{height:,} pixels, read and predicted in bands of rows")
+            return large, None
         except UserError as error:
             unreadable.append(str(error))
 

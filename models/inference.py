@@ -256,12 +256,12 @@ def _score_passes(
     if not fused_ops:
         probabilities = sum(_full_logits(one, size).softmax(1) for one in passes) / len(passes)
         likelihood = None if target is None else probabilities.gather(1, target[:, None])[:, 0].clamp(min=smallest)
-        return _most_likely(probabilities, 1, threshold), likelihood
+        return most_likely(probabilities, 1, threshold), likelihood
     prediction = empty_prediction(logits, size)
     likelihood = None if target is None else torch.empty(prediction.shape, device=logits.device)
     with full_precision(logits.device.type):
         for pixels, probabilities in _mean_probabilities(passes, size):
-            prediction[0][pixels] = _most_likely(probabilities, -1, threshold)
+            prediction[0][pixels] = most_likely(probabilities, -1, threshold)
             if target is not None:
                 of_target = probabilities.gather(-1, target[0][pixels][..., None])[..., 0]
                 likelihood[0][pixels] = of_target.clamp(min=smallest)
@@ -284,7 +284,7 @@ def _mean_probabilities(
         yield tile.pixels, probabilities.div_(len(passes))
 
 
-def _most_likely(probabilities: Tensor, dim: int, threshold: float) -> Tensor:
+def most_likely(probabilities: Tensor, dim: int, threshold: float) -> Tensor:
     """argmax along `dim`, as the threshold between two classes moves it."""
     if threshold != 0.5:
         probabilities = probabilities.movedim(dim, -1) * _class_weights(threshold, probabilities.device)

@@ -24,6 +24,7 @@ from transformers import (
 import predict
 import run_segmentation
 from cli_utils import UserError, run_cli
+from data import large_images
 from data.classes import ClassMap
 from models.trained_classes import find_class_map
 
@@ -487,3 +488,23 @@ def test_a_folder_that_cannot_be_written_to_is_found_before_the_model_is_loaded(
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="--output_dir .*file/out cannot be written to"):
         run("model", tmp_path / "file" / "out", photos)
+
+
+def test_large_images_are_predicted_in_bands(model_dir, tmp_path, monkeypatch, capsys):
+    """The same files, for a model and for its exported network; the overlay shows every other pixel or so."""
+    for kind in ("tif", "png"):
+        noise(1400, 700).save(tmp_path / f"{kind}.{kind}")
+    inputs = [tmp_path / "tif.tif", tmp_path / "png.png"]
+    flags = ["--image_size", "128", "--slide_crop", "64"]
+    run(model_dir, tmp_path / "whole", *inputs, flags=flags)
+    monkeypatch.setattr(large_images, "LARGE_PIXELS", 700 * 1399)
+    run(model_dir, tmp_path / "bands", *inputs, flags=flags)
+    for name in ("tif.png", "png.png"):
+        whole, bands = (Image.open(tmp_path / folder / name) for folder in ("whole", "bands"))
+        assert whole.getpalette() == bands.getpalette()
+        assert np.array_equal(np.asarray(whole), np.asarray(bands)) and len(np.unique(bands)) == 3
+    with Image.open(tmp_path / "bands" / "overlays" / "tif.jpg") as overlay:
+        assert overlay.height > 400
+    assert "700x1,400 pixels, read and predicted in bands of rows" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--eval_scales and --eval_flip need the whole image several times"):
+        run(model_dir, tmp_path / "flip", *inputs, flags=["--eval_flip"])
