@@ -24,7 +24,6 @@ evaluated with --slide_crop, --eval_scales and so on predicts as it was evaluate
 """
 
 import logging
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -50,9 +49,10 @@ from cli_utils import (
 from data.arguments import EvaluationArguments
 from data.image_files import read_channels
 from data.large_images import LargeImage, open_large
-from data.layouts import MASKS, Tree, read_name
+from data.layouts import Tree
 from data.output_paths import check_writable, refuse_inputs
-from data.synonyms import IMAGE_EXTENSIONS, MASK_SUFFIXES
+from data.synonyms import IMAGE_EXTENSIONS
+from data.trial_pairing import masks_among
 from data.unread import describe_unread, unread_pictures
 from metrics_utils import IGNORE_INDEX
 from models.banded import predict_bands
@@ -74,8 +74,6 @@ from reports.predictions import prediction_files, write_predictions
 logger = logging.getLogger(__name__)
 
 CONTACT_SHEET, AREAS = "contact_sheet.png", "areas.csv"
-# What datasets add to the name of an image, to name a mask or another picture of it.
-ENDINGS = f"({'|'.join(map(re.escape, sorted(MASK_SUFFIXES, key=len, reverse=True)))}|_gtFine_.*|_leftImg8bit)$"
 
 
 @dataclass
@@ -159,46 +157,23 @@ def find_images(inputs: list[Path], output_dir: Path) -> dict[str, Path]:
 
 def _images_in(folder: Path) -> list[tuple[str, Path]]:
     """Name and path of the images below a folder; says what else lies there."""
-    below = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
-    below = [
-        path
-        for path in below
-        if path.suffix.lower() in IMAGE_EXTENSIONS and not any(part.startswith(".") for part in path.parts)
-    ]
-    unread = unread_pictures(Tree(folder))
+    tree = Tree(folder)
+    below = [picture.path.relative_to(folder) for picture in tree.pictures if picture.extension in IMAGE_EXTENSIONS]
+    unread = unread_pictures(tree)
     passed_over = f"{folder}: {': '.join(describe_unread(unread))}" if unread else ""
     if not below:
         extensions = " ".join(sorted(IMAGE_EXTENSIONS))
         raise UserError(passed_over or f"no images in {folder} and its subfolders (looked for {extensions})")
     if unread:
         logger.warning(passed_over)
-    masks = _masks_of(below)
+    masks = masks_among(tree)
     if masks:
-        folders = sorted({str(folder / path.parent) for path in masks})
+        folders = sorted({str(path.parent) for path in masks})
         logger.warning(
             f"{folder} is a dataset: {count_of(len(masks), 'mask')} in {shorten(folders)} passed over; name such a "
-            "folder itself where its files are images"
+            "folder or file itself where it is an image"
         )
-    return [(path.with_suffix("").as_posix(), folder / path) for path in below if path not in masks]
-
-
-def _holds_masks(folder: str) -> bool:
-    """By the folder's name; those of VOC's objects hold no classes, but no photos either."""
-    return read_name(folder).role == MASKS or "segmentation" in folder.lower()
-
-
-def _masks_of(paths: list[Path]) -> set[Path]:
-    """Those of the files of a folder that are masks of others there, by the names of their folders or their own."""
-
-    def bare(path: Path) -> str:
-        return re.sub(ENDINGS, "", path.stem)
-
-    in_mask_folder = {path for path in paths if any(_holds_masks(part) for part in path.parts[:-1])}
-    images = {bare(path) for path in paths if path not in in_mask_folder}
-    masks = {path for path in in_mask_folder if bare(path) in images}
-    stems = {path.with_suffix("") for path in paths}
-    masks |= {path for path in paths if bare(path) != path.stem and path.with_name(bare(path)) in stems}
-    return masks
+    return [(path.with_suffix("").as_posix(), folder / path) for path in sorted(below) if folder / path not in masks]
 
 
 def load_graph(args: PredictArguments, evaluation_args: EvaluationArguments, device: torch.device) -> OnnxModel:
