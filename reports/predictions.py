@@ -140,7 +140,8 @@ def _save_bands(
             for take in takers:
                 take(ids)
             for row in range(-top % step, len(ids), step):
-                pixels.append(image.read(top + row, top + row + 1)[..., ::step])
-                shown.append(ids[row, ::step])
+                # Copies: views would hold the whole band.
+                pixels.append(image.read(top + row, top + row + 1)[..., ::step].clone())
+                shown.append(ids[row, ::step].copy())
             top += len(ids)
     return torch.cat(pixels, dim=1), np.stack(shown)
