@@ -56,6 +56,7 @@ from training.divergence import SKIPPED, skipped_steps
 from training.dry_run import dry_run
 from training.idle_flags import idle_flags
 from training.interruption import Interruption
+from training.optimizer import check_layer_decay
 from training.output_folder import (
     NEW_RUN,
     check_room,
@@ -85,9 +86,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # What cannot be used or reached is found before data is prepared: the folder, the repository, and the model.
     with output_folder(args) as output_dir:
         repo_id = open_repository(args)
-        config = find_config(*args.model.location)
+        config = find_config(**args.model.location)
+        check_layer_decay(config, args.optimization.layer_decay)
         image_processor = load_image_processor(
-            *args.model.location, args.evaluation.image_size, num_channels=args.dataset.num_channels
+            **args.model.location, image_size=args.evaluation.image_size, num_channels=args.dataset.num_channels
         )
         protocol = evaluation_protocol(config, image_processor, args.evaluation)
 
@@ -142,6 +144,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             losses=args.loss.names,
             class_weights=class_weights,
             head_lr_multiplier=args.optimization.head_lr_multiplier,
+            layer_decay=args.optimization.layer_decay,
             ema_decay=args.optimization.ema_decay,
             record=started_with(args, train_split, class_weights),
             replaced=replaced_files(output_dir, args),
@@ -280,13 +283,11 @@ def build_model(args: Arguments, class_map: ClassMap) -> PreTrainedModel:
             args.model.source, args.model.fused_ops, class_map.id2label, args.model.model_revision
         )
     model = load_model(
-        args.model.source,
-        class_map.id2label,
-        args.model.fused_ops,
-        args.model.from_scratch,
-        args.model.single_logit,
-        args.dataset.num_channels,
-        args.model.model_revision,
+        **args.model.location,
+        id2label=class_map.id2label,
+        fused_ops=args.model.fused_ops,
+        single_logit=args.model.single_logit,
+        num_channels=args.dataset.num_channels,
     )
     model.config.segmentation_label_map = class_map.to_config()
     if args.optimization.freeze_encoder:

@@ -41,6 +41,7 @@ class EvaluationProtocol:
         scales: test-time augmentation, factors on the short side; published: 0.75, 0.875, 1, 1.125, 1.25 (NVlabs) or
             0.5, 0.75, 1, 1.25, 1.5, 1.75 (mmsegmentation).
         flip: test-time augmentation, every scale also mirrored.
+        resized_twice: logits are resized to the size that was shown and then to the original one, as UperNet's are.
         threshold: for models of two classes, the probability above which a pixel is given the second one. It moves
             predictions alone, never the loss.
 
@@ -58,6 +59,7 @@ class EvaluationProtocol:
     slide_stride: int | None = None
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
+    resized_twice: bool = False
     threshold: float = 0.5
 
     def __post_init__(self):
@@ -206,8 +208,9 @@ class EvaluationProtocol:
                 f"{', each also mirrored' if self.flip else ''} ({passes} pass{'es' if passes > 1 else ''})"
             )
         threshold = "" if self.threshold == 0.5 else f"; second class above a probability of {self.threshold:g}"
+        logits = "the size shown, then to the original size" if self.resized_twice else "the original size"
         return (
-            f"{resize}; {view}; logits resized bilinearly to the original size; one confusion matrix "
+            f"{resize}; {view}; logits resized bilinearly to {logits}; one confusion matrix "
             f"over all images, label {IGNORE_INDEX} ignored; {augmentation}{threshold}"
         )
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSemanticSegmentation, PretrainedConfig, PreTrainedModel
 
 from cli_utils import UserError
+from models.configurations import config_parts
 
 # What transformers' vision models call the layers that make queries and values.
 LORA_TARGETS = ("q_proj", "v_proj", "query", "value")
@@ -58,6 +59,9 @@ def enable_activation_checkpointing(model: PreTrainedModel) -> None:
     Raises:
         UserError: the architecture has no support for it.
     """
+    if "backbone" in dict(model.named_children()):
+        # UperNet says that it cannot, whatever its backbone can.
+        model.supports_gradient_checkpointing = model.backbone.supports_gradient_checkpointing
     try:
         model.activation_checkpointing_enable()
     except ValueError:
@@ -171,12 +175,6 @@ def _plain(key: str) -> str:
 
 
 # ---- channels -------------------------------------------------------------------------------------------------------
-
-
-def config_parts(config: PretrainedConfig) -> list[PretrainedConfig]:
-    """The configuration, and that of its backbone if it has one."""
-    parts = [config, *(getattr(config, name) for name in config.sub_configs_defaults)]
-    return [part for part in parts if part is not None]
 
 
 def set_num_channels(config: PretrainedConfig, num_channels: int) -> None:

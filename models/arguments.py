@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from cli_utils import UserError
+from cli_utils import UserError, nearest
+from models.backbones import HEADS
 from models.losses import WEIGHTED, parse_loss
 
 
@@ -24,6 +25,17 @@ class ModelArguments:
             "metavar": "VARIANT_OR_FILE",
         },
     )
+    backbone: str | None = field(
+        default=None,
+        metadata={
+            "help": "instead: Hub id or folder of a pretrained backbone (DINOv2, DINOv3, Swin, ConvNeXt …), which gets "
+            "a fresh head",
+            "metavar": "ID_OR_DIR",
+        },
+    )
+    head: str | None = field(
+        default=None, metadata={"help": "of --backbone: upernet, which takes any, or dpt, for DINOv2 and BEiT"}
+    )
     fused_ops: bool = field(
         default=True, metadata={"help": "use the exact speed-ups of the decode head, the loss and the evaluation"}
     )
@@ -34,16 +46,27 @@ class ModelArguments:
     def __post_init__(self):
         if self.model_revision is not None and self.from_scratch:
             raise UserError("--model_revision is of a pretrained model, and --from_scratch starts without one")
+        if self.head is not None and self.head not in HEADS:
+            raise UserError(f"--head {self.head}{nearest(self.head, HEADS)} is none of {', '.join(HEADS)}")
+        if self.head and not self.backbone:
+            raise UserError(f"--head {self.head} goes on a backbone: name one with --backbone")
+        if self.backbone and not self.head:
+            raise UserError(f"--backbone {self.backbone} needs a head: --head {' or --head '.join(HEADS)}")
 
     @property
-    def location(self) -> tuple[str, str | None, str | None]:
-        """Where the model comes from: `source`, what it is to be built from instead, and the revision."""
-        return self.source, self.from_scratch, self.model_revision
+    def location(self) -> dict[str, str | None]:
+        """Where the model comes from, as `models.loading.load_model` and `find_config` take it."""
+        return {
+            "name_or_path": self.source,
+            "from_scratch": self.from_scratch,
+            "revision": self.model_revision,
+            "head": self.head,
+        }
 
     @property
     def source(self) -> str:
-        """The pretrained model: what was asked for, or MiT-B0."""
-        return self.model_name_or_path or "nvidia/mit-b0"
+        """The pretrained model or backbone: what was asked for, or MiT-B0."""
+        return self.backbone or self.model_name_or_path or "nvidia/mit-b0"
 
 
 @dataclass

@@ -11,7 +11,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from cli_utils import UserError, one_line, write_text
 from data.preprocessing import MAX_ASPECT_RATIO, EvaluationProtocol, short_side_of
-from models.loading import read_config
+from models.loading import find_config
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,7 @@ def load_image_processor(
     image_size: int | None = None,
     do_reduce_labels: bool | None = None,
     num_channels: int | None = None,
+    head: str | None = None,
 ) -> ImageProcessingMixin:
     """The image processor to be saved with the model, set to what training does.
 
@@ -34,6 +35,8 @@ def load_image_processor(
         do_reduce_labels: None keeps the checkpoint's.
         num_channels: None keeps the checkpoint's. Mean and standard deviation of the first three channels stay; others
             get the average of those three, and so does an only one (or both of two).
+        head: as for `load_model`. A backbone's processor is one for classification, so SegFormer's is taken with the
+            backbone's mean and standard deviation, and with its own side of 512 pixels.
 
     Raises:
         UserError: the checkpoint cannot be reached or read.
@@ -41,9 +44,8 @@ def load_image_processor(
     if from_scratch:
         image_processor = SegformerImageProcessor()
     else:
-        read_config(
-            name_or_path, revision
-        )  # so that an unreachable Hub is not taken for a missing preprocessor_config.json
+        # So that an unreachable Hub is not taken for a missing preprocessor_config.json.
+        find_config(name_or_path, revision=revision, head=head)
         try:
             image_processor = AutoImageProcessor.from_pretrained(
                 name_or_path, revision=revision, trust_remote_code=False
@@ -60,6 +62,12 @@ def load_image_processor(
                 raise UserError(f"{' or '.join(map(str, found))} cannot be read: {one_line(error)}") from error
             logger.warning(f"{name_or_path} has no image processor; SegFormer's is used")
             image_processor = SegformerImageProcessor()
+    if head:
+        of_backbone = image_processor.to_dict()
+        of_timm = of_backbone.get("data_config", {})
+        of_backbone |= {f"image_{key}": of_timm[key] for key in ("mean", "std") if key in of_timm}
+        statistics = {key: of_backbone[key] for key in ("image_mean", "image_std") if of_backbone.get(key)}
+        image_processor = SegformerImageProcessor(**statistics)
     settings = image_processor.to_dict()
     # The name of `do_reduce_labels` in old files, which transformers 5 hands on without acting on it.
     settings.pop("reduce_labels", None)

@@ -56,6 +56,7 @@ def evaluation_protocol(config: PretrainedConfig, image_processor, args: Evaluat
         short_side=short_side,
         size_divisor=geometry.divisor,
         square=geometry.square,
+        resized_twice=config.model_type == "upernet",
         **args.options(),
     )
 
@@ -69,11 +70,14 @@ class PassLogits(NamedTuple):
     logits: Tensor  # (1, C, rows of windows · h, columns of windows · w): the windows' logits side by side
     rows: list[slice]  # pixels of the resized image that each row of windows covers
     columns: list[slice]
+    resized_twice: bool = False  # of the protocol
 
     @property
     def windows(self) -> tuple[list[slice], list[slice]] | None:
-        """Rows and columns of windows, as `TiledUpsampling` takes them; None for the whole image."""
-        return None if len(self.rows) == len(self.columns) == 1 else (self.rows, self.columns)
+        """Rows and columns of windows, as `TiledUpsampling` takes them, whose logits are resized to the pixels that
+        they cover and from there to the original size; None for a whole image whose logits are resized once."""
+        whole = len(self.rows) == len(self.columns) == 1
+        return None if whole and not self.resized_twice else (self.rows, self.columns)
 
 
 def predict_logits(model, pixel_values: Tensor) -> Tensor:
@@ -120,7 +124,7 @@ def protocol_logits(
                 width = image.shape[-1]
                 logits = logits.flip(-1)
                 columns = [slice(width - window.stop, width - window.start) for window in reversed(columns)]
-            passes.append(PassLogits(logits, rows, columns))
+            passes.append(PassLogits(logits, rows, columns, protocol.resized_twice))
     return passes[0].logits if len(passes) == 1 and passes[0].windows is None else passes
 
 

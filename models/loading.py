@@ -13,17 +13,19 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
-    AutoConfig,
     AutoModelForSemanticSegmentation,
     PretrainedConfig,
     PreTrainedModel,
     SegformerConfig,
     SegformerForSemanticSegmentation,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from cli_utils import UserError, nearest, one_line, shorten
 from metrics_utils import IGNORE_INDEX
-from models.adapters import config_parts, encoder_name, set_num_channels, with_channels
+from models.adapters import encoder_name, set_num_channels, with_channels
+from models.backbones import config_with_head, load_backbone
+from models.configurations import WITHOUT_NETWORK, open_config
 from models.fused_segformer import fuse_model
 from models.geometry import input_channels, input_geometry
 
@@ -39,7 +41,6 @@ MIT_VARIANTS = {
     "mit-b4": _WIDE | {"depths": [3, 8, 27, 3], "decoder_hidden_size": 768},
     "mit-b5": _WIDE | {"depths": [3, 6, 40, 3], "decoder_hidden_size": 768},
 }
-WITHOUT_NETWORK = "without network: a local folder as the model, or training with --from_scratch mit-b0"
 # What an encoder's checkpoint may hold beside the encoder: heads of other tasks, the pooling that feeds them, and
 # MobileViT's last convolution, which only its classifier uses.
 _OLD_HEADS = {"classifier", "lm_head", "layernorm", "head", "auxiliary_head", "pooler", "conv_1x1_exp"}
@@ -53,6 +54,7 @@ def load_model(
     single_logit: bool = False,
     num_channels: int | None = None,
     revision: str | None = None,
+    head: str | None = None,
     **kwargs,
 ) -> PreTrainedModel:
     """A float32 segmentation model with the given classes, ready to be trained.
@@ -74,6 +76,8 @@ def load_model(
         num_channels: of the images; None for what the checkpoint takes. RGB filters are taken over as
             `models.adapters.with_channels` says.
         revision: branch, tag or commit of a model on the Hub.
+        head: "upernet" or "dpt": a fresh one on the pretrained backbone that `name_or_path` then names, see
+            `models.backbones`.
         kwargs: fields of the model's configuration, for instance `drop_path_rate=0.2`.
 
     Raises:
@@ -83,7 +87,7 @@ def load_model(
             given.
     """
     source = from_scratch or name_or_path
-    config = find_config(name_or_path, from_scratch, revision)
+    config = find_config(name_or_path, from_scratch, revision, head)
     old_id2label = config.id2label
     _configure(config, source, id2label, single_logit, kwargs)
     if from_scratch and num_channels is not None:
@@ -92,7 +96,12 @@ def load_model(
     if from_scratch:
         model = _build(config)
     else:
-        model = _load_pretrained(name_or_path, config, old_id2label, revision)
+        if head:
+            model = _build(config)
+            load_backbone(model, name_or_path, revision)
+        else:
+            model = _load_pretrained(name_or_path, config, old_id2label, revision)
+        check_finite(model.state_dict(), name_or_path)
         if num_channels is not None:
             model = with_channels(model, num_channels)
     _freeze_unused_parameters(model, geometry.fit(64))
@@ -133,17 +142,23 @@ def load_trained_model(
         )
     _configure(config, name_or_path, id2label, single_logit, {})
     model = _load_pretrained(name_or_path, config, old_id2label, revision).eval()
+    check_finite(model.state_dict(), name_or_path)
     return fuse_model(model) if fused_ops else model
 
 
 def find_config(
-    name_or_path: str = "nvidia/mit-b0", from_scratch: str | None = None, revision: str | None = None
+    name_or_path: str = "nvidia/mit-b0",
+    from_scratch: str | None = None,
+    revision: str | None = None,
+    head: str | None = None,
 ) -> PretrainedConfig:
     """The configuration of the model that `load_model` makes of the same arguments.
 
     Raises:
-        UserError: as `read_config`, or an unknown variant.
+        UserError: as `read_config` or `models.backbones.config_with_head`, or an unknown variant.
     """
+    if head is not None:
+        return config_with_head(name_or_path, head, revision)
     if from_scratch is None:
         return read_config(name_or_path, revision)
     if from_scratch in MIT_VARIANTS:
@@ -163,35 +178,12 @@ def read_config(name_or_path: str, revision: str | None = None) -> PretrainedCon
         UserError: it cannot be reached or read, or is of an architecture that does not segment, or that transformers
             does not build as it says.
     """
-    path = Path(name_or_path)
-    if revision is not None and path.exists():
-        raise UserError(
-            f"--model_revision {revision} is for models of the Hub, and {path} is on this disk: leave it out"
-        )
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise UserError(
-            f"folder {path} holds no config.json, so no model (found: {shorten((p.name for p in path.iterdir()), 4)})"
-        )
     known = sorted(config_class.model_type for config_class in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING)
-    try:
-        config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
-    except Exception as error:  # a damaged file can raise anything
-        if "trust_remote_code" in str(error):
-            raise UserError(
-                f"{name_or_path} is a model with code of its own (auto_map in config.json), which is never run here; "
-                f"known without it are {', '.join(known)}"
-            ) from None
-        if path.exists():
-            raise UserError(f"the configuration in {path} cannot be read: {one_line(error)}") from error
-        at_revision = f" at revision {revision}" if revision is not None else ""
-        raise UserError(
-            f"{name_or_path} is no folder here, and the Hub did not give it{at_revision}: {one_line(error)} (private "
-            f"and gated models need `hf auth login`; {WITHOUT_NETWORK})"
-        ) from error
+    config = open_config(name_or_path, known, revision)
     if type(config) not in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
         raise UserError(
             f"{name_or_path} is of type {config.model_type}; trained and used here are per-pixel classifiers: "
-            f"{', '.join(known)}"
+            f"{', '.join(known)}{_as_backbone(config, name_or_path)}"
         )
     if config.model_type == "dpt" and not config.is_hybrid and config.backbone_config is not None:
         # DPTForSemanticSegmentation always builds a DPTModel; test_backbones_are_built_or_refused tells of another.
@@ -200,11 +192,13 @@ def read_config(name_or_path: str, revision: str | None = None) -> PretrainedCon
             "configuration and would build a plain ViT; upernet takes such a backbone, and tipsv2_dpt is a dpt head "
             "over dinov2_with_registers"
         )
-    for part in config_parts(config):
-        if hasattr(part, "auto_map"):  # saved with the model it would ask whoever loads it to run that code
-            logger.warning(f"{name_or_path}: auto_map is left out; transformers' own {part.model_type} is used")
-            del part.auto_map
     return config
+
+
+def _as_backbone(config: PretrainedConfig, name: str) -> str:
+    return (
+        f" (--backbone {name} --head upernet puts a head on it)" if type(config) in MODEL_FOR_BACKBONE_MAPPING else ""
+    )
 
 
 def describe_model(model: PreTrainedModel) -> str:
@@ -299,7 +293,6 @@ def _load_pretrained(
             f"the weights of {name_or_path} cannot be loaded: {one_line(error)} ({WITHOUT_NETWORK})"
         ) from error
     _judge_loading(name_or_path, model, info, trained, old_id2label)
-    check_finite(model.state_dict(), name_or_path)
     # `save_pretrained` reverts only those key mappings that loading has used: an encoder's checkpoint would be saved
     # with old names for the encoder and new ones for the head, and older transformers would not find the head. None
     # reverts all. transformers/core_model_loading.py, `model_specific_conversions`; test_stock_still_mixes_key_names

@@ -42,6 +42,12 @@ class OptimizationArguments:
     head_lr_multiplier: float = field(
         default=1.0, metadata={"help": "factor on the learning rate of everything outside the encoder"}
     )
+    layer_decay: float = field(
+        default=1.0,
+        metadata={
+            "help": "of a ViT: factor on the learning rate of each layer of the encoder, from the last to the first"
+        },
+    )
     ema_decay: float = field(
         default=0.0,
         metadata={"help": "evaluate and save an exponential moving average of the weights, as in 0.999; 0 for none"},
@@ -67,6 +73,8 @@ class OptimizationArguments:
             )
         if self.head_lr_multiplier <= 0:
             raise UserError(f"--head_lr_multiplier is {self.head_lr_multiplier}; it must be positive, as in 10")
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f"--layer_decay is {self.layer_decay:g}; it must be above 0 and at most 1, as in 0.75")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"--ema_decay is {self.ema_decay:g}; it must be at least 0 and below 1, as in 0.999")
 
@@ -288,7 +296,7 @@ class Arguments:
     @classmethod
     def parse(cls, argv: list[str] | None = None, description: str | None = None) -> "Arguments":
         """From the command line, or `argv`, and the YAML file of `--config`."""
-        exclusive = (("model_name_or_path", "from_scratch"), ("dataset_dir", "dataset_name"))
+        exclusive = (("model_name_or_path", "from_scratch", "backbone"), ("dataset_dir", "dataset_name"))
         types, argv = tuple(GROUPS.values()), list(sys.argv[1:] if argv is None else argv)
         groups = parse_arguments(types, argv, description, exclusive)
         parsed = dict(zip(GROUPS, groups, strict=True))
@@ -334,6 +342,7 @@ class Arguments:
             "resume_from_checkpoint": training.resume_from_checkpoint,
             "push_to_hub": training.push_to_hub,
             "from_scratch": self.model.from_scratch,
+            "backbone": self.model.backbone,
         }
         for name, value in needs_training.items():
             if value:

@@ -102,6 +102,7 @@ class SegmentationTrainer(Trainer):
         losses: of `models.losses.parse_loss`.
         class_weights: float (num_labels,), for the losses that take them.
         head_lr_multiplier: of the learning rate outside the encoder.
+        layer_decay: of the learning rate from each layer of a ViT to the one before it.
         ema_decay: of the average of the weights that is evaluated and saved; 0 for the weights themselves.
         record: of `training.checkpoints.started_with`, kept in every checkpoint.
         replaced: patterns of files that go from the output folder as the first checkpoint moves in.
@@ -117,6 +118,7 @@ class SegmentationTrainer(Trainer):
         losses: Sequence[str] = ("ce",),
         class_weights: torch.Tensor | None = None,
         head_lr_multiplier: float = 1.0,
+        layer_decay: float = 1.0,
         ema_decay: float = 0.0,
         record: dict | None = None,
         replaced: Sequence[str] = (),
@@ -127,7 +129,7 @@ class SegmentationTrainer(Trainer):
         self.fused_ops = fused_ops
         self.losses = losses
         self.class_weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
-        self.head_lr_multiplier = head_lr_multiplier
+        self.head_lr_multiplier, self.layer_decay = head_lr_multiplier, layer_decay
         self.weight_average = WeightAverage(ema_decay)
         self.record, self.replaced = record or {}, replaced
         self.saves_aside = False
@@ -158,11 +160,16 @@ class SegmentationTrainer(Trainer):
         """As the stock (static) method, which `create_optimizer` asks, with the groups of `parameter_groups`."""
         optimizer_cls, options = super().get_optimizer_cls_and_kwargs(args, model)
         if takes_parameter_groups(optimizer_cls, options):
-            groups = parameter_groups(model, args.learning_rate, args.weight_decay, self.head_lr_multiplier)
+            groups = parameter_groups(
+                model, args.learning_rate, args.weight_decay, self.head_lr_multiplier, self.layer_decay
+            )
             logger.info(f"{optimizer_cls.__name__}\n{groups_table(groups)}")
             options["params"] = groups
-        elif self.head_lr_multiplier != 1:
-            logger.warning(f"--optim {args.optim} chooses its parameters itself: --head_lr_multiplier has no effect")
+        elif self.head_lr_multiplier != 1 or self.layer_decay != 1:
+            logger.warning(
+                f"--optim {args.optim} chooses its parameters itself: --head_lr_multiplier and --layer_decay have no "
+                "effect"
+            )
         return optimizer_cls, options
 
     def create_scheduler(self, num_training_steps, optimizer=None):

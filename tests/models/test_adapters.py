@@ -396,7 +396,8 @@ def test_filters_of_other_channels(make_model):
 @pytest.mark.parametrize("name", ["segformer", "upernet-swin"])
 def test_stock_transformers_loads_models_of_other_channels(make_model, tmp_path, name):
     make_model(name).save_pretrained(tmp_path / "rgb")
-    model = load_model(str(tmp_path / "rgb"), NAMES, num_channels=4).eval()
+    # Of UperNet the fast one gives smaller logits.
+    model = load_model(str(tmp_path / "rgb"), NAMES, name == "segformer", num_channels=4).eval()
     model.save_pretrained(tmp_path / "four")
     reloaded, info = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "four", output_loading_info=True)
     assert not any(info.values()) and not changed(model.state_dict(), reloaded.state_dict())
