@@ -45,6 +45,7 @@ from data.mask_values import SAMPLE, annotation_values, are_binary, looks_publis
 from data.pairing import PairingFlags, find_dataset
 from data.preparation import undecoded
 from data.preprocessing import EvaluationProtocol
+from data.rare_classes import RareClassCrops
 from data.splitting import split_train
 from data.streaming import NO_CLASS_LIST, open_streams
 from data.synonyms import CLASS_LIST_FILES, KNOWN_VOID, POSSIBLE_CLASS_LIST_FILES, POSSIBLE_COCO_FILES
@@ -427,14 +428,23 @@ class SegmentationDataset(torch.utils.data.Dataset):
     of seed, epoch and index alone, so that neither a resumed run nor the number of workers changes them. With an
     `EvaluationProtocol`: "pixel_values" (C, h, w) as the network is to see them, "labels" (H, W) as annotated. The
     protocol's number of channels decides how image files are read, see `read`.
+
+    rare_crops: with a `TrainTransform`, which examples show another image than that of their index, around a class.
     """
 
-    def __init__(self, split: Dataset, transform: TrainTransform | EvaluationProtocol, seed: int = 0):
+    def __init__(
+        self,
+        split: Dataset,
+        transform: TrainTransform | EvaluationProtocol,
+        seed: int = 0,
+        rare_crops: RareClassCrops | None = None,
+    ):
         self.protocol = transform.protocol if isinstance(transform, TrainTransform) else transform
         # Decoded here, where an error can name the file.
         self.split = split.cast_column("image", datasets.Image(decode=False))
         self.transform = transform
         self.seed = seed
+        self.rare_crops = rare_crops
         # In shared memory, where workers that live through several epochs see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -467,11 +477,13 @@ class SegmentationDataset(torch.utils.data.Dataset):
         return image, label
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor | str]:
+        shown_class, rng = None, np.random.default_rng([self.seed, int(self._epoch), index])
+        if self.rare_crops is not None:
+            index, shown_class = self.rare_crops.draw(index, rng)
         row = self.split[index]
         image, label = self._decode(row)
         if isinstance(self.transform, TrainTransform):
-            rng = np.random.default_rng([self.seed, int(self._epoch), index])
-            return self.transform(image, label, rng) | {"name": row["name"]}
+            return self.transform(image, label, rng, shown_class) | {"name": row["name"]}
         return {"pixel_values": self.transform.preprocess(image), "labels": tvF.pil_to_tensor(label)[0]}
 
 

@@ -38,6 +38,7 @@ from data.classes import ClassMap
 from data.image_files import share_of
 from data.output_paths import refuse_inputs
 from data.preprocessing import num_channels_of
+from data.rare_classes import rare_class_crops
 from data.streaming import StreamingDataset
 from data_utils import Data, SegmentationDataset, augmentation_preview, find_classes, load_data
 from metrics_utils import per_category_table, save_confusion, without_per_category
@@ -91,7 +92,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         image_processor = load_image_processor(
             **args.model.location, image_size=args.evaluation.image_size, num_channels=args.dataset.num_channels
         )
-        protocol = evaluation_protocol(config, image_processor, args.evaluation)
+        protocol = evaluation_protocol(config, image_processor, args.evaluation, args.augmentation.crop_size)
+        # Random transforms happen as training images are drawn; evaluation images keep their own size.
+        transform = TrainTransform(protocol, **args.augmentation.of_transform())
 
         # Data. The main process prepares it, the others read its cache.
         with args.training.main_process_first(desc="preparing the dataset"):
@@ -116,15 +119,15 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         logger.info(describe_model(model))
         logger.info(f"evaluation: {protocol.describe()}")
         if args.training.do_train:
-            check_batches(model, args.training, train_split and len(train_split), protocol)
+            check_batches(model, args.training, train_split and len(train_split), transform)
 
-        # Trainer. Random transforms happen as training images are drawn; evaluation images keep their own size.
-        transform = TrainTransform(protocol, **vars(args.augmentation))
+        # Trainer.
         train_dataset = None
         if data.stream is not None:
             train_dataset = StreamingDataset(data.stream, class_map, transform, judge_example, args.training.seed)
         elif train_split is not None:
-            train_dataset = SegmentationDataset(train_split, transform, args.training.seed)
+            rare_crops = rare_class_crops(train_split, args.augmentation.rare_class_crops, class_map.id2label)
+            train_dataset = SegmentationDataset(train_split, transform, args.training.seed, rare_crops)
         if args.run.preview:
             with written_aside(args.run.preview) as file:
                 augmentation_preview(train_dataset, class_map).save(file)
@@ -288,6 +291,7 @@ def build_model(args: Arguments, class_map: ClassMap) -> PreTrainedModel:
         fused_ops=args.model.fused_ops,
         single_logit=args.model.single_logit,
         num_channels=args.dataset.num_channels,
+        **args.model.overrides,
     )
     model.config.segmentation_label_map = class_map.to_config()
     if args.optimization.freeze_encoder:

@@ -172,13 +172,39 @@ class AugmentationArguments:
     photometric_distortion: bool = field(
         default=True, metadata={"help": "vary brightness, contrast, saturation and hue of training images"}
     )
+    crop_size: int | None = field(
+        default=None,
+        metadata={"help": "side of the training crop in pixels, a multiple of 32; that of --image_size if left out"},
+    )
+    vertical_flip_probability: float = field(
+        default=0.0,
+        metadata={
+            "help": "probability of a vertical flip in training, for pictures that have no top, as from the air"
+        },
+    )
+    quarter_turns: bool = field(
+        default=False,
+        metadata={"help": "turn training crops by 0, 90, 180 or 270 degrees at random, for pictures that have no top"},
+    )
+    rare_class_crops: float = field(
+        default=0.0,
+        metadata={
+            "help": "share of the training crops, as in 0.5, that are laid around a pixel of a class drawn at random, "
+            "rare ones more often, in an image that has it"
+        },
+    )
 
     def __post_init__(self):
         if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
             raise UserError(f"--scale_range is {self.scale_range}; it takes two factors, low and high, as in 0.5 2.0")
-        for name in ("max_class_share", "flip_probability"):
+        for name in ("max_class_share", "flip_probability", "vertical_flip_probability", "rare_class_crops"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name} is {getattr(self, name):g}; it must be from 0 to 1")
+        check_positive(self, "crop_size")
+
+    def of_transform(self) -> dict:
+        """What `data.augmentation.TrainTransform` takes; the rest says which images it is given."""
+        return {name: value for name, value in vars(self).items() if name != "rare_class_crops"}
 
 
 @dataclass
@@ -188,13 +214,18 @@ class EvaluationArguments:
     image_size: int | None = field(
         default=None,
         metadata={
-            "help": "short side to which images are resized, and side of the training crop, in pixels; what the "
-            "image processor says, or 512, if left out"
+            "help": "short side to which images are resized, and side of the training crop without --crop_size, in "
+            "pixels; what the image processor says, or 512, if left out"
         },
     )
     slide_crop: int | None = field(
         default=None,
-        metadata={"help": "side of a window that slides over the image in evaluation; the whole image if left out"},
+        metadata={
+            "help": "side of a window that slides over the image in evaluation; without a number, or 0, that of the "
+            "training crop; the whole image if left out",
+            "nargs": "?",
+            "const": 0,
+        },
     )
     slide_stride: int | None = field(
         default=None, metadata={"help": "step of the sliding window in pixels; 3/4 of its side if left out"}
@@ -211,13 +242,17 @@ class EvaluationArguments:
 
     def __post_init__(self):
         check_positive(self, "image_size")
-        # Raises on values that do not fit together. What the sides must be multiples of, the model decides.
-        EvaluationProtocol(size_divisor=1, **self.options())
+        # Raises on values that do not fit together. What the sides must be multiples of, the model decides, and the
+        # side of the training crop is not known here.
+        EvaluationProtocol(size_divisor=1, **self.options(self.slide_stride or self.slide_crop or 32))
 
-    def options(self) -> dict:
-        """What the flags add to the protocol that an image processor gives (`EvaluationProtocol`)."""
+    def options(self, training_crop: int) -> dict:
+        """What the flags add to the protocol that an image processor gives (`EvaluationProtocol`).
+
+        training_crop: its side in pixels.
+        """
         return {
-            "slide_crop": self.slide_crop,
+            "slide_crop": training_crop if self.slide_crop == 0 else self.slide_crop,
             "slide_stride": self.slide_stride,
             "scales": tuple(self.eval_scales),
             "flip": self.eval_flip,

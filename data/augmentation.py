@@ -17,18 +17,24 @@ STRIP_ROWS = 64
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """SegFormer's training pipeline for an image and its mask: scale jitter, crop, flip, photometric distortion.
+    """SegFormer's training pipeline for an image and its mask: scale jitter, crop, flip, photometric distortion; and,
+    where asked for, what pictures without an "up" allow: vertical flip and quarter turns.
 
     Source: NVlabs/SegFormer, local_configs/_base_/datasets/ade20k_repeat.py, with the mmsegmentation transforms that
     it names.
 
     Attributes:
-        protocol: gives the crop's side (`short_side`, pixels) and the normalisation.
+        protocol: gives the short side (pixels) that the scale jitter multiplies, and the normalisation.
+        crop_size: side of the crop in pixels; None takes the short side, as published.
         scale_range: of the factor on the short side, which is drawn uniformly; the aspect is kept.
         max_class_share: a crop in which one class has this share of the labelled pixels is drawn again, ten times at
             most.
-        flip_probability: of the horizontal flip.
+        flip_probability: of the horizontal flip. vertical_flip_probability: of the other one.
+        quarter_turns: whether the crop is turned by 0, 90, 180 or 270 degrees, each as likely as the others.
         photometric_distortion: whether colours are changed.
+
+    Raises:
+        UserError: a crop that the architecture cannot take.
     """
 
     protocol: EvaluationProtocol
@@ -36,22 +42,41 @@ class TrainTransform:
     max_class_share: float = 0.75
     flip_probability: float = 0.5
     photometric_distortion: bool = True
+    crop_size: int | None = None
+    vertical_flip_probability: float = 0.0
+    quarter_turns: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "crop_size", self.protocol.training_crop(self.crop_size))
 
     def __call__(
-        self, image: Image.Image | torch.Tensor, label: Image.Image, rng: np.random.Generator
+        self,
+        image: Image.Image | torch.Tensor,
+        label: Image.Image,
+        rng: np.random.Generator,
+        shown_class: int | None = None,
     ) -> dict[str, torch.Tensor]:
         """RGB image, or uint8 (C, H, W), and mask of training ids of one size → float32 "pixel_values" (C, S, S) and
-        uint8 "labels" (S, S)."""
-        side = self.protocol.short_side
+        uint8 "labels" (S, S), where S is `crop_size`.
+
+        shown_class: the crop is laid around a random pixel of this class, if the mask has one.
+        """
+        side = self.crop_size
         pixels = image if isinstance(image, torch.Tensor) else tvF.pil_to_tensor(image)
         mask = tvF.pil_to_tensor(label)
         size = self._jittered_size(label.height, label.width, rng)
         pixels = tvF.resize(pixels, size, interpolation=InterpolationMode.BILINEAR, antialias=True)
         mask = tvF.resize(mask, size, interpolation=InterpolationMode.NEAREST_EXACT)
-        window = self._crop_window(mask, rng)
+        window = self._window_on(shown_class, label, mask, rng) or self._crop_window(mask, rng)
         pixels, mask = tvF.crop(pixels, *window), tvF.crop(mask, *window)
         if rng.random() < self.flip_probability:
             pixels, mask = tvF.horizontal_flip(pixels), tvF.horizontal_flip(mask)
+        # Without these two no number is drawn, so that runs without them stay what they were.
+        if self.vertical_flip_probability and rng.random() < self.vertical_flip_probability:
+            pixels, mask = tvF.vertical_flip(pixels), tvF.vertical_flip(mask)
+        if self.quarter_turns:
+            turns = int(rng.integers(4))
+            pixels, mask = (torch.rot90(one, turns, (-2, -1)) for one in (pixels, mask))
         if self.photometric_distortion:
             pixels = distort_colors(pixels, rng)
         padding = [0, 0, side - pixels.shape[-1], side - pixels.shape[-2]]  # right and below
@@ -68,7 +93,7 @@ class TrainTransform:
 
     def _crop_window(self, mask: torch.Tensor, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """Top, left, height and width of a crop of the mask (1, H, W)."""
-        height, width = (min(self.protocol.short_side, side) for side in mask.shape[-2:])
+        height, width = (min(self.crop_size, side) for side in mask.shape[-2:])
         for _ in range(11):  # the first draw and ten more
             top = int(rng.integers(mask.shape[-2] - height + 1))
             left = int(rng.integers(mask.shape[-1] - width + 1))
@@ -76,6 +101,26 @@ class TrainTransform:
             counts = counts[:IGNORE_INDEX]
             if (counts > 0).sum() > 1 and counts.max() < self.max_class_share * counts.sum():
                 break
+        return top, left, height, width
+
+    def _window_on(
+        self, shown_class: int | None, label: Image.Image, mask: torch.Tensor, rng: np.random.Generator
+    ) -> tuple[int, int, int, int] | None:
+        """A window of the mask (1, H, W) whose centre is at most a quarter of its sides off a random pixel of a class,
+        as far as the borders let it; None where the label, which the mask was resized from, has no such pixel."""
+        if shown_class is None:
+            return None
+        # In the label, as what is small may vanish in a smaller mask.
+        places = np.flatnonzero(np.asarray(label) == shown_class)
+        if not len(places):
+            return None
+        place = divmod(int(places[rng.integers(len(places))]), label.width)
+        window = []
+        for at, side, resized in zip(place, (label.height, label.width), mask.shape[-2:], strict=True):
+            length = min(self.crop_size, resized)
+            centre = (at + 0.5) * resized / side + rng.uniform(-0.25, 0.25) * length
+            window.append((min(max(0, round(centre - length / 2)), resized - length), length))
+        (top, height), (left, width) = window
         return top, left, height, width
 
 

@@ -176,8 +176,10 @@ def _find_pairs(root: Path, tree: Tree, flags: PairingFlags) -> tuple[FoundDatas
     beside = [found for side in [*images, *unknown] for found in candidates_of(side, side, *suffixes)]
     # A photograph may have such a name, too: `beach_L.jpg` beside `beach.jpg`.
     candidates += beside if any(suffixes) else told_by_content(beside, names_tell=True)
+    named = []
     if not any(found.matches and found.tier == 0 for found in candidates):
         named = [found for a in unknown for b in masks for found in candidates_of(a, b, *suffixes)]
+    if not images:
         # Folders whose names say nothing may hold anything; what has no name but its split's holds the images.
         candidates += [found for found in named if found.images in plain] + told_by_content(
             [found for found in named if found.images not in plain]
@@ -200,12 +202,15 @@ def _find_pairs(root: Path, tree: Tree, flags: PairingFlags) -> tuple[FoundDatas
     best = best_of(told)
     if best is not None:
         return _assembled(root, tree, best)
-    guessed = [found for found in [*beside, *guesses] if found.matches]
-    if guessed and not candidates:
+    guessed = [found for found in [*beside, *named, *guesses] if found.matches]
+    if guessed and not any(found.matches for found in candidates):
         likely = max(guessed, key=lambda found: len(found.matches))
+        doubt = "neither names nor pixels say that these are masks; if they are"
+        if likely in named and images:
+            doubt = f"the folder said to hold the images is {images[0].title}; if those are meant"
         raise UserError(
-            f"--dataset_dir {root}: {likely} would make {count_of(len(likely.matches), 'pair')}, but neither names "
-            f"nor pixels say that these are masks; if they are: {likely.flags}"
+            f"--dataset_dir {root}: {likely} would make {count_of(len(likely.matches), 'pair')}, but {doubt}: "
+            f"{likely.flags}"
         )
     largest = [max(sides, key=lambda side: len(side.entries), default=None) for sides in (images or unknown, masks)]
     raise UserError(_nothing_pairs(root, tree, candidates, *largest))

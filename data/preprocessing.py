@@ -125,6 +125,26 @@ class EvaluationProtocol:
         """Of the images; 3 is RGB."""
         return len(self.image_mean)
 
+    def training_crop(self, asked: int | None) -> int:
+        """Side of the crop to train on, in pixels: `short_side`, or what was asked for.
+
+        Raises:
+            UserError: the architecture cannot take what was asked for.
+        """
+        if asked is None:
+            return self.short_side
+        if self.square and asked != self.short_side:
+            raise UserError(
+                f"--crop_size is {asked}, but this architecture is trained on all of its input, {self.short_side}x"
+                f"{self.short_side} pixels: leave it out, or change --image_size as well"
+            )
+        if asked < 1 or asked % self.size_divisor:
+            nearest = max(1, round(asked / self.size_divisor)) * self.size_divisor
+            raise UserError(
+                f"--crop_size is {asked}; it must be a positive multiple of {self.size_divisor}, as in {nearest}"
+            )
+        return asked
+
     def input_size(self, height: int, width: int, scale: float = 1.0) -> tuple[int, int]:
         """Height and width in pixels to which an image of this height and width is resized.
 

@@ -273,9 +273,9 @@ def _table_hits(stems: Iterable[str], suffixes: Sequence[str], prefixes: Sequenc
     return found
 
 
-def _guesses(longer: Sequence[str], shorter: set[str]) -> list[tuple[str, str]]:
-    """(prefix, suffix) without which names become names of the other side. What is taken off must not begin, or as a
-    prefix end, with a digit, as numbers are cut in two that way."""
+def _guesses(longer: Sequence[str], shorter: set[str], support: int) -> list[tuple[str, str]]:
+    """(prefix, suffix) without which at least so many names become names of the other side. What is taken off must not
+    begin, or as a prefix end, with a digit, as numbers are cut in two that way."""
     counts: Counter = Counter()
     for stem in longer:
         for cut in range(1, len(stem)):
@@ -283,11 +283,12 @@ def _guesses(longer: Sequence[str], shorter: set[str]) -> list[tuple[str, str]]:
                 counts["", stem[cut:]] += 1
             if stem[cut:] in shorter and not stem[cut - 1].isdigit():
                 counts[stem[:cut], ""] += 1
-    return [affix for affix, count in counts.most_common(4) if count >= RIVAL_SHARE * min(len(longer), len(shorter))]
+    support = max(support, RIVAL_SHARE * min(len(longer), len(shorter)))
+    return [affix for affix, count in counts.most_common(4) if count >= support]
 
 
-def rules_for(images: Sequence[Entry], masks: Sequence[Entry], is_one_folder: bool) -> list[Rule]:
-    """What might make the names of two sides equal, but for what already does."""
+def rules_for(images: Sequence[Entry], masks: Sequence[Entry], is_one_folder: bool, tier: int) -> list[Rule]:
+    """What might make the names of two sides equal, but for what already does. tier: see `Side`."""
     step = max(1, len(images) // SAMPLE), max(1, len(masks) // SAMPLE)
     image_stems = [entry.picture.stem for entry in images[:: step[0]]]
     mask_stems = [entry.picture.stem for entry in masks[:: step[1]]]
@@ -296,8 +297,9 @@ def rules_for(images: Sequence[Entry], masks: Sequence[Entry], is_one_folder: bo
     if is_one_folder:
         rules = [Rule("", "", *affix) for affix in of_masks]
     else:
-        of_masks += _guesses(mask_stems, {entry.picture.stem for entry in images})
-        of_images += _guesses(image_stems, {entry.picture.stem for entry in masks})
+        support = 1 if tier == 0 else 2  # one pair may come about by chance, unless the folders' names say the same
+        of_masks += _guesses(mask_stems, {entry.picture.stem for entry in images}, support)
+        of_images += _guesses(image_stems, {entry.picture.stem for entry in masks}, support)
         rules = [Rule("", "", *affix) for affix in of_masks] + [Rule(*affix) for affix in of_images]
     rules += [Rule(*image, *mask) for image in of_images for mask in of_masks]
     has_extension = any(f".{stem.rpartition('.')[2].lower()}" in IMAGE_EXTENSIONS for stem in mask_stems)
@@ -337,7 +339,7 @@ def candidates_of(
 
     if mask_suffix is not None or image_suffix is not None:
         fixed = Rule("", image_suffix or "", "", mask_suffix or "")
-        rules = [fixed, *(rule for rule in rules_for(left, right, is_one_folder) if _fits(rule, fixed))]
+        rules = [fixed, *(rule for rule in rules_for(left, right, is_one_folder, tier) if _fits(rule, fixed))]
         for rule in dict.fromkeys(rules):
             if not is_one_folder or rule.mask_suffix or rule.mask_prefix:
                 add(rule)
@@ -348,7 +350,7 @@ def candidates_of(
         # Only files that are left over could be paired otherwise, so few of them are no rival.
         if made and max(len(left), len(right)) - made < RIVAL_SHARE * made:
             return found
-    for rule in rules_for(left, right, is_one_folder):
+    for rule in rules_for(left, right, is_one_folder, tier):
         add(rule)
     return found
 

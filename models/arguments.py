@@ -28,13 +28,17 @@ class ModelArguments:
     backbone: str | None = field(
         default=None,
         metadata={
-            "help": "instead: Hub id or folder of a pretrained backbone (DINOv2, DINOv3, Swin, ConvNeXt …), which gets "
-            "a fresh head",
+            "help": "instead: Hub id or folder of a pretrained backbone (DINOv2, DINOv3, Swin, ConvNeXt …), which is "
+            "given a fresh head",
             "metavar": "ID_OR_DIR",
         },
     )
     head: str | None = field(
         default=None, metadata={"help": "of --backbone: upernet, which takes any, or dpt, for DINOv2 and BEiT"}
+    )
+    drop_path_rate: float | None = field(
+        default=None,
+        metadata={"help": "how often training leaves out a layer of the encoder; the model's own if left out"},
     )
     fused_ops: bool = field(
         default=True, metadata={"help": "use the exact speed-ups of the decode head, the loss and the evaluation"}
@@ -46,6 +50,10 @@ class ModelArguments:
     def __post_init__(self):
         if self.model_revision is not None and self.from_scratch:
             raise UserError("--model_revision is of a pretrained model, and --from_scratch starts without one")
+        if self.drop_path_rate is not None and not 0 <= self.drop_path_rate < 1:
+            raise UserError(
+                f"--drop_path_rate is {self.drop_path_rate:g}; it must be at least 0 and below 1, as in 0.1"
+            )
         if self.head is not None and self.head not in HEADS:
             raise UserError(f"--head {self.head}{nearest(self.head, HEADS)} is none of {', '.join(HEADS)}")
         if self.head and not self.backbone:
@@ -62,6 +70,11 @@ class ModelArguments:
             "revision": self.model_revision,
             "head": self.head,
         }
+
+    @property
+    def overrides(self) -> dict[str, float]:
+        """Fields of the model's configuration that are to differ from what it says."""
+        return {} if self.drop_path_rate is None else {"drop_path_rate": self.drop_path_rate}
 
     @property
     def source(self) -> str:

@@ -31,13 +31,16 @@ from models.upsampling import TiledUpsampling, empty_prediction, full_precision,
 logger = logging.getLogger(__name__)
 
 
-def evaluation_protocol(config: PretrainedConfig, image_processor, args: EvaluationArguments) -> EvaluationProtocol:
+def evaluation_protocol(
+    config: PretrainedConfig, image_processor, args: EvaluationArguments, crop_size: int | None = None
+) -> EvaluationProtocol:
     """The protocol of a run: what the architecture can take, what the image processor says, what the flags ask for.
 
-    The short side is one that the architecture sees whole, and so is the training crop, whose side it is.
+    The short side is one that the architecture sees whole, and so is the training crop, whose side it is by default.
 
     Args:
         config: of the model.
+        crop_size: of `--crop_size`.
 
     Raises:
         UserError: flags that do not fit the architecture, or a configuration whose model does not run.
@@ -57,7 +60,7 @@ def evaluation_protocol(config: PretrainedConfig, image_processor, args: Evaluat
         size_divisor=geometry.divisor,
         square=geometry.square,
         resized_twice=config.model_type == "upernet",
-        **args.options(),
+        **args.options(crop_size or short_side),
     )
 
 

@@ -25,7 +25,7 @@ from cli_utils import UserError, nearest, one_line, shorten
 from metrics_utils import IGNORE_INDEX
 from models.adapters import encoder_name, set_num_channels, with_channels
 from models.backbones import config_with_head, load_backbone
-from models.configurations import WITHOUT_NETWORK, open_config
+from models.configurations import WITHOUT_NETWORK, encoder_config, open_config
 from models.fused_segformer import fuse_model
 from models.geometry import input_channels, input_geometry
 
@@ -78,7 +78,7 @@ def load_model(
         revision: branch, tag or commit of a model on the Hub.
         head: "upernet" or "dpt": a fresh one on the pretrained backbone that `name_or_path` then names, see
             `models.backbones`.
-        kwargs: fields of the model's configuration, for instance `drop_path_rate=0.2`.
+        kwargs: fields of the model's configuration, or of its backbone's, for instance `drop_path_rate=0.2`.
 
     Raises:
         UserError: the checkpoint cannot be reached or read, is no segmentation architecture, or lacks or contradicts
@@ -227,10 +227,11 @@ def _configure(
     """Sets the classes, the overrides and what training here asks of every model, in place."""
     known = config.to_dict()
     for key, value in overrides.items():
-        if key not in known:
+        owner = next((part for part in (config, encoder_config(config)) if key in part.to_dict()), None)
+        if owner is None:
             raise UserError(f"the configuration of {source} has no field {key}{nearest(key, known)}")
         try:
-            setattr(config, key, value)
+            setattr(owner, key, value)
         except Exception as error:  # the configuration checks types with an exception of its own
             raise UserError(
                 f"{key}={value!r} does not fit the configuration of {source}: {one_line(error)}"

@@ -22,6 +22,7 @@ from data.augmentation import TrainTransform
 from data.classes import ClassMap
 from data.preparation import undecoded
 from data.preprocessing import EvaluationProtocol
+from data.rare_classes import RareClassCrops
 from data_utils import (
     NAME_BYTES,
     SegmentationDataset,
@@ -333,6 +334,24 @@ def test_training_examples_depend_on_seed_epoch_and_index_alone(prepared):
     assert same(epoch_0, [one[i] for i in range(5)])
     other_seed = SegmentationDataset(prepared, transform, seed=4)
     assert not same(epoch_0, [other_seed[i] for i in range(5)])
+
+
+def test_crops_of_rare_classes_depend_on_seed_epoch_and_index_alone(prepared):
+    """And other images than that of the index are among them, under their own names."""
+    transform = TrainTransform(EvaluationProtocol(16), vertical_flip_probability=0.5, quarter_turns=True)
+    pixels = np.array(prepared["class_pixels"])
+    examples = []
+    for order in (range(len(prepared)), range(len(prepared))[::-1]):
+        dataset = SegmentationDataset(prepared, transform, 7, RareClassCrops.of(pixels, 0.8))
+        found = {}
+        for epoch in range(4):
+            dataset.set_epoch(epoch)
+            found |= {(epoch, index): dataset[index] for index in order}
+        examples.append(found)
+    assert examples[0].keys() == examples[1].keys()
+    assert same(examples[0].values(), [examples[1][key] for key in examples[0]])
+    names = list(prepared["name"])
+    assert any(example["name"] != names[index] for (_, index), example in examples[0].items())
 
 
 def test_workers_see_the_epoch(prepared):

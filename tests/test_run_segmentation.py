@@ -324,6 +324,13 @@ def test_one_of_two_processes_fails_in_training(flags, tmp_path, fault, workers)
             "--slide_crop is 100",
         ),
         (
+            ["--dataset_dir", "x", "--do_train", "--from_scratch", "mit-b0", "--crop_size", "100"],
+            "--crop_size is 100; it must be a positive multiple of 32",
+        ),
+        (["--dataset_dir", "x", "--do_train", "--crop_size", "0"], "--crop_size is 0; it must be at least 1"),
+        (["--dataset_dir", "x", "--do_train", "--rare_class_crops", "2"], "--rare_class_crops is 2; it must be from"),
+        (["--dataset_dir", "x", "--do_train", "--vertical_flip_probability", "-1"], "--vertical_flip_prob.* from 0"),
+        (
             ["--dataset_dir", "x", "--do_train", "--from_scratch", "mit-b0", "--model_revision", "v1"],
             "--model_revision is of a pretrained model",
         ),

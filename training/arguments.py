@@ -364,6 +364,8 @@ class Arguments:
             raise UserError("--streaming keeps no training images: leave out --preview and --eval_on_train")
         if self.loss.class_weights == "auto":
             raise UserError("--class_weights auto counts all pixels first, which --streaming cannot: give a file")
+        if self.augmentation.rare_class_crops:
+            raise UserError("--rare_class_crops counts all pixels first, which --streaming cannot: leave it out")
 
     def save(self, output_dir: str | Path) -> None:
         """Writes `arguments.yaml`: every flag that was given, but for tokens, as `--config` takes it."""

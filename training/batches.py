@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cli_utils import UserError
-from data.preprocessing import EvaluationProtocol
+from data.augmentation import TrainTransform
 from training.arguments import SegmentationTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ def check_batches(
     model: PreTrainedModel,
     args: SegmentationTrainingArguments,
     num_images: int | None,
-    protocol: EvaluationProtocol,
+    transform: TrainTransform,
 ) -> None:
     """Leaves out a last batch of one image where the model cannot be trained on it, by `--dataloader_drop_last`.
 
@@ -28,7 +28,7 @@ def check_batches(
 
     Args:
         num_images: to train on; None for a stream, which does not end.
-        protocol: gives the training crop.
+        transform: gives the training crop.
 
     Raises:
         UserError: every batch is of one such image.
@@ -40,7 +40,7 @@ def check_batches(
     if batch_size > 1 and not ends_on_one:
         return
     synchronized = args.world_size > 1 and any(isinstance(m, nn.SyncBatchNorm) for m in model.modules())
-    layer = None if synchronized else layer_that_needs_two_images(model, protocol)
+    layer = None if synchronized else layer_that_needs_two_images(model, transform)
     if layer is None:
         warning = batch_norm_warning(model, batch_size)
         if warning:
@@ -61,7 +61,7 @@ def check_batches(
     )
 
 
-def layer_that_needs_two_images(model: PreTrainedModel, protocol: EvaluationProtocol) -> str | None:
+def layer_that_needs_two_images(model: PreTrainedModel, transform: TrainTransform) -> str | None:
     """Name of the layer that a training step on one image would fail in, as tried without gradients; None for none.
 
     Parameters, statistics and random numbers are as before.
@@ -74,7 +74,8 @@ def layer_that_needs_two_images(model: PreTrainedModel, protocol: EvaluationProt
         layer.register_forward_pre_hook(lambda *_, name=name: entered.append(name)) for name, layer in layers.items()
     ]
     buffers = [buffer.clone() for buffer in model.buffers()]
-    image = torch.zeros(1, protocol.num_channels, protocol.short_side, protocol.short_side, device=model.device)
+    side, num_channels = transform.crop_size, transform.protocol.num_channels
+    image = torch.zeros(1, num_channels, side, side, device=model.device)
     was_training = model.training
     try:
         with torch.no_grad(), torch.random.fork_rng():

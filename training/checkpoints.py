@@ -26,10 +26,11 @@ RECORD_FILE = "checkpoint.json"
 FIXED = (
     *("seed", "data_seed", "full_determinism", "optim", "optim_args", "lr_scheduler_type", "bf16", "fp16"),
     *("label_smoothing_factor", "dataloader_drop_last", "train_sampling_strategy"),
-    *("model_name_or_path", "from_scratch", "backbone", "head", "num_channels", "single_logit"),
+    *("model_name_or_path", "from_scratch", "backbone", "head", "drop_path_rate", "num_channels", "single_logit"),
     *("freeze_encoder", "lora_r", "ema_decay", "layer_decay", "sync_bn", "loss"),
     *("image_size", "crop_size", "slide_crop", "slide_stride", "eval_scales", "eval_flip", "threshold"),
     *("scale_range", "max_class_share", "flip_probability", "photometric_distortion"),
+    *("vertical_flip_probability", "quarter_turns", "rare_class_crops"),
     *("dataset_config_name", "image_column", "label_column", "train_val_split", "split_groups", "streaming"),
     *("max_train_samples", "max_eval_samples"),
 )

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from checks.judge import prepare_dataset
+from cli_utils import UserError
 from data.augmentation import TrainTransform, distort_colors
 from data.classes import ClassMap
 from data.preprocessing import EvaluationProtocol
@@ -67,6 +68,96 @@ def test_flip():
     assert torch.equal(one["pixel_values"].flip(-1), two["pixel_values"])
     assert torch.equal(one["labels"].flip(-1), two["labels"])
     assert torch.equal(one["labels"], torch.from_numpy(np.array(mask)))
+
+
+def unlike_its_turns():
+    """A 32 x 32 image whose pixels all differ, and its mask of four classes, one a corner."""
+    pixels = np.arange(1024, dtype=np.uint16).reshape(32, 32)
+    image = np.stack([pixels % 256, pixels // 256, 0 * pixels], axis=-1).astype(np.uint8)
+    mask = np.repeat(np.repeat(np.array([[0, 1], [2, 3]], np.uint8), 16, 0), 16, 1)
+    return Image.fromarray(image), Image.fromarray(mask)
+
+
+def test_vertical_flip_and_quarter_turns_give_each_orientation_its_share():
+    """Each of the eight orientations of a square in an eighth of 2,000 draws, image and mask the same way."""
+    image, mask = unlike_its_turns()
+    plain = {"scale_range": (1.0, 1.0), "photometric_distortion": False, "max_class_share": 1.0}
+    transform = TrainTransform(EvaluationProtocol(32, **IDENTITY), quarter_turns=True, **plain)
+    pixels, labels = np.array(image).transpose(2, 0, 1), np.array(mask)
+    turned = [(np.rot90(pixels, k, (1, 2)), np.rot90(labels, k)) for k in range(4)]
+    turned += [(one[:, :, ::-1], two[:, ::-1]) for one, two in turned]
+    rng, counts = np.random.default_rng(0), np.zeros(8)
+    for _ in range(2000):
+        result = transform(image, mask, rng)
+        found = (result["pixel_values"] * 255).round().numpy()
+        (which,) = [i for i, (one, _) in enumerate(turned) if (one == found).all()]
+        assert (result["labels"].numpy() == turned[which][1]).all()
+        counts[which] += 1
+    np.testing.assert_allclose(counts / 2000, 1 / 8, atol=0.03)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
+def test_vertical_flip_is_as_likely_as_asked(probability):
+    image, mask = unlike_its_turns()
+    transform = TrainTransform(
+        EvaluationProtocol(32), (1.0, 1.0), 1.0, flip_probability=0.0, vertical_flip_probability=probability
+    )
+    rng = np.random.default_rng(0)
+    flipped = [transform(image, mask, rng)["labels"].tolist()[0][0] == 2 for _ in range(1000)]
+    assert np.mean(flipped) == pytest.approx(probability, abs=0.04)
+
+
+def test_without_the_new_options_nothing_new_is_drawn():
+    """So that a run without them draws what it drew before they were there."""
+    image, mask = blocks(96, 128)
+    rngs = np.random.default_rng(0), np.random.default_rng(0)
+    off = {"vertical_flip_probability": 0.0, "quarter_turns": False, "crop_size": 64}
+    results = [
+        TrainTransform(EvaluationProtocol(64), **options)(image, mask, rng)
+        for options, rng in zip(({}, off), rngs, strict=True)
+    ]
+    assert all(torch.equal(results[0][key], results[1][key]) for key in results[0])
+    assert rngs[0].random() == rngs[1].random()
+
+
+def test_turned_crops_of_images_smaller_than_the_crop_are_padded_right_and_below():
+    image, mask = blocks(32, 64)
+    transform = TrainTransform(EvaluationProtocol(32), (0.5, 0.5), quarter_turns=True)
+    upright = set()
+    for seed in range(20):
+        labels = transform(image, mask, np.random.default_rng(seed))["labels"] != 255
+        upright.add(bool(labels[0].all()))
+        assert labels[:16].all() and not labels[16:].any() if labels[0].all() else labels[:, :16].all()
+    assert upright == {True, False}
+
+
+def test_the_crop_may_be_smaller_than_the_short_side():
+    """Windows of 32 of an image of 96 x 128 at its own size, each place as likely as the others."""
+    y, x = np.mgrid[:96, :128]
+    image = Image.fromarray(np.stack([y, x, 0 * x], axis=-1).astype(np.uint8))
+    plain = {"photometric_distortion": False, "max_class_share": 1.0, "flip_probability": 0.0}
+    transform = TrainTransform(EvaluationProtocol(96, **IDENTITY), (1.0, 1.0), crop_size=32, **plain)
+    mask, corners, rng = Image.fromarray((x % 2).astype(np.uint8)), [], np.random.default_rng(0)
+    for _ in range(1000):
+        result = transform(image, mask, rng)
+        assert result["pixel_values"].shape == (3, 32, 32) and result["labels"].shape == (32, 32)
+        corners.append((result["pixel_values"][:2, 0, 0] * 255).round().tolist())
+    corners = np.array(corners)
+    assert corners.min() == 0 and corners.max(axis=0).tolist() == [64, 96]
+    np.testing.assert_allclose(corners.mean(axis=0), [32, 48], atol=2.5)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "crop_size", "message"),
+    [
+        ({}, 100, "--crop_size is 100; it must be a positive multiple of 32, as in 96"),
+        ({"size_divisor": 14}, 32, "--crop_size is 32; it must be a positive multiple of 14, as in 28"),
+        ({"square": True}, 256, "--crop_size is 256, but this architecture is trained on all of its input, 512x512"),
+    ],
+)
+def test_crops_that_the_architecture_cannot_take(protocol, crop_size, message):
+    with pytest.raises(UserError, match=message):
+        TrainTransform(EvaluationProtocol(512, **protocol), crop_size=crop_size)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -78,10 +79,12 @@ class ForkedRun:
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid, self.returncode = os.fork(), None
+        # In both processes, so that the group is there before either goes on.
+        with suppress(PermissionError, ProcessLookupError):
+            os.setpgid(self.pid, 0)
         if self.pid == 0:
             code = 99
             try:
-                os.setsid()
                 descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
                 os.dup2(descriptor, 1)
                 os.dup2(descriptor, 2)

@@ -251,6 +251,14 @@ def test_a_gated_model_says_how_to_get_access(monkeypatch):
         find_config("facebook/dinov3-x", head="upernet")
 
 
+def test_drop_path_of_the_backbone(tmp_path):
+    CONFIGS["swin"].save_pretrained(tmp_path)
+    save_base(CONFIGS["swin"], tmp_path)
+    assert load(tmp_path, drop_path_rate=0.3).config.backbone_config.drop_path_rate == 0.3
+    with pytest.raises(UserError, match="no field drop_rate"):
+        load(tmp_path, drop_rate=0.3)
+
+
 def test_layers_that_do_not_decay(tmp_path):
     CONFIGS["swin"].save_pretrained(tmp_path)
     with pytest.raises(UserError, match="--layer_decay 0.8 is for ViTs, as DINOv2, and swin comes in stages"):

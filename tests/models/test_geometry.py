@@ -209,6 +209,13 @@ def test_windows_are_multiples_of_what_the_architecture_takes():
             evaluation_protocol(CONFIGS[name], T.SegformerImageProcessor(), arguments)
 
 
+@pytest.mark.parametrize(("crop_size", "side"), [(256, 256), (None, 640)])
+def test_a_window_without_a_number_is_that_of_the_training_crop(crop_size, side):
+    processor = T.SegformerImageProcessor(size={"height": 640, "width": 640})
+    protocol = evaluation_protocol(CONFIGS["segformer"], processor, EvaluationArguments(slide_crop=0), crop_size)
+    assert (protocol.slide_crop, protocol.slide_stride, protocol.short_side) == (side, side * 3 // 4, 640)
+
+
 # ---- configurations that do not run ---------------------------------------------------------------------------------
 
 BROKEN = {

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoModelForSemanticSegmentation, SegformerConfig, SegformerForSemanticSegmentation
 
 from cli_utils import UserError
+from data.augmentation import TrainTransform
 from data.preprocessing import EvaluationProtocol
 from models.adapters import freeze_encoder
 from models.fused_segformer import FusedSegformerDecodeHead, fuse_model
@@ -111,13 +112,13 @@ def test_what_is_not_refused_can_be_trained(kind, frozen, tmp_path, caplog):
         needs_two = kind in POOLING and (batch_size == 1 or num_images == 1)
         if needs_two:
             with pytest.raises(UserError, match="needs two images") as caught:
-                check_batches(model, args, num_images, EvaluationProtocol(64))
+                check_batches(model, args, num_images, TrainTransform(EvaluationProtocol(64)))
             assert type(model).__name__ in str(caught.value)
             assert batch_size > 1 or "give 2 or more" in str(caught.value)
             with pytest.raises(ValueError, match="more than 1 value per channel"):
                 train(model, args, num_images)
             continue
-        check_batches(model, args, num_images, EvaluationProtocol(64))
+        check_batches(model, args, num_images, TrainTransform(EvaluationProtocol(64)))
         assert torch.equal(torch.get_rng_state(), random_state)
         assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
         leaves_out = kind in POOLING and num_images % batch_size == 1
@@ -128,30 +129,37 @@ def test_what_is_not_refused_can_be_trained(kind, frozen, tmp_path, caplog):
 
 
 def test_the_layer_is_named():
-    layer = layer_that_needs_two_images(tiny_model("upernet-convnext"), EvaluationProtocol(64))
+    layer = layer_that_needs_two_images(tiny_model("upernet-convnext"), TrainTransform(EvaluationProtocol(64)))
     assert layer.startswith("decode_head.psp_modules.0.") and layer.endswith("batch_norm")
     # A last stage of one pixel is one as well.
-    assert layer_that_needs_two_images(tiny_model("upernet-resnet"), EvaluationProtocol(32)).startswith("backbone.")
-    assert layer_that_needs_two_images(tiny_segformer(), EvaluationProtocol(32)) is None
+    assert layer_that_needs_two_images(
+        tiny_model("upernet-resnet"), TrainTransform(EvaluationProtocol(32))
+    ).startswith("backbone.")
+    assert layer_that_needs_two_images(tiny_segformer(), TrainTransform(EvaluationProtocol(32))) is None
 
 
 def test_several_processes_have_full_batches_unless_told_otherwise(tmp_path, monkeypatch):
     monkeypatch.setattr(SegmentationTrainingArguments, "world_size", 2)
     model = tiny_model("mobilenet_v2")
     args = arguments(tmp_path, 2)
-    check_batches(model, args, 5, EvaluationProtocol(64))
+    check_batches(model, args, 5, TrainTransform(EvaluationProtocol(64)))
     assert not args.dataloader_drop_last
     args = arguments(tmp_path, 2, accelerator_config={"even_batches": False})
-    check_batches(model, args, 5, EvaluationProtocol(64))
+    check_batches(model, args, 5, TrainTransform(EvaluationProtocol(64)))
     assert args.dataloader_drop_last
     with pytest.raises(UserError, match="--per_device_train_batch_size is 1"):
-        check_batches(model, arguments(tmp_path, 1), 5, EvaluationProtocol(64))
-    check_batches(nn.SyncBatchNorm.convert_sync_batchnorm(model), arguments(tmp_path, 1), 5, EvaluationProtocol(64))
+        check_batches(model, arguments(tmp_path, 1), 5, TrainTransform(EvaluationProtocol(64)))
+    check_batches(
+        nn.SyncBatchNorm.convert_sync_batchnorm(model),
+        arguments(tmp_path, 1),
+        5,
+        TrainTransform(EvaluationProtocol(64)),
+    )
 
 
 def test_streams_do_not_end(tmp_path):
     args = arguments(tmp_path, 2)
-    check_batches(tiny_model("mobilenet_v2"), args, None, EvaluationProtocol(64))
+    check_batches(tiny_model("mobilenet_v2"), args, None, TrainTransform(EvaluationProtocol(64)))
     assert not args.dataloader_drop_last
 
 

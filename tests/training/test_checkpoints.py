@@ -230,6 +230,8 @@ def test_an_earlier_checkpoint_may_be_gone_on_from(flags, whole, stopped, caplog
         (["--max_train_samples", "4"], "--max_train_samples not given, now it is 4"),
         (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor 0"),
         (["--flip_probability", "0"], "--flip_probability 0.5, now it is 0"),
+        (["--rare_class_crops", "0.5"], "--rare_class_crops 0.0, now it is 0.5"),
+        (["--quarter_turns"], "--quarter_turns False, now it is True"),
         (["--eval_flip"], "--eval_flip False, now it is True"),
         (["--from_scratch", "mit-b1"], "--from_scratch .*config.json, now it is mit-b1"),
         (["--lr_scheduler_type", "cosine"], "--lr_scheduler_type linear, now it is cosine"),

@@ -58,6 +58,17 @@ def slowly(argv):
     return run_segmentation.main(argv)
 
 
+def evaluating_for_ever(argv):
+    """The script with an evaluation that no signal comes too late for."""
+
+    def evaluate(self, *args, **kwargs):
+        print("evaluating", flush=True)
+        time.sleep(600)
+
+    SegmentationTrainer.evaluate = evaluate  # in a process of its own
+    return run_segmentation.main(argv)
+
+
 def steps_logged(run):
     return run.text().count("'loss'")
 
@@ -166,8 +177,8 @@ def test_a_signal_after_training_says_that_the_model_is_safe(flags, inputs, tmp_
     del evaluate[at : at + 2]
     evaluate.remove("--do_train")
     evaluate[evaluate.index("--model_name_or_path") + 1] = tmp_path / "run"
-    run = ForkedRun(evaluate, tmp_path / "log")
-    assert run.wait_for(lambda: "evaluation: short side" in run.text())
+    run = ForkedRun(evaluate, tmp_path / "log", evaluating_for_ever)
+    assert run.wait_for(lambda: "evaluating\n" in run.text())
     run.send(signum)
     assert run.wait() == CODES[signum]
     assert "Traceback" not in run.text()
