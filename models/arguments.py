@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from cli_utils import UserError, nearest
 from models.backbones import HEADS
 from models.losses import WEIGHTED, parse_loss
+from models.universal import VOID
 
 
 @dataclass
@@ -34,7 +35,10 @@ class ModelArguments:
         },
     )
     head: str | None = field(
-        default=None, metadata={"help": "of --backbone: upernet, which takes any, or dpt, for DINOv2 and BEiT"}
+        default=None,
+        metadata={
+            "help": "of --backbone: upernet or mask2former, which take any, dpt (DINOv2, BEiT) or eomt (DINOv3)"
+        },
     )
     drop_path_rate: float | None = field(
         default=None,
@@ -97,8 +101,18 @@ class LossArguments:
         },
     )
 
+    void_in_masks: str | None = field(
+        default=None,
+        metadata={
+            "help": "of models that predict masks: pixels without a label are background (outside of every mask, as "
+            "published; the default) or ignore (no point of the loss lies there)"
+        },
+    )
+
     def __post_init__(self):
         names = self.names  # raises for one that is unknown
+        if self.void_in_masks not in (None, *VOID):
+            raise UserError(f"--void_in_masks is {self.void_in_masks}; it must be {' or '.join(VOID)}")
         if self.class_weights and not set(names) & set(WEIGHTED):
             raise UserError(f"--class_weights apply to {', '.join(WEIGHTED)}, of which --loss {self.loss} names none")
 

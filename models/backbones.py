@@ -1,7 +1,8 @@
-"""`--backbone ID --head upernet|dpt`: a pretrained backbone of transformers with a fresh head of transformers.
+"""`--backbone ID --head NAME`: a pretrained backbone of transformers with a fresh head of transformers.
 
-What is built is a standard model: `UperNetForSemanticSegmentation`, or `Tipsv2DptForSemanticSegmentation`, the one DPT
-of transformers that really uses its backbone. `AutoModelForSemanticSegmentation` loads it without anything of ours.
+What is built is a standard model, which transformers' Auto classes load without anything of ours:
+`UperNetForSemanticSegmentation`; `Tipsv2DptForSemanticSegmentation`, the one DPT of transformers that really uses its
+backbone; `Mask2FormerForUniversalSegmentation`; or `EomtDinov3ForUniversalSegmentation`, whose layers are a DINOv3's.
 """
 
 import importlib.util
@@ -10,17 +11,30 @@ import re
 
 import torch
 from safetensors.torch import load_file
-from transformers import PretrainedConfig, PreTrainedModel, TimmBackboneConfig, Tipsv2DptConfig, UperNetConfig
+from transformers import (
+    DINOv3ViTModel,
+    EomtDinov3Config,
+    EomtDinov3ForUniversalSegmentation,
+    Mask2FormerConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    TimmBackboneConfig,
+    Tipsv2DptConfig,
+    UperNetConfig,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 from transformers.utils import cached_file
 
 from cli_utils import UserError, one_line, shorten
+from models.adapters import encoder_modules, encoder_names
 from models.configurations import WITHOUT_NETWORK, encoder_config, num_equal_layers, open_config
 
 logger = logging.getLogger(__name__)
 
-HEADS = {"upernet": UperNetConfig, "dpt": Tipsv2DptConfig}
+HEADS = ("upernet", "dpt", "mask2former", "eomt")
 NUM_STAGES = 4
+# What a configuration says of a model and its file, and not of the network.
+NOT_OF_BACKBONE = PretrainedConfig().to_dict().keys() | {"model_type", "image_size", "architectures"}
 # Backbones that can hand out tokens, class token first, and the registers after it that those have which say nothing
 # of registers.
 DPT_BACKBONES = {"dinov2_with_registers": None, "tipsv2_vision_model": None, "dinov2": 0, "beit": 0}
@@ -31,7 +45,9 @@ _OF_OTHER_MODELS = ("text_model.", "temperature", "logit_scale")
 _FRESH = ("hidden_states_norms.",)
 
 
-def config_with_head(backbone: str, head: str, revision: str | None = None) -> PretrainedConfig:
+def config_with_head(
+    backbone: str, head: str, revision: str | None = None, image_size: int | None = None
+) -> PretrainedConfig:
     """The configuration of a pretrained backbone with a head over four of its stages.
 
     Stages are the four of a pyramid (Swin, ConvNeXt), or the layers at the four quarters of a ViT, all of whose maps
@@ -42,6 +58,7 @@ def config_with_head(backbone: str, head: str, revision: str | None = None) -> P
     Args:
         backbone: Hub id or folder.
         head: of `HEADS`.
+        image_size: the one side in pixels that an EoMT takes; 512 if left out, as published for ADE20K.
 
     Raises:
         UserError: it cannot be reached or read, is no backbone or has fewer than four stages, or is none that the
@@ -58,12 +75,16 @@ def config_with_head(backbone: str, head: str, revision: str | None = None) -> P
             f"--backbone {backbone} is of type {config.model_type}, of which transformers reads no feature maps; "
             f"backbones are {', '.join(known)}"
         )
+    if head == "eomt":
+        return _eomt_config(config, backbone, image_size)
     if config.model_type != "timm_backbone":
         config.out_features = _stages(config, backbone)
-    if head == "upernet":
+    if head != "dpt":
         if hasattr(config, "reshape_hidden_states"):
             config.reshape_hidden_states = True
-        return UperNetConfig(backbone_config=config)
+        return (
+            UperNetConfig(backbone_config=config) if head == "upernet" else Mask2FormerConfig(backbone_config=config)
+        )
     if config.model_type not in DPT_BACKBONES:
         raise UserError(
             f"--head dpt reads class token and patches of four layers of a ViT, of {', '.join(DPT_BACKBONES)}; "
@@ -75,6 +96,28 @@ def config_with_head(backbone: str, head: str, revision: str | None = None) -> P
     return Tipsv2DptConfig(
         backbone_config=config, neck_hidden_sizes=[config.hidden_size // part for part in (8, 4, 2, 1)]
     )
+
+
+def _eomt_config(config: PretrainedConfig, backbone: str, image_size: int | None) -> EomtDinov3Config:
+    """Source of what the backbone does not say: tue-mps/eomt, configs/dinov3/ade20k/semantic/eomt_large_512.yaml."""
+    if config.model_type != "dinov3_vit":
+        raise UserError(
+            f"--head eomt goes on a dinov3_vit, whose layers it takes over one by one; {backbone} is of type "
+            f"{config.model_type} (a trained EoMT over DINOv2 is --model_name_or_path "
+            "tue-mps/ade20k_semantic_eomt_large_512)"
+        )
+    side = image_size or 512
+    if side % config.patch_size:
+        nearest = (
+            f"{side // config.patch_size * config.patch_size} or {-(-side // config.patch_size) * config.patch_size}"
+        )
+        raise UserError(
+            f"--image_size is {side}, which patches of {config.patch_size} pixels do not divide: give {nearest}"
+        )
+    of_backbone = config.to_dict()
+    same = {key: of_backbone[key] for key in EomtDinov3Config().to_dict() if key in of_backbone}
+    same = {key: value for key, value in same.items() if key not in NOT_OF_BACKBONE}
+    return EomtDinov3Config(**same, image_size=side, num_queries=100, num_blocks=4)
 
 
 def _stages(config: PretrainedConfig, backbone: str) -> list[str]:
@@ -103,13 +146,14 @@ def load_backbone(model: PreTrainedModel, name_or_path: str, revision: str | Non
     """
     config = encoder_config(model.config)
     if config.model_type == "timm_backbone":
-        model.backbone.load_state_dict(_timm_weights(config, name_or_path, revision))
+        encoder_modules(model)[0].load_state_dict(_timm_weights(config, name_or_path, revision))
         return
-    kind = MODEL_FOR_BACKBONE_MAPPING[type(config)]
+    eomt = config.model_type == "eomt_dinov3"
+    kind = DINOv3ViTModel if eomt else MODEL_FOR_BACKBONE_MAPPING[type(config)]
     try:
         backbone, info = kind.from_pretrained(
             name_or_path,
-            config=config,
+            config=None if eomt else config,
             revision=revision,
             dtype=torch.float32,
             output_loading_info=True,
@@ -141,9 +185,28 @@ def load_backbone(model: PreTrainedModel, name_or_path: str, revision: str | Non
     ]
     if faults:
         raise UserError(f"{name_or_path} does not fit a {kind.__name__}: {'; '.join(faults)}")
-    model.backbone.load_state_dict(backbone.state_dict())
+    if eomt:
+        _take_layers(model, backbone)
+    else:
+        encoder_modules(model)[0].load_state_dict(backbone.state_dict())
     loaded = len(backbone.state_dict()) - len(info["missing_keys"])
     logger.info(f"{name_or_path}: {loaded} tensors of the backbone loaded, fresh: the head")
+
+
+def _take_layers(model: EomtDinov3ForUniversalSegmentation, backbone: DINOv3ViTModel) -> None:
+    """The backbone's tensors under the names that EoMT has for them, but for the token of masked patches."""
+    names = {
+        re.sub(r"^(model\.)?layer\.", "layers.", re.sub(r"^norm\.", "layernorm.", key)): key
+        for key in backbone.state_dict()
+    }
+    state, own = backbone.state_dict(), model.state_dict()
+    encoder = [key for key in own if key.startswith(tuple(f"{name}." for name in encoder_names(model)))]
+    unknown = {key for key in encoder if key not in names} | {
+        key for key in names if key not in own and not key.endswith("mask_token")
+    }
+    if unknown:
+        raise UserError(f"EoMT does not have the layers of this backbone: {shorten(sorted(unknown), 4)}")
+    model.load_state_dict({key: state[names[key]] for key in encoder}, strict=False)
 
 
 # ---- timm -----------------------------------------------------------------------------------------------------------

@@ -3,12 +3,21 @@
 import logging
 from pathlib import Path
 
-from transformers import AutoConfig, PretrainedConfig
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from cli_utils import UserError, one_line, shorten
 
 logger = logging.getLogger(__name__)
 
+# Types that predict a set of masks with a class each, and are trained and evaluated by `models.universal`.
+UNIVERSAL = ("eomt", "eomt_dinov3", "mask2former", "maskformer")
 WITHOUT_NETWORK = "without network: a local folder as the model, or training with --from_scratch mit-b0"
 
 
@@ -54,6 +63,21 @@ def open_config(name_or_path: str, known: list[str], revision: str | None = None
             logger.warning(f"{name_or_path}: auto_map is left out; transformers' own {part.model_type} is used")
             del part.auto_map
     return config
+
+
+def is_universal(config: PretrainedConfig) -> bool:
+    """Whether a model of this configuration predicts masks with classes, not the class of each pixel."""
+    return config.model_type in UNIVERSAL
+
+
+def auto_class(config: PretrainedConfig) -> type:
+    """Of transformers' Auto classes the one that builds and loads a segmentation model of this configuration."""
+    return AutoModelForUniversalSegmentation if is_universal(config) else AutoModelForSemanticSegmentation
+
+
+def new_model(config: PretrainedConfig) -> PreTrainedModel:
+    """A float32 segmentation model with random weights, without code of a repository."""
+    return auto_class(config).from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 
 def config_parts(config: PretrainedConfig) -> list[PretrainedConfig]:

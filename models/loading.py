@@ -13,19 +13,29 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
-    AutoModelForSemanticSegmentation,
     PretrainedConfig,
     PreTrainedModel,
     SegformerConfig,
     SegformerForSemanticSegmentation,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_BACKBONE_MAPPING,
+    MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
+)
 
 from cli_utils import UserError, nearest, one_line, shorten
 from metrics_utils import IGNORE_INDEX
-from models.adapters import encoder_name, set_num_channels, with_channels
+from models.adapters import encoder_modules, encoder_names, set_num_channels, with_channels
 from models.backbones import config_with_head, load_backbone
-from models.configurations import WITHOUT_NETWORK, encoder_config, open_config
+from models.configurations import (
+    UNIVERSAL,
+    WITHOUT_NETWORK,
+    auto_class,
+    encoder_config,
+    is_universal,
+    new_model,
+    open_config,
+)
 from models.fused_segformer import fuse_model
 from models.geometry import input_channels, input_geometry
 
@@ -55,6 +65,7 @@ def load_model(
     num_channels: int | None = None,
     revision: str | None = None,
     head: str | None = None,
+    image_size: int | None = None,
     **kwargs,
 ) -> PreTrainedModel:
     """A float32 segmentation model with the given classes, ready to be trained.
@@ -76,8 +87,8 @@ def load_model(
         num_channels: of the images; None for what the checkpoint takes. RGB filters are taken over as
             `models.adapters.with_channels` says.
         revision: branch, tag or commit of a model on the Hub.
-        head: "upernet" or "dpt": a fresh one on the pretrained backbone that `name_or_path` then names, see
-            `models.backbones`.
+        head: of `models.backbones.HEADS`: a fresh one on the pretrained backbone that `name_or_path` then names.
+        image_size: of a fresh head that takes one size only.
         kwargs: fields of the model's configuration, or of its backbone's, for instance `drop_path_rate=0.2`.
 
     Raises:
@@ -87,7 +98,7 @@ def load_model(
             given.
     """
     source = from_scratch or name_or_path
-    config = find_config(name_or_path, from_scratch, revision, head)
+    config = find_config(name_or_path, from_scratch, revision, head, image_size)
     old_id2label = config.id2label
     _configure(config, source, id2label, single_logit, kwargs)
     if from_scratch and num_channels is not None:
@@ -151,6 +162,7 @@ def find_config(
     from_scratch: str | None = None,
     revision: str | None = None,
     head: str | None = None,
+    image_size: int | None = None,
 ) -> PretrainedConfig:
     """The configuration of the model that `load_model` makes of the same arguments.
 
@@ -158,7 +170,7 @@ def find_config(
         UserError: as `read_config` or `models.backbones.config_with_head`, or an unknown variant.
     """
     if head is not None:
-        return config_with_head(name_or_path, head, revision)
+        return config_with_head(name_or_path, head, revision, image_size)
     if from_scratch is None:
         return read_config(name_or_path, revision)
     if from_scratch in MIT_VARIANTS:
@@ -178,12 +190,14 @@ def read_config(name_or_path: str, revision: str | None = None) -> PretrainedCon
         UserError: it cannot be reached or read, or is of an architecture that does not segment, or that transformers
             does not build as it says.
     """
-    known = sorted(config_class.model_type for config_class in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING)
+    known = sorted(
+        [*(config_class.model_type for config_class in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING), *UNIVERSAL]
+    )
     config = open_config(name_or_path, known, revision)
-    if type(config) not in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
+    if type(config) not in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING and not is_universal(config):
         raise UserError(
-            f"{name_or_path} is of type {config.model_type}; trained and used here are per-pixel classifiers: "
-            f"{', '.join(known)}{_as_backbone(config, name_or_path)}"
+            f"{name_or_path} is of type {config.model_type}; trained and used here are {', '.join(known)}"
+            f"{_as_backbone(config, name_or_path)}"
         )
     if config.model_type == "dpt" and not config.is_hybrid and config.backbone_config is not None:
         # DPTForSemanticSegmentation always builds a DPTModel; test_backbones_are_built_or_refused tells of another.
@@ -204,7 +218,7 @@ def _as_backbone(config: PretrainedConfig, name: str) -> str:
 def describe_model(model: PreTrainedModel) -> str:
     """One line: architecture, millions of parameters in encoder and head, and how many of them are not trained."""
     total = sum(parameter.numel() for parameter in model.parameters())
-    encoder = sum(parameter.numel() for parameter in model.get_submodule(encoder_name(model)).parameters())
+    encoder = sum(parameter.numel() for module in encoder_modules(model) for parameter in module.parameters())
     frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
     num_labels = model.config.num_labels
     return (
@@ -255,7 +269,7 @@ def _configure(
 
 
 def _build(config: PretrainedConfig) -> PreTrainedModel:
-    model = AutoModelForSemanticSegmentation.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    model = new_model(config)
     if isinstance(model, SegformerForSemanticSegmentation):
         _initialize_convolutions(model)
     return model
@@ -280,7 +294,7 @@ def _load_pretrained(
     """The checkpoint's weights in a model of this configuration; raises unless all that must be there fits."""
     trained = _is_segmentation_checkpoint(config)
     try:
-        model, info = AutoModelForSemanticSegmentation.from_pretrained(
+        model, info = auto_class(config).from_pretrained(
             name_or_path,
             config=config,
             revision=revision,
@@ -320,7 +334,7 @@ def _judge_loading(
     name_or_path: str, model: PreTrainedModel, info: dict, trained: bool, old_id2label: dict[int, str]
 ) -> None:
     """Raises UserError unless all that is missing, left over or of another shape has a known reason; logs the rest."""
-    encoder = encoder_name(model) + "."
+    encoder = tuple(f"{name}." for name in encoder_names(model))
     old, new = len(old_id2label), model.config.num_labels
     mismatched = {key: (tuple(found), tuple(needed)) for key, found, needed in info["mismatched_keys"]}
     if trained:
@@ -329,12 +343,14 @@ def _judge_loading(
         wrong_shape = {
             key: (found, needed)
             for key, (found, needed) in mismatched.items()
-            if key.startswith(encoder) or found[0] != old or needed[0] != new or found[1:] != needed[1:]
+            if key.startswith(encoder)
+            or (found[0], needed[0]) not in ((old, new), (old + 1, new + 1))  # the second with "no object"
+            or found[1:] != needed[1:]
         }
     else:
         missing = {key for key in info["missing_keys"] if key.startswith(encoder)}
         unexpected = {
-            key for key in info["unexpected_keys"] if key.removeprefix(encoder).split(".")[0] not in _OLD_HEADS
+            key for key in info["unexpected_keys"] if key.removeprefix(encoder[0]).split(".")[0] not in _OLD_HEADS
         }
         wrong_shape = {key: shapes for key, shapes in mismatched.items() if key.startswith(encoder)}
     faults = []
@@ -369,8 +385,12 @@ def _freeze_unused_parameters(model: PreTrainedModel, side: int) -> None:
     names, parameters = zip(*model.named_parameters(), strict=True)
     training = model.training
     model.eval()  # BatchNorm can do without a batch, and no random number is drawn
-    logits = model(pixel_values=torch.zeros(1, input_channels(model), side, side, device=model.device)).logits
-    gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
+    output = model(pixel_values=torch.zeros(1, input_channels(model), side, side, device=model.device))
+    if is_universal(model.config):
+        total = output.class_queries_logits.sum() + output.masks_queries_logits.sum()
+    else:
+        total = output.logits.sum()
+    gradients = torch.autograd.grad(total, parameters, allow_unused=True)
     model.train(training)
     unused = [index for index, gradient in enumerate(gradients) if gradient is None]
     for index in unused:
@@ -381,7 +401,9 @@ def _freeze_unused_parameters(model: PreTrainedModel, side: int) -> None:
 
 
 def _is_segmentation_checkpoint(config: PretrainedConfig) -> bool:
-    return MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING[type(config)].__name__ in (config.architectures or [])
+    mappings = (MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING, MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING)
+    classes = [mapping[type(config)].__name__ for mapping in mappings if type(config) in mapping]
+    return bool({*classes} & {*(config.architectures or [])})
 
 
 def _modules(all_keys: Iterable[str], keys: set[str]) -> str:

@@ -48,6 +48,23 @@ class OptimizationArguments:
             "help": "of a ViT: factor on the learning rate of each layer of the encoder, from the last to the first"
         },
     )
+    encoder_warmup_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "with --lr_scheduler_type polynomial: the encoder starts after the --warmup_steps of the rest and "
+            "warms up over so many steps; decay of power 0.9 follows (EoMT)"
+        },
+    )
+    mask_annealing_starts: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "of EoMT: the step, block by block, from which masks fade out of attention; equal phases if "
+            "left out"
+        },
+    )
+    mask_annealing_ends: list[int] | None = field(
+        default=None, metadata={"help": "of EoMT: the step, block by block, after which attention is without masks"}
+    )
     ema_decay: float = field(
         default=0.0,
         metadata={"help": "evaluate and save an exponential moving average of the weights, as in 0.999; 0 for none"},
@@ -64,7 +81,7 @@ class OptimizationArguments:
     )
 
     def __post_init__(self):
-        check_positive(self, "lora_r", "early_stopping_patience")
+        check_positive(self, "lora_r", "early_stopping_patience", "encoder_warmup_steps")
         if self.skip_nonfinite < 0:
             raise UserError(f"--skip_nonfinite is {self.skip_nonfinite}; it must be at least 0")
         if self.freeze_encoder and self.lora_r:
@@ -312,6 +329,8 @@ class Arguments:
         self._check_tasks()
         if self.dataset.streaming:
             self._check_streaming()
+        if self.optimization.encoder_warmup_steps and self.training.lr_scheduler_type != SchedulerType.POLYNOMIAL:
+            raise UserError("--encoder_warmup_steps is a part of --lr_scheduler_type polynomial: add that")
         if self.model.from_scratch and (self.optimization.freeze_encoder or self.optimization.lora_r):
             raise UserError("--freeze_encoder and --lora_r keep a pretrained encoder; --from_scratch has none")
         if self.training.label_smoothing_factor and "ce" not in self.loss.names:

@@ -9,8 +9,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PretrainedConfig, PreTrainedModel, SchedulerType, get_scheduler
 
 from cli_utils import UserError, nearest, one_line
-from models.adapters import encoder_name
+from models.adapters import encoder_names
 from models.configurations import encoder_config, num_equal_layers
+from training.annealing import POWER, two_stage_factor
 
 NORM_LAYERS = (
     nn.LayerNorm,
@@ -49,7 +50,9 @@ def parameter_groups(
         Dicts with "name", "params", "lr" and "weight_decay". Every parameter that requires a gradient is in one of
         them, once.
     """
-    encoder = {id(p): name for name, p in model.get_submodule(encoder_name(model)).named_parameters()}
+    encoder = {
+        id(p): name for part in encoder_names(model) for name, p in model.get_submodule(part).named_parameters(part)
+    }
     norms = {
         id(parameter)
         for module in model.modules()
@@ -88,7 +91,7 @@ def _layer_of(name: str, config: PretrainedConfig) -> tuple[str, int]:
     layer = re.search(r"(?:^|\.)(?:layers?|blocks?)\.(\d+)\.", name)
     if layer:
         return f" layer {layer[1]}", count - 1 - int(layer[1]) + before_last
-    if "norm" in name.split(".")[0]:  # behind the last one
+    if "norm" in name and "embed" not in name:  # behind the last one
         return "", 0
     return " embeddings", count - 1 + 2 * before_last
 
@@ -168,6 +171,28 @@ def poly_schedule(
             end=lr_end / rate if lr_end else 0.0,
         )
         for rate in rates
+    ]
+    return LambdaLR(optimizer, factors)
+
+
+def two_stage_schedule(
+    optimizer: torch.optim.Optimizer,
+    max_steps: int,
+    warmup_steps: int,
+    encoder_warmup_steps: int,
+    power: float = POWER,
+) -> LambdaLR:
+    """`training.annealing.two_stage_factor` for every parameter group of an optimizer."""
+    factors = [
+        partial(
+            two_stage_factor,
+            max_steps=max_steps,
+            warmup_steps=warmup_steps,
+            encoder_warmup_steps=encoder_warmup_steps,
+            encoder=group.get("name", "").startswith("encoder"),
+            power=power,
+        )
+        for group in optimizer.param_groups
     ]
     return LambdaLR(optimizer, factors)
 
