@@ -21,6 +21,7 @@ from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, ArgumentType
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import get_origin
 
@@ -175,7 +176,10 @@ class UserError(ValueError):
 
     def __init__(self, message: str = ""):
         # What a worker of a data loader raises comes back as text: its traceback, and the message at the end of it.
-        super().__init__(str(message).rpartition(f"{__name__}.{type(self).__name__}: ")[2].rstrip())
+        message = str(message).rpartition(f"{__name__}.{type(self).__name__}: ")[2].rstrip()
+        # A value that is told may be as long as a file.
+        lines = (f"{line[:2000]} … {line[-500:]}" if len(line) > 3000 else line for line in message.split("\n"))
+        super().__init__("\n".join(lines))
 
 
 class WriteError(UserError):
@@ -365,6 +369,16 @@ def check_positive(args, *names: str) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} is {value}; it must be at least 1")
+
+
+def check_installed(what: str, *packages: str) -> None:
+    """Raises UserError where one of the optional packages is missing that `what` needs."""
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        verb = agree(len(missing), "is/are")
+        raise UserError(
+            f"{what} needs {' and '.join(missing)}, which {verb} not installed: pip install {' '.join(missing)}"
+        )
 
 
 # ---- log ------------------------------------------------------------------------------------------------------------
@@ -567,7 +581,13 @@ def _local_path(name: str, value):
             f"--{name} {address[1]}://{address[2]}: an address, but what is read here are folders and files of this "
             f"machine: {advice}"
         )
-    return type(value)(os.path.expanduser(value))
+    path = os.path.expanduser(value)
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            os.lstat(path)
+    except (OSError, ValueError) as error:  # too long, a loop of links, or NUL in a YAML file
+        raise UserError(f"--{name} {printable(str(path))}: {getattr(error, 'strerror', None) or error}") from None
+    return type(value)(path)
 
 
 def _config_tokens(argv: list[str], known: set[str]) -> list[tuple[str, list[str]]]:
@@ -579,7 +599,7 @@ def _config_tokens(argv: list[str], known: set[str]) -> list[tuple[str, list[str
     if file is None:
         return []
     try:
-        content = parse_yaml(read_text(Path(file).expanduser())) or {}
+        content = parse_yaml(read_text(os.path.expanduser(file))) or {}
     except FileNotFoundError:
         raise UserError(f"--config {file}: no such file") from None
     except UserError:

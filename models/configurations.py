@@ -1,6 +1,7 @@
 """Opening a model's configuration, on the Hub or on this disk, of whatever architecture it is."""
 
 import logging
+import os
 from pathlib import Path
 
 import torch
@@ -30,11 +31,11 @@ def open_config(name_or_path: str, known: list[str], revision: str | None = None
         UserError: it cannot be reached or read, or asks for code of its own.
     """
     path = Path(name_or_path)
-    if revision is not None and path.exists():
+    if revision is not None and os.path.exists(path):
         raise UserError(
             f"--model_revision {revision} is for models of the Hub, and {path} is on this disk: leave it out"
         )
-    if path.is_dir() and not (path / "config.json").is_file():
+    if os.path.isdir(path) and not (path / "config.json").is_file():
         raise UserError(
             f"folder {path} holds no config.json, so no model (found: {shorten((p.name for p in path.iterdir()), 4)})"
         )
@@ -46,7 +47,7 @@ def open_config(name_or_path: str, known: list[str], revision: str | None = None
                 f"{name_or_path} is a model with code of its own (auto_map in config.json), which is never run here; "
                 f"known without it are {', '.join(known)}"
             ) from None
-        if path.exists():
+        if os.path.exists(path):
             raise UserError(f"the configuration in {path} cannot be read: {one_line(error)}") from error
         at_revision = f" at revision {revision}" if revision is not None else ""
         if "gated repo" in str(error):

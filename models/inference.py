@@ -21,6 +21,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tvF
 from transformers import PretrainedConfig
 
+from cli_utils import UserError, one_line
 from data.arguments import EvaluationArguments
 from data.preprocessing import EvaluationProtocol, short_side_of
 from metrics_utils import IGNORE_INDEX
@@ -31,6 +32,16 @@ from models.mask_scores import QueryPass, full_scores, mean_scores, query_output
 from models.upsampling import TiledUpsampling, empty_prediction, full_precision, upsampled_argmax
 
 logger = logging.getLogger(__name__)
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device of that name; None: the accelerator if there is one, else the CPU."""
+    if name is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: torch without CUDA
+        raise UserError(f"--device {name} cannot be used here: {one_line(error)}") from None
 
 
 def evaluation_protocol(
@@ -223,8 +234,7 @@ def predicted_ids(
     if not isinstance(logits, Tensor):
         return _score_passes(logits, size, None, fused_ops, threshold)[0][0]
     if threshold != 0.5:
-        # Shifted before upsampling, whose weights add up to one: z > log(t / (1 - t)) where sigmoid(z) > t.
-        logits = logits.float() + _class_weights(threshold, logits.device).log()[:, None, None]
+        logits = logits.float() + class_shift(threshold, logits.device)[:, None, None]
     if fused_ops:
         return upsampled_argmax(logits, size)[0]
     return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False).argmax(dim=1)[0]
@@ -240,7 +250,15 @@ def predict_ids(model, image: Image.Image | Tensor, protocol: EvaluationProtocol
     return predicted_ids(logits, tuple(tvF.get_size(image)), fused_ops, protocol.threshold).cpu()
 
 
-def _class_weights(threshold: float, device: torch.device) -> Tensor:
+def class_shift(threshold: float, device: torch.device | str = "cpu") -> Tensor:
+    """What is added to the logits of two classes (2,) so that their argmax is the threshold's decision.
+
+    Before upsampling, whose weights add up to one: z > log(t / (1 - t)) where sigmoid(z) > t.
+    """
+    return _class_weights(threshold, device).log()
+
+
+def _class_weights(threshold: float, device: torch.device | str) -> Tensor:
     """Weights (2,) of two probabilities p and 1 - p: the second product is the larger one where 1 - p > threshold."""
     return torch.tensor([threshold, 1 - threshold], device=device)
 

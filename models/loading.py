@@ -6,8 +6,8 @@ saved under key names that older transformers releases read as well.
 
 import logging
 import math
+import os
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -175,7 +175,7 @@ def find_config(
         return read_config(name_or_path, revision)
     if from_scratch in MIT_VARIANTS:
         return SegformerConfig(**MIT_VARIANTS[from_scratch])
-    if Path(from_scratch).exists():
+    if os.path.exists(from_scratch):
         return read_config(from_scratch)
     raise UserError(
         f"--from_scratch {from_scratch}{nearest(from_scratch, MIT_VARIANTS)} is neither a file or folder here nor one "
