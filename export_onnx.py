@@ -25,8 +25,8 @@ import torch
 import transformers
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedModel
 from torchvision.transforms.v2 import functional as tvF
+from transformers import PreTrainedModel
 
 from checks.judge import prepare_dataset
 from cli_utils import (
@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> dict:
     evaluation_args.check_classes(class_map.num_labels, args.model)
     protocol = evaluation_protocol(model.config, image_processor, evaluation_args)
     check_protocol(protocol, model)
-    if protocol.output == "full logits":  # stock UperNet resizes its logits itself to the size shown, in the graph, too
+    if protocol.output == "full logits":  # the stock network resizes them to the size shown, in the graph, too
         vars(model).pop("forward", None)
         protocol = replace(protocol, output="logits")
     logger.info(describe_model(model))
@@ -204,8 +204,8 @@ def check_protocol(protocol: EvaluationProtocol, model: PreTrainedModel) -> None
     """Raises UserError for what is done around the network and cannot stand in a graph."""
     if protocol.output == "queries":
         raise UserError(
-            f"{model.config.model_type} predicts masks, whose scores are added up outside of the network: it cannot be "
-            "exported; predict.py and pipeline() run it as it is"
+            f"{model.config.model_type} predicts masks, whose scores are added up outside of the network: it cannot "
+            "be exported; predict.py and pipeline() run it as it is"
         )
     if protocol.slide_crop or protocol.flip or protocol.scales != (1.0,):
         raise UserError(

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field
 
 from cli_utils import UserError, nearest
-from models.backbones import HEADS
-from models.losses import WEIGHTED, parse_loss
-from models.universal import VOID
+
+# The names that `models.backbones` and `models.universal` know, which import torch.
+HEADS = ("upernet", "dpt", "mask2former", "eomt")
+VOID = ("background", "ignore")
 
 
 @dataclass
@@ -110,13 +111,19 @@ class LossArguments:
     )
 
     def __post_init__(self):
-        names = self.names  # raises for one that is unknown
         if self.void_in_masks not in (None, *VOID):
             raise UserError(f"--void_in_masks is {self.void_in_masks}; it must be {' or '.join(VOID)}")
+        if self.loss == "ce":
+            return
+        from models.losses import WEIGHTED  # imports torch
+
+        names = self.names  # raises for one that is unknown
         if self.class_weights and not set(names) & set(WEIGHTED):
             raise UserError(f"--class_weights apply to {', '.join(WEIGHTED)}, of which --loss {self.loss} names none")
 
     @property
     def names(self) -> tuple[str, ...]:
         """`--loss ce+dice` as ("ce", "dice"); UserError for a name that is none."""
+        from models.losses import parse_loss
+
         return parse_loss(self.loss)

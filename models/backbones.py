@@ -31,7 +31,6 @@ from models.configurations import WITHOUT_NETWORK, encoder_config, num_equal_lay
 
 logger = logging.getLogger(__name__)
 
-HEADS = ("upernet", "dpt", "mask2former", "eomt")
 NUM_STAGES = 4
 # What a configuration says of a model and its file, and not of the network.
 NOT_OF_BACKBONE = PretrainedConfig().to_dict().keys() | {"model_type", "image_size", "architectures"}
@@ -57,7 +56,7 @@ def config_with_head(
 
     Args:
         backbone: Hub id or folder.
-        head: of `HEADS`.
+        head: of `models.arguments.HEADS`.
         image_size: the one side in pixels that an EoMT takes; 512 if left out, as published for ADE20K.
 
     Raises:

@@ -87,7 +87,7 @@ def load_model(
         num_channels: of the images; None for what the checkpoint takes. RGB filters are taken over as
             `models.adapters.with_channels` says.
         revision: branch, tag or commit of a model on the Hub.
-        head: of `models.backbones.HEADS`: a fresh one on the pretrained backbone that `name_or_path` then names.
+        head: of `models.arguments.HEADS`: a fresh one on the pretrained backbone that `name_or_path` then names.
         image_size: of a fresh head that takes one size only.
         kwargs: fields of the model's configuration, or of its backbone's, for instance `drop_path_rate=0.2`.
 

@@ -18,8 +18,6 @@ from cli_utils import UserError
 from metrics_utils import IGNORE_INDEX
 from models.configurations import UNIVERSAL, is_universal
 
-VOID = ("background", "ignore")
-
 
 def mask_targets(labels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """Training ids (B, H, W), `IGNORE_INDEX` ignored → a mask for each class in each image, as these models take them.
