@@ -15,15 +15,16 @@ Where a name is no file name on every system, or two differ in capitals alone, a
 kinds that are not read, and masks in the folders of a dataset, are passed over with a warning, and the exit code is 0;
 it is 1 where a file that should have been read could not be.
 
+Images of more than 89 million pixels are predicted a band of rows after the other, with the same result and in little
+memory: TIFF files are also read so, through rasterio (pip install rasterio); others are decoded at once.
+
 Photos are turned upright first, as their EXIF orientation says, and predictions are upright too. A model that was
 evaluated with --slide_crop, --eval_scales and so on predicts as it was evaluated when it is given the same flags here.
 """
 
 import logging
-import re
 import sys
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,10 +40,13 @@ from cli_utils import (
 )
 from data.arguments import EvaluationArguments
 from data.image_files import read_channels
-from data.layouts import MASKS, Tree, read_name
+from data.large_images import LargeImage, open_large
+from data.layouts import Tree
 from data.output_paths import check_writable
-from data.synonyms import IMAGE_EXTENSIONS, MASK_SUFFIXES
+from data.synonyms import IMAGE_EXTENSIONS
+from data.trial_pairing import masks_among
 from data.unread import describe_unread, unread_pictures
+from models.banded import predict_bands
 from models.image_processor import load_image_processor
 from models.inference import evaluation_protocol, find_device, predict_ids
 from models.loading import describe_model, load_trained_model
@@ -53,8 +57,6 @@ from reports.predictions import prediction_files, write_predictions
 logger = logging.getLogger(__name__)
 
 CONTACT_SHEET = "contact_sheet.png"
-# What datasets add to the name of an image, to name a mask or another picture of it.
-ENDINGS = f"({'|'.join(map(re.escape, sorted(MASK_SUFFIXES, key=len, reverse=True)))}|_gtFine_.*|_leftImg8bit)$"
 
 
 @dataclass
@@ -112,46 +114,23 @@ def find_images(inputs: list[Path], output_dir: Path) -> dict[str, Path]:
 
 def _images_in(folder: Path) -> list[tuple[str, Path]]:
     """Name and path of the images below a folder; says what else lies there."""
-    below = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
-    below = [
-        path
-        for path in below
-        if path.suffix.lower() in IMAGE_EXTENSIONS and not any(part.startswith(".") for part in path.parts)
-    ]
-    unread = unread_pictures(Tree(folder))
+    tree = Tree(folder)
+    below = [picture.path.relative_to(folder) for picture in tree.pictures if picture.extension in IMAGE_EXTENSIONS]
+    unread = unread_pictures(tree)
     passed_over = f"{folder}: {': '.join(describe_unread(unread))}" if unread else ""
     if not below:
         extensions = " ".join(sorted(IMAGE_EXTENSIONS))
         raise UserError(passed_over or f"no images in {folder} and its subfolders (looked for {extensions})")
     if unread:
         logger.warning(passed_over)
-    masks = _masks_of(below)
+    masks = masks_among(tree)
     if masks:
-        folders = sorted({str(folder / path.parent) for path in masks})
+        folders = sorted({str(path.parent) for path in masks})
         logger.warning(
             f"{folder} is a dataset: {count_of(len(masks), 'mask')} in {shorten(folders)} passed over; name such a "
-            "folder itself where its files are images"
+            "folder or file itself where it is an image"
         )
-    return [(path.with_suffix("").as_posix(), folder / path) for path in below if path not in masks]
-
-
-def _holds_masks(folder: str) -> bool:
-    """By the folder's name; those of VOC's objects hold no classes, but no photos either."""
-    return read_name(folder).role == MASKS or "segmentation" in folder.lower()
-
-
-def _masks_of(paths: list[Path]) -> set[Path]:
-    """Those of the files of a folder that are masks of others there, by the names of their folders or their own."""
-
-    def bare(path: Path) -> str:
-        return re.sub(ENDINGS, "", path.stem)
-
-    in_mask_folder = {path for path in paths if any(_holds_masks(part) for part in path.parts[:-1])}
-    images = {bare(path) for path in paths if path not in in_mask_folder}
-    masks = {path for path in in_mask_folder if bare(path) in images}
-    stems = {path.with_suffix("") for path in paths}
-    masks |= {path for path in paths if bare(path) != path.stem and path.with_name(bare(path)) in stems}
-    return masks
+    return [(path.with_suffix("").as_posix(), folder / path) for path in sorted(below) if folder / path not in masks]
 
 
 def load_graph(args: PredictArguments, evaluation_args: EvaluationArguments, device: torch.device) -> OnnxModel:
@@ -182,7 +161,7 @@ def main(argv: list[str] | None = None) -> list[Path]:
 
     if args.model.endswith(".onnx"):
         model = load_graph(args, evaluation_args, device)
-        class_map, protocol, predict, what = model.class_map, model.protocol, model.predict_ids, model.describe()
+        class_map, protocol, predict, what = model.class_map, model.protocol, model.predict, model.describe()
     else:
         revision = args.model_revision
         model = load_trained_model(args.model, args.fused_ops, revision=revision).to(device)
@@ -190,8 +169,13 @@ def main(argv: list[str] | None = None) -> list[Path]:
         class_map = find_class_map(args.model, model.config, image_processor, revision)
         evaluation_args.check_classes(class_map.num_labels, args.model)
         protocol = evaluation_protocol(model.config, image_processor, evaluation_args)
-        predict = partial(predict_ids, model, protocol=protocol, fused_ops=args.fused_ops)
         what = describe_model(model)
+
+        def predict(image):
+            if isinstance(image, LargeImage):
+                return predict_bands(model, image, protocol)
+            return predict_ids(model, image, protocol, args.fused_ops)
+
     logger.info(f"{what}, on {device}; short side {protocol.short_side}")
     values = [f"{value} {class_map.id2label[i]}" for i, value in enumerate(class_map.raw_values)]
     logger.info(f"values in the PNGs: {values[0]} … {values[-1]}")
@@ -200,7 +184,12 @@ def main(argv: list[str] | None = None) -> list[Path]:
 
     def read(index: int):
         try:
-            return read_channels(paths[index], protocol.num_channels), None
+            large = open_large(paths[index], protocol.num_channels)
+            if large is None:
+                return read_channels(paths[index], protocol.num_channels), None
+            height, width = large.size
+            logger.info(f"{paths[index]}: {width:,}x{height:,} pixels, read and predicted in bands of rows")
+            return large, None
         except UserError as error:
             unreadable.append(str(error))
 

@@ -308,13 +308,13 @@ def _score_passes(
         probabilities = sum(_full_probabilities(one, size) for one in passes)
         probabilities = probabilities / probabilities.sum(1, keepdim=True)
         likelihood = None if target is None else probabilities.gather(1, target[:, None])[:, 0].clamp(min=smallest)
-        return _most_likely(probabilities, 1, threshold), likelihood
+        return most_likely(probabilities, 1, threshold), likelihood
     prediction = empty_prediction(1, num_classes, size, device)
     likelihood = None if target is None else torch.empty(prediction.shape, device=device)
     tiles = mean_scores if isinstance(passes[0], QueryPass) else _mean_probabilities
     with full_precision(device.type):
         for pixels, probabilities in tiles(passes, size):
-            prediction[0][pixels] = _most_likely(probabilities, -1, threshold)
+            prediction[0][pixels] = most_likely(probabilities, -1, threshold)
             if target is not None:
                 of_target = probabilities.gather(-1, target[0][pixels][..., None])[..., 0]
                 likelihood[0][pixels] = of_target.clamp(min=smallest)
@@ -342,7 +342,7 @@ def _mean_probabilities(
         yield tile.pixels, probabilities.div_(len(passes))
 
 
-def _most_likely(probabilities: Tensor, dim: int, threshold: float) -> Tensor:
+def most_likely(probabilities: Tensor, dim: int, threshold: float) -> Tensor:
     """argmax along `dim`, as the threshold between two classes moves it."""
     if threshold != 0.5:
         probabilities = probabilities.movedim(dim, -1) * _class_weights(threshold, probabilities.device)
