@@ -257,7 +257,7 @@ def predict_confidence(model, image: Image.Image | Tensor, protocol: EvaluationP
     if isinstance(logits, Tensor):
         logits = [PassLogits(logits, [slice(0, 1)], [slice(0, 1)])]
     confidence, target = torch.empty(ids.shape, dtype=torch.uint8), ids.long()
-    with full_precision(logits[0].logits.device.type):
+    with full_precision(logits[0].device.type):
         for pixels, probabilities in _mean_probabilities(logits, tuple(ids.shape)):
             likely = probabilities.cpu().gather(-1, target[pixels][..., None])[..., 0]
             confidence[pixels] = (likely * 255).round().to(torch.uint8)
@@ -325,9 +325,8 @@ def _score_passes(
         return most_likely(probabilities, 1, threshold), likelihood
     prediction = empty_prediction(1, num_classes, size, device)
     likelihood = None if target is None else torch.empty(prediction.shape, device=device)
-    tiles = mean_scores if isinstance(passes[0], QueryPass) else _mean_probabilities
     with full_precision(device.type):
-        for pixels, probabilities in tiles(passes, size):
+        for pixels, probabilities in _mean_probabilities(passes, size):
             prediction[0][pixels] = most_likely(probabilities, -1, threshold)
             if target is not None:
                 of_target = probabilities.gather(-1, target[0][pixels][..., None])[..., 0]
@@ -341,10 +340,13 @@ def _full_probabilities(one: PassLogits | QueryPass, size: tuple[int, int]) -> T
 
 
 def _mean_probabilities(
-    passes: list[PassLogits], size: tuple[int, int]
+    passes: list[PassLogits] | list[QueryPass], size: tuple[int, int]
 ) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
     """Rows and columns of one tile of the image after the other, with probabilities (rows, columns, C) averaged over
     the passes."""
+    if isinstance(passes[0], QueryPass):
+        yield from mean_scores(passes, size)
+        return
     first = TiledUpsampling(passes[0].logits, size, passes[0].windows)
     others = [TiledUpsampling(one.logits, size, one.windows, memory_of=first) for one in passes[1:]]
     # Drawn one at a time, since each tile overwrites the one before it.
