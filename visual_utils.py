@@ -146,6 +146,12 @@ def colorize(
     return Image.fromarray(colors)
 
 
+def sampled(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Ids (H, W) as a picture of `size` (width, height) shows them: those at the centres of its pixels."""
+    places = [((np.arange(n) + 0.5) * side / n).astype(int) for n, side in zip(size[::-1], ids.shape, strict=True)]
+    return ids[places[0][:, None], places[1]]
+
+
 def overlay(
     image: Image.Image, ids: np.ndarray, palette: np.ndarray, alpha: float = 0.55, ignore_index: int = 255
 ) -> Image.Image:
@@ -171,7 +177,7 @@ def overlay(
     return Image.fromarray(blended.round().astype(np.uint8))
 
 
-def _line(text) -> str:
+def drawable(text) -> str:
     """Text that can be drawn: without line breaks and without what fonts have no sign for."""
     return "".join(letter if letter.isprintable() else " " for letter in str(text))
 
@@ -185,7 +191,7 @@ def _legend(width: int, all_ids: Sequence[np.ndarray], palette, id2label, ignore
     """Colour and name of the classes in the arrays, largest first, in at most MAX_LEGEND_LINES lines."""
     counts = sum(np.bincount(ids.ravel(), minlength=256) for ids in all_ids)
     ids = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i] and i != ignore_index]
-    names = [_line(id2label[i]) for i in ids]
+    names = [drawable(id2label[i]) for i in ids]
     names = [n if len(n) <= MAX_NAME_LENGTH else n[: MAX_NAME_LENGTH - 1] + "…" for n in names]
 
     swatch, gap = 16, 6
@@ -240,8 +246,6 @@ def side_by_side(
         scale = min(1.0, MAX_PANEL_SIDE / long_side)
     size = tuple(max(1, round(side * scale)) for side in image.size)
     photo = image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
-    rows = ((np.arange(size[1]) + 0.5) * image.height / size[1]).astype(int)
-    columns = ((np.arange(size[0]) + 0.5) * image.width / size[0]).astype(int)
 
     panels, all_ids = {"image": photo}, []
     for caption, ids in (("truth", truth), ("prediction", prediction)):
@@ -250,7 +254,7 @@ def side_by_side(
             if ids.shape != image.size[::-1]:
                 raise ValueError(f"{caption} of {ids.shape} (height, width) and image of {image.size[::-1]}")
             all_ids.append(ids)
-            shown = ids[rows[:, None], columns]
+            shown = sampled(ids, size)
             # Stronger than `overlay`'s default: the photo is shown beside it, and colours should match the legend.
             panels[caption] = overlay(photo, shown, palette, alpha=0.65, ignore_index=ignore_index)
 
@@ -289,7 +293,7 @@ def augmentation_sheet(
     draw = ImageDraw.Draw(canvas)
     for row, (name, original, draws) in enumerate(rows):
         top = row * (LINE_HEIGHT + cell)
-        draw.text((MARGIN, top + LINE_HEIGHT // 2), _line(name), fill=TEXT_COLOR, font=_font(), anchor="lm")
+        draw.text((MARGIN, top + LINE_HEIGHT // 2), drawable(name), fill=TEXT_COLOR, font=_font(), anchor="lm")
         panels = [(original, Image.Resampling.LANCZOS)]
         for image, ids in draws:
             mask = colorize(ids, palette, ignore_index)
