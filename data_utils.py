@@ -467,16 +467,20 @@ class SegmentationDataset(torch.utils.data.Dataset):
         Raises:
             UserError: the image cannot be read, or is not the one that it was as this was made; names its file.
         """
-        image, label, _ = self._decode(index)
+        image, label, _ = self._decode(index, reduces=False)
         return image, Image.fromarray(label)
 
-    def _decode(self, index: int) -> tuple[Image.Image | torch.Tensor, np.ndarray, str]:
-        """As `read`, with the mask as uint8 (H, W), and the name."""
+    def _decode(self, index: int, reduces: bool) -> tuple[Image.Image | torch.Tensor, np.ndarray, str]:
+        """As `read`, with the mask as uint8 (H, W), and the name.
+
+        reduces: the image may be as much smaller as the transform lets it be.
+        """
         row = self._rows[index]
         label, file = decode_mask(row["label"]["bytes"]), StoredFile.of(row["image"], row["name"])
-        image = decode_image(file, self.protocol.num_channels)
+        reduction = self.transform.reduction(*label.shape) if reduces else 1
+        image = decode_image(file, self.protocol.num_channels, reduction)
         height, width = tvF.get_size(image)
-        if (height, width) != label.shape:
+        if (height, width) not in (label.shape, tuple(side // reduction for side in label.shape)):
             raise UserError(
                 f"{file.location} has changed since it was prepared: it is {width}x{height} "
                 f"now, its mask {label.shape[1]}x{label.shape[0]}; put the old file back and go on with "
@@ -504,8 +508,9 @@ class SegmentationDataset(torch.utils.data.Dataset):
         shown_class, rng = None, np.random.default_rng([self.seed, int(self._epoch), index])
         if self.rare_crops is not None:
             index, shown_class = self.rare_crops.draw(index, rng)
-        image, label, name = self._decode(index)
-        if isinstance(self.transform, TrainTransform):
+        trains = isinstance(self.transform, TrainTransform)
+        image, label, name = self._decode(index, reduces=trains)
+        if trains:
             return self.transform(image, label, rng, shown_class) | {"name": name}
         return {"pixel_values": self.transform.preprocess(image), "labels": torch.from_numpy(label)}
 
