@@ -341,3 +341,27 @@ def test_models_of_masks_are_refused(photos, tmp_path):
     arguments = ["--model", folder, "--output", tmp_path / "model.onnx", "--check_images", photos]
     with pytest.raises(UserError, match="eomt predicts masks, .* cannot be exported; predict.py and"):
         export_onnx.main([*map(str, arguments)])
+
+
+@pytest.mark.slow
+def test_half_precision(model_dir, photos, tmp_path):
+    arguments = ["--model", model_dir, "--output", tmp_path / "half.onnx", "--check_images", photos, "--fp16"]
+    figures = export_onnx.main([*map(str, arguments)])
+    assert figures["different"] <= 0.005 * figures["pixels"]
+    kinds = {weight.data_type for weight in onnx.load(tmp_path / "half.onnx").graph.initializer}
+    assert TensorProto.FLOAT16 in kinds
+    found, expected = (predictions(model, photos, tmp_path / "out") for model in (tmp_path / "half.onnx", model_dir))
+    for one, other in zip(found, expected, strict=True):
+        assert (one != other).mean() < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], ["--threshold", "0.3"]], ids=str)
+def test_a_single_logit(photos, tmp_path, flags):
+    model = save_model(tmp_path / "model", names={0: "road"})
+    arguments = ["--model", model, "--output", tmp_path / "two.onnx", "--check_images", photos, *flags]
+    assert export_onnx.main([*map(str, arguments)])["different"] == 0
+    found = predictions(tmp_path / "two.onnx", photos, tmp_path / "out")
+    expected = predictions(model, photos, tmp_path / "out", *flags)
+    for one, other in zip(found, expected, strict=True):
+        assert (one != other).mean() < 0.001 and set(np.unique(other)) == {0, 1}
