@@ -175,3 +175,5 @@ CLASS_COLUMNS = {
     "b": ("b", "blue"),
 }
 IGNORED_CLASS_NAMES = ("__ignore__",)
+# Class lists whose format says that a class of this name is none → the name.
+IGNORED_BY_FORMAT = {"dataset.json": "ignore"}  # nnU-Net
