@@ -4,6 +4,7 @@ Each group checks itself; what only several of them show together is checked by 
 """
 
 import logging
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -191,6 +192,21 @@ class SegmentationTrainingArguments(TrainingArguments):
             )
 
 
+SCATTERING = ("FSDP", "DeepSpeed ZeRO-3")
+
+
+def engine_of(training: TrainingArguments) -> str:
+    """What scatters the model over processes, as the flags say or `accelerate launch` does: "FSDP", "DeepSpeed", its
+    "DeepSpeed ZeRO-3", or "" for nothing."""
+    if training.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        return "FSDP"
+    if training.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        plugin = getattr(training, "deepspeed_plugin", None)
+        stage = plugin.zero_stage if plugin else int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0"))
+        return "DeepSpeed ZeRO-3" if stage == 3 else "DeepSpeed"
+    return ""
+
+
 @dataclass
 class Arguments:
     """All flags of `run_segmentation.py`, by topic.
@@ -214,7 +230,7 @@ class Arguments:
     @classmethod
     def parse(cls, argv: list[str] | None = None, description: str | None = None) -> "Arguments":
         """From the command line, or `argv`, and the YAML file of `--config`."""
-        exclusive = (("model_name_or_path", "from_scratch"), ("dataset_dir", "dataset_name"))
+        exclusive = (("model_name_or_path", "from_scratch", "backbone"), ("dataset_dir", "dataset_name"))
         types, argv = tuple(GROUPS.values()), list(sys.argv[1:] if argv is None else argv)
         groups = parse_arguments(types, argv, description, exclusive)
         parsed = dict(zip(GROUPS, groups, strict=True))
@@ -230,15 +246,20 @@ class Arguments:
         self._check_tasks()
         if self.dataset.streaming:
             self._check_streaming()
+        if self.optimization.encoder_warmup_steps and self.training.lr_scheduler_type != SchedulerType.POLYNOMIAL:
+            raise UserError("--encoder_warmup_steps is a part of --lr_scheduler_type polynomial: add that")
         if self.model.from_scratch and (self.optimization.freeze_encoder or self.optimization.lora_r):
             raise UserError("--freeze_encoder and --lora_r keep a pretrained encoder; --from_scratch has none")
         if self.training.label_smoothing_factor and "ce" not in self.loss.names:
             raise UserError(
                 f"--label_smoothing_factor applies to cross-entropy, which --loss {self.loss.loss} does not name"
             )
-        if self.optimization.ema_decay and (self.training.fsdp or self.training.deepspeed):
+        engine = engine_of(self.training)
+        if engine and self.optimization.ema_decay:
             raise UserError("--ema_decay averages whole weights, which FSDP and DeepSpeed scatter; leave it out")
-        if self.optimization.skip_nonfinite and self.training.deepspeed:
+        if engine in SCATTERING:
+            self._check_scattered(engine)
+        if self.optimization.skip_nonfinite and "DeepSpeed" in engine:
             raise UserError("--skip_nonfinite cannot hold back the steps of DeepSpeed; leave it out")
         if self.optimization.sync_bn and self.training.world_size > 1 and self.training.device.type == "cpu":
             raise UserError("--sync_bn needs GPUs; on several CPU processes leave it out")
@@ -260,12 +281,24 @@ class Arguments:
             "resume_from_checkpoint": training.resume_from_checkpoint,
             "push_to_hub": training.push_to_hub,
             "from_scratch": self.model.from_scratch,
+            "backbone": self.model.backbone,
         }
         for name, value in needs_training.items():
             if value:
                 raise UserError(f"--{name} belongs to a training run: add --do_train")
         if not self.model.model_name_or_path:
             raise UserError("without --do_train, --model_name_or_path must name the trained model to evaluate")
+
+    def _check_scattered(self, engine: str) -> None:
+        """No process has the whole model: it runs in all of them together, as often in each."""
+        flags = {
+            "do_predict": (self.training.do_predict, "predict afterwards, with predict.py on the saved model"),
+            "dry_run": (self.run.dry_run, "try it out without the launcher"),
+            "slide_crop": (self.evaluation.slide_crop is not None, "evaluate the saved model afterwards"),
+        }
+        for name, (is_given, instead) in flags.items():
+            if is_given:
+                raise UserError(f"--{name} does not go with {engine}, which scatters the weights: {instead}")
 
     def _check_streaming(self) -> None:
         has_classes = self.classes.id2label or self.classes.label_map or ADE20K_ON_THE_HUB in self.dataset.source
