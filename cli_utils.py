@@ -17,9 +17,15 @@ import threading
 import time
 import traceback
 import zlib
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
+from argparse import (
+    SUPPRESS,
+    ArgumentDefaultsHelpFormatter,
+    ArgumentParser,
+    ArgumentTypeError,
+    RawDescriptionHelpFormatter,
+)
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import get_origin
@@ -28,6 +34,7 @@ import psutil
 import yaml
 from huggingface_hub import constants, get_session, is_offline_mode
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
+from tqdm import tqdm
 from transformers import HfArgumentParser
 
 # What HfArgumentParser takes for the value of a switch.
@@ -254,10 +261,30 @@ def printable(text: str, lines: bool = False) -> str:
 
 
 class PrintableFormatter(logging.Formatter):
-    """For every handler that writes to a terminal: messages hold names from data, which may hold anything."""
+    """For every handler that writes to a terminal: messages hold names from data, which may hold anything. What is no
+    plain information says so, and libraries say who they are."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record), lines=True)
+        level = "" if record.levelno == logging.INFO else record.levelname.lower()
+        source = "" if is_ours(record) else record.name
+        before = f"{level} ({source})" if level and source else level or source
+        return printable(f"{before}: " * bool(before) + super().format(record), lines=True)
+
+
+class _LineHandler(logging.StreamHandler):
+    """Writes lines above a progress bar that is being drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except Exception:
+            self.handleError(record)
+
+
+def is_ours(record: logging.LogRecord) -> bool:
+    """Whether a line of the log comes from this project and no library."""
+    path = Path(record.pathname)
+    return path.is_relative_to(Path(__file__).parent) and "site-packages" not in path.parts
 
 
 def shorten(names: Iterable[str], shown: int = 3) -> str:
@@ -386,13 +413,22 @@ def keep_secret(value: str | None) -> None:
         _secrets.add(value)
 
 
-def set_up_logging(level: int = logging.INFO, force: bool = True) -> None:
+def set_up_logging(level: int = logging.INFO, force: bool = True, tables: bool = True, others: bool = True) -> None:
     """One stream of printable lines on stderr, without secrets, and without a line for every request to the Hub.
 
-    force: also where logging was set up already.
+    Args:
+        force: also where logging was set up already.
+        tables: show information of several lines. others: show the information of libraries, too.
     """
-    handler = logging.StreamHandler()
-    handler.setFormatter(PrintableFormatter("%(levelname)s %(name)s: %(message)s"))
+
+    def is_shown(record: logging.LogRecord) -> bool:
+        if record.levelno != logging.INFO:
+            return True
+        return (tables or "\n" not in record.getMessage()) and (others or is_ours(record))
+
+    handler = _LineHandler()
+    handler.addFilter(is_shown)
+    handler.setFormatter(PrintableFormatter("%(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=force)
     logging.setLogRecordFactory(_redacted_record)
     for name in REQUEST_LOGGERS:
@@ -511,7 +547,11 @@ def missing_folders(folder: Path) -> list[Path]:
 
 
 class _HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter):
-    """The description's lines as they are, and every flag's default."""
+    """The description's lines as they are, and the default of every flag that has one."""
+
+    def _get_help_string(self, action):
+        says_it = "default" in (action.help or "")
+        return action.help if says_it or action.default in (None, [], "") else super()._get_help_string(action)
 
 
 class _Parser(HfArgumentParser):
@@ -519,12 +559,34 @@ class _Parser(HfArgumentParser):
 
     positional = None
     paths: frozenset[str] = frozenset()  # names of the flags that take files or folders
+    rare: Collection[str] = ()  # names of flags of which --help says nothing
+
+    def __init__(self, dataclass_types, rare: Collection[str] = (), **options):
+        self.rare = rare
+        super().__init__(dataclass_types, **options)
 
     def add_argument(self, *names, **options):
-        """Numbers are finite."""
+        return super().add_argument(*names, **self._options(names, options))
+
+    def add_argument_group(self, *args, **kwargs):
+        group = super().add_argument_group(*args, **kwargs)
+        add = group.add_argument
+        group.add_argument = lambda *names, **options: add(*names, **self._options(names, options))
+        return group
+
+    def _options(self, names: tuple[str, ...], options: dict) -> dict:
+        """Numbers are finite; what is rare is not shown."""
         if options.get("type") is float:
             options["type"] = _finite_number
-        return super().add_argument(*names, **options)
+        if names and names[0].removeprefix("--").removeprefix("no_") in self.rare:
+            options["help"] = SUPPRESS
+        return options
+
+    def _add_dataclass_arguments(self, dtype):
+        """The flags of a dataclass are a topic of --help, called by the first line of its docstring."""
+        if "_argument_group_name" not in vars(dtype):
+            dtype._argument_group_name = (dtype.__doc__ or dtype.__name__).strip().splitlines()[0].rstrip(".")
+        super()._add_dataclass_arguments(dtype)
 
     def parse_known_args(self, args=None, namespace=None):
         """`~` is the home folder, also where no shell has seen it, as in YAML and in --flag=~/photos."""
@@ -616,6 +678,7 @@ def parse_arguments(
     description: str | None = None,
     exclusive: tuple[tuple[str, ...], ...] = (),
     positional: str | None = None,
+    rare: Collection[str] = (),
 ) -> tuple:
     """Parses flags, and the YAML file of `--config`, into one instance of each dataclass. Flags win over the file.
 
@@ -624,6 +687,7 @@ def parse_arguments(
         argv: without the program's name; None means the command line.
         exclusive: groups of flags of which at most one may be given; one on the command line displaces the others in
             the file.
+        rare: names of flags that `--help_all` shows, and `--help` does not.
         positional: the field that words without a flag are for, as in `check_dataset.py my_photos`: all of
             them if it is a list, else one.
 
@@ -631,7 +695,18 @@ def parse_arguments(
         UserError: unknown flag or key (with the nearest known one), a value that does not fit, or two flags of an
             exclusive group.
     """
-    parser = _Parser(dataclass_types, description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _Parser(
+        dataclass_types,
+        rare=() if "--help_all" in argv else rare,
+        usage=f"%(prog)s{f' {positional.upper()}' if positional else ''} [--flag VALUE …]",
+        description=description,
+        allow_abbrev=False,
+        formatter_class=_HelpFormatter,
+    )
+    if rare:
+        words = f"this, with {len(rare)} more flags, most of them of the transformers Trainer"
+        parser.add_argument("--help_all", action="help", help=words)
     parser.add_argument("--config", metavar="FILE.yaml", help="YAML file with any of these flags; flags here win")
     fields, aliases = _fields_and_aliases(dataclass_types)
     parser.paths = frozenset(name for name, field in fields.items() if is_path(field))
@@ -639,7 +714,6 @@ def parse_arguments(
         if field.type == bool | None and "const" in field.metadata:
             parser.add_argument(f"--no_{name}", dest=name, action="store_false", default=None, help=f"not {name}")
 
-    argv = list(sys.argv[1:] if argv is None else argv)
     if positional:
         parser.positional = positional
         # In `--eval_flip photo.jpg` the word is not the switch's value.

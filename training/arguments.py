@@ -101,6 +101,10 @@ class RunArguments:
         metadata={"help": "run every stage once on a few images, report time and memory, and keep nothing"},
     )
 
+    verbose: bool = field(
+        default=False, metadata={"help": "also show tables, and what libraries say and draw of their own"}
+    )
+
     def __post_init__(self):
         check_positive(self, "max_train_samples", "max_eval_samples", "max_predict_samples")
         if self.preview is not None:
@@ -167,12 +171,24 @@ LIMITS = {
 }
 
 
+# Of the Trainer's flags those that `--help` shows; `--help_all` shows the others.
+COMMON = frozenset(
+    """output_dir do_train do_eval do_predict num_train_epochs max_steps learning_rate lr_scheduler_type warmup_steps
+    weight_decay per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps eval_strategy
+    eval_steps save_strategy save_steps save_total_limit load_best_model_at_end metric_for_best_model logging_steps
+    resume_from_checkpoint dataloader_num_workers bf16 fp16 torch_compile use_cpu seed report_to push_to_hub
+    hub_model_id disable_tqdm""".split()
+)
+
+
 @dataclass
 class SegmentationTrainingArguments(TrainingArguments):
     """`TrainingArguments` with this project's defaults; no field is added.
 
     Evaluation during training needs `do_train=True`, also where `trainer.train()` is called from Python.
     """
+
+    _argument_group_name = "How to train: the common flags of the transformers Trainer"
 
     output_dir: str | None = _path("output_dir")
     resume_from_checkpoint: str | None = _path("resume_from_checkpoint")
@@ -291,7 +307,8 @@ class Arguments:
         """From the command line, or `argv`, and the YAML file of `--config`."""
         exclusive = (("model_name_or_path", "from_scratch"), ("dataset_dir", "dataset_name"))
         types, argv = tuple(GROUPS.values()), list(sys.argv[1:] if argv is None else argv)
-        groups = parse_arguments(types, argv, description, exclusive)
+        rare = {*TrainingArguments.__dataclass_fields__} - COMMON
+        groups = parse_arguments(types, argv, description, exclusive, rare=rare)
         parsed = dict(zip(GROUPS, groups, strict=True))
         if parsed["run"].trains(parsed["training"]):
             argv.append("--do_train")  # before the Trainer's arguments draw their conclusions from it
