@@ -16,6 +16,11 @@ No network, no data, a few minutes on a CPU (`make demo`):
 Every flag can stand in the YAML file of `--config`; flags on the command line win.
 """
 
+if __name__ == "__main__":
+    from training.early import answer
+
+    answer(__doc__)  # before the imports below, which take seconds
+
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,7 +59,7 @@ from reports.model_card import write_model_card
 from reports.predictions import prediction_files, write_predictions
 from reports.publishing import check_hub_access, push_run
 from reports.run_record import RunPage, evaluated_images, new_record
-from training.arguments import Arguments, RunArguments
+from training.arguments import Arguments
 from training.batches import check_batches
 from training.checkpoints import check_same_run, check_steps, started_with
 from training.display import is_live
@@ -72,6 +77,7 @@ from training.output_folder import (
     save_results,
     split_file,
 )
+from training.run_arguments import RunArguments
 from training.trainer import SegmentationTrainer
 
 logger = logging.getLogger(__name__)
@@ -382,6 +388,7 @@ def evaluate(trainer: SegmentationTrainer, class_map: ClassMap, output_dir: Path
     """Scores the evaluation images; leaves the scores, the confusion matrix and the counts of every image."""
     trainer.finds_suspects = True
     metrics = without_per_category(trainer.evaluate())
+    trainer.finds_suspects = False
     statistics = trainer.compute_metrics
     interval = bootstrap_interval(statistics.counts)
     metrics |= dict(zip(("eval_mean_iou_low", "eval_mean_iou_high"), interval, strict=True))

@@ -4,6 +4,8 @@ A palette is a uint8 array (num_labels, 3) of RGB colours by training id. Ids ar
 training ids with `ignore_index` where nothing is known.
 """
 
+import struct
+import zlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -84,6 +86,46 @@ def save_indexed_png(path: str | Path, mask: np.ndarray, palette: np.ndarray) ->
     image.putpalette(np.asarray(palette, np.uint8).reshape(256 * 3).tolist())
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     image.save(path, format="PNG")
+
+
+class IndexedPngWriter:
+    """`save_indexed_png` for masks that come a band of rows after the other; a context.
+
+    Source: ISO/IEC 15948 (PNG): chunks of length, type, content and CRC; rows that each begin with the filter 0.
+
+    Args:
+        size: height and width. palette: (256, 3).
+    """
+
+    def __init__(self, path: str | Path, size: tuple[int, int], palette: np.ndarray):
+        self.path, self.size, self.palette = path, size, palette
+        self.packer = zlib.compressobj(6)
+
+    def __enter__(self) -> "IndexedPngWriter":
+        self.file = open(self.path, "wb")
+        self.file.write(b"\x89PNG\r\n\x1a\n")
+        height, width = self.size
+        self._chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0))
+        self._chunk(b"PLTE", np.asarray(self.palette, np.uint8).tobytes())
+        return self
+
+    def write(self, rows: np.ndarray) -> None:
+        """uint8 (n, width), the next rows."""
+        self._data(self.packer.compress(np.pad(rows, ((0, 0), (1, 0))).tobytes()))
+
+    def __exit__(self, kind, *_) -> None:
+        with self.file:
+            if kind is None:
+                self._data(self.packer.flush())
+                self._chunk(b"IEND", b"")
+
+    def _data(self, content: bytes) -> None:
+        if content:
+            self._chunk(b"IDAT", content)
+
+    def _chunk(self, kind: bytes, content: bytes) -> None:
+        self.file.write(struct.pack(">I", len(content)) + kind + content)
+        self.file.write(struct.pack(">I", zlib.crc32(kind + content)))
 
 
 def _colors(ids: np.ndarray, palette: np.ndarray, ignore_index: int) -> tuple[np.ndarray, np.ndarray]:

@@ -129,7 +129,7 @@ def find_faults(
         *file_faults(records),
         *exif_faults(records),
         *image_faults(records, image_size),
-        *mask_form_faults(records),
+        *mask_form_faults(records, class_map),
         *alignment_faults(readable),
         *duplicate_faults(records),
     ]

@@ -196,6 +196,8 @@ def test_words_without_a_flag(argv):
     assert files == Files(["a", "b"], "a")
     with pytest.raises(UserError, match="unknown flag --modle.*did you mean --model"):
         parse_arguments((Files,), [*argv, "--modle", "x"], positional="inputs")
+    with pytest.raises(UserError, match="unknown flag --weights .did you mean --model"):  # not that --model is missing
+        parse_arguments((Files,), ["a", "--weights", "x"], positional="inputs")
 
 
 def test_words_after_switches_and_numbers():
@@ -414,7 +416,7 @@ def test_the_log_has_no_secrets_whoever_writes_it(capsys):
     logging.getLogger("httpx2").info("GET https://host/a 200")
     logging.getLogger("library").warning("%d", "no number")  # the handler says so
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "WARNING library: … at https://host/a?…" and "httpx2" not in "".join(lines)
+    assert lines[0] == "warning: … at https://host/a?…" and "httpx2" not in "".join(lines)
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
