@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,7 @@ def write_predictions(
     contact_sheet: Path,
     sample: Path | None = None,
     inputs: Iterable[str | os.PathLike] = (),
+    also: Callable[[int, Path], Iterable] = lambda index, png: (),
 ) -> list[tuple[Path, Path]]:
     """Predicts images one by one, each process its share, and writes what is to be looked at and used.
 
@@ -71,6 +73,8 @@ def write_predictions(
             mean IoU of their own first where the truth is known.
         sample: file for a copy of the first overlay.
         inputs: files that must not be replaced.
+        also: index and PNG → what else is written of that image: contexts of functions that take the ids, uint8
+            (n, W), some rows after the other, see `reports.prediction_outputs`.
 
     Returns:
         PNG and overlay of every image that was not left out, of all processes, in the order of `names`.
@@ -98,12 +102,16 @@ def write_predictions(
             continue
         image, truth = found
         png, overlay = places[index]
-        with written_aside(png) as partial:
+        with ExitStack() as outputs:
+            partial = outputs.enter_context(written_aside(png))
+            takers = [outputs.enter_context(output) for output in also(index, png)]
             if isinstance(image, LargeImage):
-                image, ids = _save_bands(partial, image, predict(image), class_map, raw_palette)
+                image, ids = _save_bands(partial, image, predict(image), class_map, raw_palette, takers)
             else:
                 ids = np.asarray(predict(image)).astype(np.uint8)
                 visual_utils.save_indexed_png(partial, class_map.to_raw(ids), raw_palette)
+                for take in takers:
+                    take(ids)
         truth = None if truth is None else np.asarray(truth)
         panels = visual_utils.side_by_side(rgb_view(image), truth, ids, palette, class_map.id2label)
         with written_aside(overlay) as partial:
@@ -134,7 +142,7 @@ def _mean_iou(ids: np.ndarray, truth: np.ndarray, num_labels: int) -> float:
 
 
 def _save_bands(
-    path: Path, image: LargeImage, bands: Iterable, class_map: ClassMap, palette: np.ndarray
+    path: Path, image: LargeImage, bands: Iterable, class_map: ClassMap, palette: np.ndarray, takers: list[Callable]
 ) -> tuple[Tensor, np.ndarray]:
     """Writes the PNG as the rows come. Returns every n-th pixel of the image, uint8 (C, h, w), and of its ids (h, w),
     to be looked at."""
@@ -144,6 +152,8 @@ def _save_bands(
         for rows in bands:
             ids = np.asarray(rows).astype(np.uint8)
             png.write(class_map.to_raw(ids))
+            for take in takers:
+                take(ids)
             for row in range(-top % step, len(ids), step):
                 pixels.append(image.read(top + row, top + row + 1)[..., ::step])
                 shown.append(ids[row, ::step])

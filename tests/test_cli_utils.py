@@ -618,7 +618,8 @@ def test_names_cannot_reach_the_terminal(capsys):
     with pytest.raises(SystemExit):
         run_cli(mistake)
     formatter = PrintableFormatter("%(message)s")
-    shown = [formatter.format(logging.makeLogRecord({"msg": name})), capsys.readouterr().err.removeprefix("error: ")]
+    record = logging.makeLogRecord({"msg": name, "levelno": logging.INFO, "pathname": __file__})
+    shown = [formatter.format(record), capsys.readouterr().err.removeprefix("error: ")]
     for text in shown:
         assert text.strip() == printable(name, lines=True)
 
