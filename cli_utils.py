@@ -121,6 +121,7 @@ _CALLED_ELSEWHERE = {
     "max_images": "max_samples num_samples limit max_train_samples",
     "max_eval_samples": "max_val_samples max_validation_samples max_test_samples",
     "config": "cfg config_file yaml c",
+    "verbose": "v debug",
     "seed": "random_seed manual_seed seed_everything",
 }
 _INSTEAD = {

@@ -96,7 +96,9 @@ def write_predictions(
     raw_palette = visual_utils.raw_palette(palette, class_map.raw_values)
     share = range(state.process_index, len(names), state.num_processes)
     written = []
-    for index in tqdm(share, desc="predicting", disable=not state.is_main_process):
+    logger.info(f"predicting {count_of(len(names), 'image')}")
+    # None: a bar on a terminal alone.
+    for index in tqdm(share, desc="predicting", leave=False, disable=None if state.is_main_process else True):
         found = read(index)
         if found is None:
             continue
