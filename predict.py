@@ -171,7 +171,8 @@ def find_class_map(
     for file in files:
         try:
             names, colors = read_class_list(file)
-        except UserError:  # somebody else's labels.json, in another format
+        except UserError as error:  # somebody else's, in another format
+            logger.warning(f"not taken for the model's list of classes: {error}")
             continue
         if names == id2label or (single_logit and file == own_file and len(names) == 2):
             id2label, palette = names, colors
