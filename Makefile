@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .DELETE_ON_ERROR:
 
 # Installed again only when a requirements file changed.
-$(VENV)/.installed: requirements.txt requirements-dev.txt
+$(VENV)/.installed: requirements.txt requirements-extra.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "error: Python 3.10 or newer is needed; say which with: make PYTHON=python3.12 …"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,7 @@ demo: install
 		print("mean IoU on the 10 training images: %.3f, on the 10 validation images: %.3f" \
 		% (r["train_mean_iou"], r["eval_mean_iou"]))'
 	@echo "the pictures: $(CURDIR)/outputs/toy_overfit/contact_sheet.png"
+	@echo "the page of the run: $(CURDIR)/outputs/toy_overfit/report.html"
 
 test: install
 	$(BIN)/python -m pytest tests -m "not slow"

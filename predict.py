@@ -2,6 +2,7 @@
 
     python predict.py --model outputs/mine --output_dir predicted photo.jpg folder_of_photos
     python predict.py --model nvidia/segformer-b0-finetuned-ade-512-512 --output_dir predicted photo.jpg
+    python predict.py --model mine.onnx --output_dir predicted photo.jpg                # see export_onnx.py
 
 Folders are searched with their subfolders. Written to --output_dir, NAME being a file's name, or its path below the
 folder that was given, without the extension:
@@ -14,19 +15,19 @@ Where a name is no file name on every system, or two differ in capitals alone, a
 kinds that are not read, and masks in the folders of a dataset, are passed over with a warning, and the exit code is 0;
 it is 1 where a file that should have been read could not be.
 
+Images of more than 89 million pixels are predicted a band of rows after the other, with the same result and in little
+memory: TIFF files are also read so, through rasterio (pip install rasterio); others are decoded at once.
+
 Photos are turned upright first, as their EXIF orientation says, and predictions are upright too. A model that was
 evaluated with --slide_crop, --eval_scales and so on predicts as it was evaluated when it is given the same flags here.
 """
 
 import logging
-import re
 import sys
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
-from transformers import PretrainedConfig
-from transformers.utils import cached_file
+import torch
 
 from cli_utils import (
     UserError,
@@ -38,29 +39,36 @@ from cli_utils import (
     shorten,
 )
 from data.arguments import EvaluationArguments
-from data.classes import ClassMap, read_class_list
 from data.image_files import read_channels
-from data.layouts import MASKS, Tree, read_name
+from data.large_images import LargeImage, open_large
+from data.layouts import Tree
 from data.output_paths import check_writable
-from data.synonyms import IMAGE_EXTENSIONS, MASK_SUFFIXES
+from data.synonyms import IMAGE_EXTENSIONS
+from data.trial_pairing import masks_among
 from data.unread import describe_unread, unread_pictures
+from models.banded import predict_bands
 from models.image_processor import load_image_processor
 from models.inference import evaluation_protocol, find_device, predict_ids
 from models.loading import describe_model, load_trained_model
-from reports.predictions import prediction_files, write_predictions
+from models.onnx_model import OnnxModel
+from models.trained_classes import find_class_map
+from reports.predictions import prediction_files, refuse_foreign, write_predictions
 
 logger = logging.getLogger(__name__)
 
 CONTACT_SHEET = "contact_sheet.png"
-# What datasets add to the name of an image, to name a mask or another picture of it.
-ENDINGS = f"({'|'.join(map(re.escape, sorted(MASK_SUFFIXES, key=len, reverse=True)))}|_gtFine_.*|_leftImg8bit)$"
 
 
 @dataclass
 class PredictArguments:
     """What to segment, with which model, and where the results go."""
 
-    model: str = field(metadata={"help": "folder or Hub id of a trained model", "metavar": "DIR_OR_ID"})
+    model: str = field(
+        metadata={
+            "help": "folder or Hub id of a trained model, or a file of export_onnx.py",
+            "metavar": "DIR_OR_ID_OR_FILE",
+        }
+    )
     output_dir: Path = field(metadata={"help": "folder for predictions, overlays and the contact sheet"})
     inputs: list[Path] = field(
         default_factory=list,
@@ -100,94 +108,42 @@ def find_images(inputs: list[Path], output_dir: Path) -> dict[str, Path]:
                     f"{images[name]} and {path} would both become {output_dir / name}.png; "
                     "rename one, or give them separate --output_dir"
                 )
-    prediction_files(list(images), output_dir, [output_dir / CONTACT_SHEET], images.values())
+    contact_sheet = output_dir / CONTACT_SHEET
+    refuse_foreign(prediction_files(list(images), output_dir, [contact_sheet], images.values()), contact_sheet)
     return images
 
 
 def _images_in(folder: Path) -> list[tuple[str, Path]]:
     """Name and path of the images below a folder; says what else lies there."""
-    below = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
-    below = [
-        path
-        for path in below
-        if path.suffix.lower() in IMAGE_EXTENSIONS and not any(part.startswith(".") for part in path.parts)
-    ]
-    unread = unread_pictures(Tree(folder))
+    tree = Tree(folder)
+    below = [picture.path.relative_to(folder) for picture in tree.pictures if picture.extension in IMAGE_EXTENSIONS]
+    unread = unread_pictures(tree)
     passed_over = f"{folder}: {': '.join(describe_unread(unread))}" if unread else ""
     if not below:
         extensions = " ".join(sorted(IMAGE_EXTENSIONS))
         raise UserError(passed_over or f"no images in {folder} and its subfolders (looked for {extensions})")
     if unread:
         logger.warning(passed_over)
-    masks = _masks_of(below)
+    masks = masks_among(tree)
     if masks:
-        folders = sorted({str(folder / path.parent) for path in masks})
+        folders = sorted({str(path.parent) for path in masks})
         logger.warning(
             f"{folder} is a dataset: {count_of(len(masks), 'mask')} in {shorten(folders)} passed over; name such a "
-            "folder itself where its files are images"
+            "folder or file itself where it is an image"
         )
-    return [(path.with_suffix("").as_posix(), folder / path) for path in below if path not in masks]
+    return [(path.with_suffix("").as_posix(), folder / path) for path in sorted(below) if folder / path not in masks]
 
 
-def _holds_masks(folder: str) -> bool:
-    """By the folder's name; those of VOC's objects hold no classes, but no photos either."""
-    return read_name(folder).role == MASKS or "segmentation" in folder.lower()
-
-
-def _masks_of(paths: list[Path]) -> set[Path]:
-    """Those of the files of a folder that are masks of others there, by the names of their folders or their own."""
-
-    def bare(path: Path) -> str:
-        return re.sub(ENDINGS, "", path.stem)
-
-    in_mask_folder = {path for path in paths if any(_holds_masks(part) for part in path.parts[:-1])}
-    images = {bare(path) for path in paths if path not in in_mask_folder}
-    masks = {path for path in in_mask_folder if bare(path) in images}
-    stems = {path.with_suffix("") for path in paths}
-    masks |= {path for path in paths if bare(path) != path.stem and path.with_name(bare(path)) in stems}
-    return masks
-
-
-def find_class_map(
-    name_or_path: str, config: PretrainedConfig, image_processor, revision: str | None = None
-) -> ClassMap:
-    """A trained model's classes with their colours and the values that stand for them in annotation files.
-
-    Models trained here have the values in their configuration; of others the image processor says whether labels were
-    reduced. Colours are those of the model's `labels.json` or of a list in `labels/`, whichever has the model's class
-    names. A model with a single logit, whose configuration can name but one class, has the two of its `labels.json`.
-    """
-    files = sorted((Path(__file__).parent / "labels").glob("*.json"))
-    own_file = None
-    try:
-        own_file = cached_file(name_or_path, "labels.json", revision=revision)
-        files.insert(0, own_file)
-    except OSError:
-        pass  # only models trained here have it
-    id2label, palette = config.id2label, None
-    single_logit = len(id2label) == 1
-    if single_logit:
-        id2label = {0: "background", 1: id2label[0]}
-    for file in files:
-        try:
-            names, colors = read_class_list(file)
-        except UserError as error:  # somebody else's, in another format
-            logger.warning(f"not taken for the model's list of classes: {error}")
-            continue
-        if names == id2label or (single_logit and file == own_file and len(names) == 2):
-            id2label, palette = names, colors
-            break
-    recorded = config.to_dict().get("segmentation_label_map")
-    if recorded is not None:
-        return ClassMap.from_config(recorded, id2label, palette)
-    try:
-        # As it stands in the file: older models, NVIDIA's own among them, say `reduce_labels`, which transformers 5
-        # reads without acting on it.
-        settings = type(image_processor).get_image_processor_dict(name_or_path, revision=revision)[0]
-    except OSError:
-        settings = {}  # a model without an image processor
-    reduced = settings.get("do_reduce_labels", settings.get("reduce_labels", False))
-    return ClassMap(id2label, palette, do_reduce_labels=bool(reduced))
+def load_graph(args: PredictArguments, evaluation_args: EvaluationArguments, device: torch.device) -> OnnxModel:
+    """A file of export_onnx.py; UserError where it does not fit the flags."""
+    if args.model_revision is not None:
+        raise UserError(f"--model_revision {args.model_revision} is for models of the Hub, and {args.model} is a file")
+    if not Path(args.model).is_file():
+        raise UserError(f"--model {args.model}: no such file; export_onnx.py writes one")
+    model = OnnxModel(args.model, device)
+    evaluation_args.check_classes(model.class_map.num_labels, args.model)
+    model.set_protocol(evaluation_args)
+    return model
 
 
 def main(argv: list[str] | None = None) -> list[Path]:
@@ -204,13 +160,24 @@ def main(argv: list[str] | None = None) -> list[Path]:
     check_writable(args.output_dir, "--output_dir", is_folder=True)
     device = find_device(args.device)
 
-    revision = args.model_revision
-    model = load_trained_model(args.model, args.fused_ops, revision=revision).to(device)
-    image_processor = load_image_processor(args.model, revision=revision, image_size=evaluation_args.image_size)
-    class_map = find_class_map(args.model, model.config, image_processor, revision)
-    evaluation_args.check_classes(class_map.num_labels, args.model)
-    protocol = evaluation_protocol(model.config, image_processor, evaluation_args)
-    logger.info(f"{describe_model(model)}, on {device}; short side {protocol.short_side}")
+    if args.model.endswith(".onnx"):
+        model = load_graph(args, evaluation_args, device)
+        class_map, protocol, predict, what = model.class_map, model.protocol, model.predict, model.describe()
+    else:
+        revision = args.model_revision
+        model = load_trained_model(args.model, args.fused_ops, revision=revision).to(device)
+        image_processor = load_image_processor(args.model, revision=revision, image_size=evaluation_args.image_size)
+        class_map = find_class_map(args.model, model.config, image_processor, revision)
+        evaluation_args.check_classes(class_map.num_labels, args.model)
+        protocol = evaluation_protocol(model.config, image_processor, evaluation_args)
+        what = describe_model(model)
+
+        def predict(image):
+            if isinstance(image, LargeImage):
+                return predict_bands(model, image, protocol)
+            return predict_ids(model, image, protocol, args.fused_ops)
+
+    logger.info(f"{what}, on {device}; short side {protocol.short_side}")
     values = [f"{value} {class_map.id2label[i]}" for i, value in enumerate(class_map.raw_values)]
     logger.info(f"values in the PNGs: {values[0]} … {values[-1]}")
 
@@ -218,12 +185,16 @@ def main(argv: list[str] | None = None) -> list[Path]:
 
     def read(index: int):
         try:
-            return read_channels(paths[index], protocol.num_channels), None
+            large = open_large(paths[index], protocol.num_channels)
+            if large is None:
+                return read_channels(paths[index], protocol.num_channels), None
+            height, width = large.size
+            logger.info(f"{paths[index]}: {width:,}x{height:,} pixels, read and predicted in bands of rows")
+            return large, None
         except UserError as error:
             unreadable.append(str(error))
 
     contact_sheet = args.output_dir / CONTACT_SHEET
-    predict = partial(predict_ids, model, protocol=protocol, fused_ops=args.fused_ops)
     try:
         written = write_predictions(
             list(images), read, predict, class_map, args.output_dir, contact_sheet, inputs=paths

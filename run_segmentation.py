@@ -16,6 +16,11 @@ No network, no data, a few minutes on a CPU (`make demo`):
 Every flag can stand in the YAML file of `--config`; flags on the command line win.
 """
 
+if __name__ == "__main__":
+    from training.early import answer
+
+    answer(__doc__)  # before the imports below, which take seconds
+
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +35,7 @@ from datasets import Dataset, DatasetDict
 from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 
 from checks.judge import judge_example, prepare_and_judge, prepare_dataset
+from checks.records import Finding
 from checks.values import MOSTLY_IGNORED
 from cli_utils import UserError, run_cli, set_up_logging, written_aside, written_together
 from data.augmentation import TrainTransform
@@ -51,7 +57,8 @@ from reports.intervals import bootstrap_interval, save_per_image
 from reports.model_card import write_model_card
 from reports.predictions import prediction_files, write_predictions
 from reports.publishing import check_hub_access, push_run
-from training.arguments import Arguments, RunArguments, SegmentationTrainingArguments
+from reports.run_record import RunPage, evaluated_images, new_record
+from training.arguments import Arguments, SegmentationTrainingArguments
 from training.batches import check_batches
 from training.checkpoints import check_same_run, check_steps, started_with
 from training.divergence import SKIPPED, skipped_steps
@@ -68,6 +75,7 @@ from training.output_folder import (
     save_results,
     split_file,
 )
+from training.run_arguments import RunArguments
 from training.trainer import SegmentationTrainer
 
 logger = logging.getLogger(__name__)
@@ -107,7 +115,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             )
             check_plan(data, args, output_dir)
             class_map = find_classes(data, args.classes)
-            dataset = prepare(data, class_map, args)
+            dataset, findings = prepare(data, class_map, args)
         logger.info(f"annotation value -> training id\n{class_map.table()}")
         args.evaluation.check_classes(class_map.num_labels)
         train_split, eval_split = choose_splits(dataset, args.run)
@@ -146,11 +154,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         )
         if args.run.dry_run:
             return dry_run(trainer)
+        page = RunPage(trainer, new_record(args, data, dataset, class_map, findings), class_map)
+        trainer.add_callback(page)
 
-        # Train, evaluate, predict, publish.
+        # Train, evaluate, predict, report, publish.
         train_metrics, eval_metrics = {}, {}
         if args.training.do_train:
-            train_metrics = train(trainer, args, class_map)
+            train_metrics = train(trainer, args, class_map, page)
         if args.training.do_eval:
             eval_metrics = evaluate(trainer, class_map, output_dir)
         if args.run.eval_on_train:
@@ -159,6 +169,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             names = eval_split["name"][: args.run.max_predict_samples]
             files = predicted(output_dir)
             write_predictions(names, trainer.eval_dataset.read, trainer.predict_ids, class_map, *files, data.files())
+        page.finish(output_dir, evaluated=args.training.do_eval)
         if args.training.do_train and trainer.is_world_process_zero():
             write_model_card(output_dir, repo_id)
             if repo_id:
@@ -205,8 +216,13 @@ def open_repository(args: Arguments) -> str | None:
     )
 
 
-def prepare(data: Data, class_map: ClassMap, args: Arguments) -> DatasetDict:
-    """Prepares the data and judges it; raises UserError for what is wrong with it."""
+def prepare(data: Data, class_map: ClassMap, args: Arguments) -> tuple[DatasetDict, list[Finding] | None]:
+    """Prepares the data and judges it; raises UserError for what is wrong with it.
+
+    Returns:
+        The data, and what was found; None where nobody looked.
+    """
+    findings = [] if args.run.check_data and args.training.do_train and data.stream is None else None
     if args.training.do_train and data.stream is None:
         dataset = prepare_and_judge(
             data.splits,
@@ -215,6 +231,7 @@ def prepare(data: Data, class_map: ClassMap, args: Arguments) -> DatasetDict:
             data.num_channels,
             check_data=args.run.check_data,
             layout=data.layout,
+            findings=findings,
         )
     else:
         dataset = prepare_dataset(data.splits, class_map, num_channels=data.num_channels)
@@ -222,7 +239,7 @@ def prepare(data: Data, class_map: ClassMap, args: Arguments) -> DatasetDict:
         raise UserError(
             f"there is but one class ({class_map.id2label[0]}): nothing to tell apart; see check_dataset.py"
         )
-    return dataset
+    return dataset, findings
 
 
 def check_plan(data: Data, args: Arguments, output_dir: Path) -> None:
@@ -316,7 +333,7 @@ def build_model(args: Arguments, class_map: ClassMap) -> PreTrainedModel:
     return model
 
 
-def train(trainer: SegmentationTrainer, args: Arguments, class_map: ClassMap) -> dict[str, float]:
+def train(trainer: SegmentationTrainer, args: Arguments, class_map: ClassMap, page: RunPage) -> dict[str, float]:
     """Trains; leaves the model, its image processor, the Trainer's state and `train_results.json`."""
     folder, checkpoint = Path(trainer.args.output_dir), trainer.args.resume_from_checkpoint
     in_main_process(lambda: check_before_training(trainer, checkpoint), trainer.args)
@@ -342,6 +359,7 @@ def train(trainer: SegmentationTrainer, args: Arguments, class_map: ClassMap) ->
                 save_processor_config(new, trainer.processing_class, trainer.protocol, sizes)
                 trainer.state.save_to_json(str(new / "trainer_state.json"))
                 save_results(new, "train", metrics)
+                page.write_trained(new)
     return metrics
 
 
@@ -359,7 +377,9 @@ def check_before_training(trainer: SegmentationTrainer, checkpoint: str | None) 
 
 def evaluate(trainer: SegmentationTrainer, class_map: ClassMap, output_dir: Path) -> dict[str, float]:
     """Scores the evaluation images; leaves the scores, the confusion matrix and the counts of every image."""
+    trainer.finds_suspects = True
     metrics = without_per_category(trainer.evaluate())
+    trainer.finds_suspects = False
     statistics = trainer.compute_metrics
     interval = bootstrap_interval(statistics.counts)
     metrics |= dict(zip(("eval_mean_iou_low", "eval_mean_iou_high"), interval, strict=True))
@@ -367,12 +387,11 @@ def evaluate(trainer: SegmentationTrainer, class_map: ClassMap, output_dir: Path
     metrics["eval_protocol"] = trainer.protocol.describe()
     trainer.save_metrics("eval", metrics)
     if trainer.is_world_process_zero():
-        class_names = [name for _, name in sorted(class_map.id2label.items())]
-        names = trainer.eval_dataset.split["name"]
+        images = evaluated_images(trainer, class_map)
         log_ignored(statistics.confusion_matrix, trainer.eval_dataset.split)
         with written_together(output_dir) as folder:
             save_confusion(folder, statistics.confusion_matrix, class_map.id2label)
-            save_per_image(folder, names, statistics.counts, statistics.boundary, class_names)
+            save_per_image(folder, images.names, images.counts, images.boundary, images.class_names, **images.others)
         logger.info(f"\n{per_category_table(statistics.confusion_matrix, class_map.id2label)}")
     return metrics
 

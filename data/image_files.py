@@ -65,7 +65,7 @@ class ReadBy(str, Enum):
     COLOR = "color"  # of the pixel, as the class list has it
     CHANNEL = "channel"  # one of several equal ones
     PALETTE = "palette"  # the colour in it, as the indices belong to no class
-    INDEX = "index"  # although the palette has the colours of other classes
+    PALETTE_NOT_INDEX = "palette, not index"  # the colour in it, although the indices belong to other classes
 
 
 class Turned(str, Enum):
@@ -522,7 +522,7 @@ def ids_of(mask: Image.Image, file: StoredFile, class_map: ClassMap | None = Non
     `COLOR_TOLERANCE` in a channel are those of the only class that is near.
 
     No data is what a TIFF file states as such (`mask.info["nodata"]`), -9999, NaN and infinities: 255, unless the
-    value is a class.
+    value is a class. Without a class list 0 is kept, as programs state it of masks whose background it is.
 
     Raises:
         FileProblem: it has neither ids nor colours of classes, or the class list has one colour for several classes.
@@ -537,7 +537,7 @@ def ids_of(mask: Image.Image, file: StoredFile, class_map: ClassMap | None = Non
     has_colors = class_map is not None and (class_map.palette is not None or class_map.raw_colors is not None)
     if mask.mode == "P":
         found = _ids_of_indices(mask, array, class_map) if has_colors else MaskIds(array, ReadBy.IDS)
-        if found.read_by is ReadBy.PALETTE:
+        if found.read_by is not ReadBy.IDS:
             return found
         return _ids_and_nodata(array, found.read_by, mask.info.get("nodata"), class_map)
     if mask.mode not in ("LA", "RGB", "RGBA"):
@@ -589,7 +589,7 @@ def _whole_numbers(array: np.ndarray, file: StoredFile) -> np.ndarray:
 
 def _ids_and_nodata(ids: np.ndarray, read_by: ReadBy, stated: float | None, class_map: ClassMap | None) -> MaskIds:
     """Values of which the file says, or their kind, that they stand for nothing become 255."""
-    classes = class_map.class_values if class_map else []
+    classes = class_map.class_values if class_map else [0]
     candidates = {NODATA}
     if stated is not None and math.isfinite(stated) and stated == int(stated):
         candidates.add(int(stated))
@@ -682,29 +682,34 @@ def _stray_colors(packed: np.ndarray, is_stray: np.ndarray, class_map: ClassMap,
 
 
 def _ids_of_indices(mask: Image.Image, indices: np.ndarray, class_map: ClassMap) -> MaskIds:
-    """An indexed mask: programs number colours as they please, but then its palette has the colours of the classes."""
+    """An indexed mask. Where its palette has the colours of classes, these say more than the indices: programs that
+    make files smaller number the colours as they occur."""
     used = np.unique(indices)
     embedded = np.zeros((256, 3), np.uint8)
     stored = np.array(mask.getpalette("RGB"), np.uint8).reshape(-1, 3)
     embedded[: len(stored)] = stored
-    if len(class_map.unknown_values(used)):
-        with suppress(UserError):  # several classes have one colour
-            packed, values = packed_colors(embedded[used]), class_map.values_by_color()
-            ids, is_stray = _look_up(packed, values)
-            is_near = is_stray.copy()
-            _take_near_colors(packed, ids, is_stray, values)
-            if not is_stray.any():
-                near = int(np.isin(indices, used[is_near]).sum())
-                table = np.zeros(256, ids.dtype)
-                table[used] = ids
-                return MaskIds(table[indices], ReadBy.PALETTE, near_colors=near)
-    elif class_map.palette is not None:
-        value_ids = class_map.value_ids
-        shown = [(embedded[value].tolist(), value_ids[value]) for value in used.tolist()]
-        shown = [(color, i) for color, i in shown if i != IGNORE_INDEX]
-        are_classes = all(color in class_map.palette for color, _ in shown)
-        if are_classes and any(color != class_map.palette[i] for color, i in shown):
-            return MaskIds(indices, ReadBy.INDEX)
+    are_values, value_ids = not len(class_map.unknown_values(used)), class_map.value_ids
+    with suppress(UserError):  # several classes have one colour
+        packed, values = packed_colors(embedded[used]), class_map.values_by_color()
+        ids, is_stray = _look_up(packed, values)
+        if are_values:
+            # What is ignored may have any colour.
+            counts = np.array([value_ids[value] != IGNORE_INDEX for value in used.tolist()], bool)
+            is_same = [
+                value_ids[value] == value_ids[raw] for value, raw in zip(used.tolist(), ids.tolist(), strict=True)
+            ]
+            if is_stray[counts].any() or np.array(is_same)[counts].all():
+                return MaskIds(indices, ReadBy.IDS)
+            ids = np.where(counts, ids, used)
+            is_stray[:] = False
+        is_near = is_stray.copy()
+        _take_near_colors(packed, ids, is_stray, values)
+        if not is_stray.any():
+            near = int(np.isin(indices, used[is_near]).sum())
+            table = np.zeros(256, ids.dtype)
+            table[used] = ids
+            read_by = ReadBy.PALETTE_NOT_INDEX if are_values else ReadBy.PALETTE
+            return MaskIds(table[indices], read_by, near_colors=near)
     return MaskIds(indices, ReadBy.IDS)
 
 

@@ -81,7 +81,7 @@ def load_image_processor(
 
 
 def _check_numbers(settings: dict, source: str) -> None:
-    """Raises UserError for numbers that would make nonsense of every image, NaN among them, or more of it than fits."""
+    """Raises UserError for numbers that would make nonsense of every image, as NaN does, or more of it than fits."""
 
     def are_numbers(values, least: float) -> bool:
         return all(isinstance(value, int | float) and least < value < math.inf for value in values)

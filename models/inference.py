@@ -187,8 +187,7 @@ def predicted_ids(
     if not isinstance(logits, Tensor):
         return _score_passes(logits, size, None, fused_ops, threshold)[0][0]
     if threshold != 0.5:
-        # Shifted before upsampling, whose weights add up to one: z > log(t / (1 - t)) where sigmoid(z) > t.
-        logits = logits.float() + _class_weights(threshold, logits.device).log()[:, None, None]
+        logits = logits.float() + class_shift(threshold, logits.device)[:, None, None]
     if fused_ops:
         return upsampled_argmax(logits, size)[0]
     return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False).argmax(dim=1)[0]
@@ -204,7 +203,15 @@ def predict_ids(model, image: Image.Image | Tensor, protocol: EvaluationProtocol
     return predicted_ids(logits, tuple(tvF.get_size(image)), fused_ops, protocol.threshold).cpu()
 
 
-def _class_weights(threshold: float, device: torch.device) -> Tensor:
+def class_shift(threshold: float, device: torch.device | str = "cpu") -> Tensor:
+    """What is added to the logits of two classes (2,) so that their argmax is the threshold's decision.
+
+    Before upsampling, whose weights add up to one: z > log(t / (1 - t)) where sigmoid(z) > t.
+    """
+    return _class_weights(threshold, device).log()
+
+
+def _class_weights(threshold: float, device: torch.device | str) -> Tensor:
     """Weights (2,) of two probabilities p and 1 - p: the second product is the larger one where 1 - p > threshold."""
     return torch.tensor([threshold, 1 - threshold], device=device)
 
@@ -249,12 +256,12 @@ def _score_passes(
     if not fused_ops:
         probabilities = sum(_full_logits(one, size).softmax(1) for one in passes) / len(passes)
         likelihood = None if target is None else probabilities.gather(1, target[:, None])[:, 0].clamp(min=smallest)
-        return _most_likely(probabilities, 1, threshold), likelihood
+        return most_likely(probabilities, 1, threshold), likelihood
     prediction = empty_prediction(logits, size)
     likelihood = None if target is None else torch.empty(prediction.shape, device=logits.device)
     with full_precision(logits.device.type):
         for pixels, probabilities in _mean_probabilities(passes, size):
-            prediction[0][pixels] = _most_likely(probabilities, -1, threshold)
+            prediction[0][pixels] = most_likely(probabilities, -1, threshold)
             if target is not None:
                 of_target = probabilities.gather(-1, target[0][pixels][..., None])[..., 0]
                 likelihood[0][pixels] = of_target.clamp(min=smallest)
@@ -277,7 +284,7 @@ def _mean_probabilities(
         yield tile.pixels, probabilities.div_(len(passes))
 
 
-def _most_likely(probabilities: Tensor, dim: int, threshold: float) -> Tensor:
+def most_likely(probabilities: Tensor, dim: int, threshold: float) -> Tensor:
     """argmax along `dim`, as the threshold between two classes moves it."""
     if threshold != 0.5:
         probabilities = probabilities.movedim(dim, -1) * _class_weights(threshold, probabilities.device)

@@ -7,14 +7,17 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from torch import Tensor
 from tqdm import tqdm
 
 import visual_utils
-from cli_utils import count_of, printable, shorten, written_aside
+from cli_utils import UserError, count_of, printable, shorten, written_aside
 from data.classes import ClassMap
 from data.image_files import rgb_view
+from data.large_images import LargeImage
 from data.output_paths import output_names, refuse_inputs
 
 logger = logging.getLogger(__name__)
@@ -42,6 +45,30 @@ def prediction_files(
     return files
 
 
+def refuse_foreign(files: Sequence[tuple[Path, Path]], contact_sheet: Path) -> None:
+    """Raises UserError where predictions would be written over files that are none, as over masks that people drew.
+
+    files: of `prediction_files`. A prediction has an overlay, which is written before it.
+    """
+    there = [(png, overlay, os.path.lexists(png), os.path.lexists(overlay)) for png, overlay in files]
+    foreign = [png for png, _, has_png, has_overlay in there if has_png and not has_overlay]
+    if not any(has_png and has_overlay for *_, has_png, has_overlay in there):
+        foreign += [overlay for _, overlay, _, has_overlay in there if has_overlay]
+        # Of other images' predictions, perhaps.
+        foreign += [contact_sheet] if contact_sheet.exists() and not _has_overlays(contact_sheet.parent) else []
+    if foreign:
+        listed = shorten(str(path.relative_to(contact_sheet.parent)) for path in foreign)
+        raise UserError(
+            f"--output_dir {contact_sheet.parent} holds files that are no predictions, and these would be written "
+            f"over: {listed}; give a folder of its own, such as {contact_sheet.parent / 'predicted'}"
+        )
+
+
+def _has_overlays(folder: Path) -> bool:
+    overlays = folder / "overlays"
+    return any(path.is_file() and path.suffix == ".jpg" for path in overlays.rglob("*"))
+
+
 def write_predictions(
     names: Sequence[str],
     read: Callable,
@@ -56,9 +83,10 @@ def write_predictions(
 
     Args:
         names: of the images; "/" makes subfolders.
-        read: index → image (PIL RGB, or uint8 (C, H, W)) and truth, training ids (H, W) or None where there is none;
-            None instead of both leaves the image out.
-        predict: image → training ids (H, W), as `models.inference.predict_ids` does.
+        read: index → image (PIL RGB, uint8 (C, H, W), or a `LargeImage`) and truth, training ids (H, W) or None where
+            there is none; None instead of both leaves the image out.
+        predict: image → training ids (H, W), as `models.inference.predict_ids` does; of a `LargeImage`, which has no
+            truth, some rows of them after the other, as `models.banded.predict_bands` does.
         folder: for `prediction_files`: the class of every pixel in the annotation files' own values, and image, truth
             and prediction side by side.
         contact_sheet: file for a grid of some of the overlays.
@@ -90,14 +118,18 @@ def write_predictions(
         if found is None:
             continue
         image, truth = found
-        ids = np.asarray(predict(image)).astype(np.uint8)
         png, overlay = places[index]
         with written_aside(png) as partial:
-            visual_utils.save_indexed_png(partial, class_map.to_raw(ids), raw_palette)
-        truth = None if truth is None else np.asarray(truth)
-        panels = visual_utils.side_by_side(rgb_view(image), truth, ids, palette, class_map.id2label)
-        with written_aside(overlay) as partial:
-            panels.save(partial, quality=90)
+            if isinstance(image, LargeImage):
+                image, ids = _save_bands(partial, image, predict(image), class_map, raw_palette)
+            else:
+                ids = np.asarray(predict(image)).astype(np.uint8)
+                visual_utils.save_indexed_png(partial, class_map.to_raw(ids), raw_palette)
+            truth = None if truth is None else np.asarray(truth)
+            panels = visual_utils.side_by_side(rgb_view(image), truth, ids, palette, class_map.id2label)
+            # Before the other gets its name, as `refuse_foreign` tells predictions by their overlays.
+            with written_aside(overlay) as partial:
+                panels.save(partial, quality=90)
         written.append(index)
     files = [places[index] for index in sorted(gather_object(written))]
     if files and state.is_main_process:
@@ -109,3 +141,21 @@ def write_predictions(
         images = "1 image" if len(files) == 1 else f"{len(files)} images"
         logger.info(f"predictions of {images} in {folder}; at a glance: {contact_sheet}")
     return files
+
+
+def _save_bands(
+    path: Path, image: LargeImage, bands: Iterable, class_map: ClassMap, palette: np.ndarray
+) -> tuple[Tensor, np.ndarray]:
+    """Writes the PNG as the rows come. Returns every n-th pixel of the image, uint8 (C, h, w), and of its ids (h, w),
+    to be looked at."""
+    step = -(-max(image.size) // visual_utils.MAX_PANEL_SIDE)
+    pixels, shown, top = [], [], 0
+    with visual_utils.IndexedPngWriter(path, image.size, palette) as png:
+        for rows in bands:
+            ids = np.asarray(rows).astype(np.uint8)
+            png.write(class_map.to_raw(ids))
+            for row in range(-top % step, len(ids), step):
+                pixels.append(image.read(top + row, top + row + 1)[..., ::step])
+                shown.append(ids[row, ::step])
+            top += len(ids)
+    return torch.cat(pixels, dim=1), np.stack(shown)

@@ -10,63 +10,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from factories.models import COLORS, NAMES, noise, save_model
+from factories.trees import photo, spots
 from PIL import Image
 from torchvision.transforms.v2 import functional as tvF
 from transformers import (
     AutoModelForSemanticSegmentation,
     SegformerConfig,
     SegformerForImageClassification,
-    SegformerForSemanticSegmentation,
     SegformerImageProcessor,
 )
 
 import predict
 import run_segmentation
 from cli_utils import UserError, run_cli
+from data import large_images
 from data.classes import ClassMap
-
-NAMES = {0: "wall", 1: "floor", 2: "sky"}
-COLORS = [[200, 0, 0], [0, 100, 0], [0, 0, 250]]
-
-
-def save_model(
-    folder, reduce_labels=False, colors=None, names=NAMES, cls=SegformerForSemanticSegmentation, num_channels=3
-):
-    config = SegformerConfig(
-        num_channels=num_channels,
-        hidden_sizes=[8, 16, 24, 32],
-        depths=[1] * 4,
-        num_attention_heads=[1] * 4,
-        decoder_hidden_size=16,
-        id2label=names,
-        label2id={name: i for i, name in names.items()},
-    )
-    torch.manual_seed(0)
-    model = cls(config)
-    with torch.no_grad():  # logits that vary from pixel to pixel, so that every class is predicted somewhere
-        for name, parameter in model.named_parameters():
-            if name.startswith("decode_head") and parameter.dim() > 1:
-                parameter.normal_(0, 0.5)
-    model.save_pretrained(folder)
-    size = {"height": 64, "width": 64}
-    normalization = {"image_mean": [0.485, 0.456, 0.406, 0.5], "image_std": [0.229, 0.224, 0.225, 0.25]}
-    normalization = {key: values[:num_channels] for key, values in normalization.items()}
-    SegformerImageProcessor(size=size, do_reduce_labels=reduce_labels, **normalization).save_pretrained(folder)
-    if colors:
-        entries = [{"id": i, "name": names[i], "color": color} for i, color in enumerate(colors)]
-        (folder / "labels.json").write_text(json.dumps(entries))
-    return folder
+from models.trained_classes import find_class_map
 
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("model"), colors=COLORS)
-
-
-def noise(height, width, seed=0):
-    rng = np.random.default_rng(seed)
-    blocks = rng.integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8)
-    return Image.fromarray(np.kron(blocks, np.ones((8, 8, 1), np.uint8))[:height, :width])
 
 
 @pytest.fixture
@@ -202,10 +167,10 @@ def test_names_of_a_single_logit_s_classes(tmp_path):
     model = save_model(tmp_path / "model", names={0: "road"})
     processor = SegformerImageProcessor()
     config = SegformerConfig.from_pretrained(model)
-    assert predict.find_class_map(str(model), config, processor).id2label == {0: "background", 1: "road"}
+    assert find_class_map(str(model), config, processor).id2label == {0: "background", 1: "road"}
     entries = [{"id": 0, "name": "rest", "color": [9, 9, 9]}, {"id": 1, "name": "way", "color": [1, 2, 3]}]
     (model / "labels.json").write_text(json.dumps(entries))
-    class_map = predict.find_class_map(str(model), config, processor)
+    class_map = find_class_map(str(model), config, processor)
     assert class_map.id2label == {0: "rest", 1: "way"} and class_map.palette == [[9, 9, 9], [1, 2, 3]]
 
 
@@ -380,7 +345,7 @@ def test_what_is_passed_over_in_a_folder_is_counted(photos, caplog):
         (photos / name).write_bytes(b"")
     noise(8, 8).save(photos / "e.jpg")
     (photos / "e.jpg").rename(photos / "without_extension")
-    noise(8, 8).save(photos / "a_mask.png")
+    Image.new("L", (8, 8)).save(photos / "a_mask.png")
     for folder in ("trainannot", "gtFine", "SegmentationObject"):
         (photos / folder).mkdir()
         noise(8, 8).save(photos / folder / "a.png")
@@ -398,22 +363,36 @@ def test_an_input_called_like_the_contact_sheet(model_dir, photos, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("layout", ["{kind}s/{name}", "{name}_{kind}", "x/{kind}s/{name}", "train{kind}/{name}"])
-def test_masks_of_a_dataset_are_passed_over(model_dir, tmp_path, capsys, layout):
-    masks = "annot" if "train" in layout else "mask"
-    data = tmp_path / "data"
-    for kind in ("image", masks):
-        for name in ("a", "b"):
-            stem = layout.format(kind=kind, name=name).removesuffix("_image").replace("trainimage", "train")
-            (data / f"{stem}.png").parent.mkdir(parents=True, exist_ok=True)
-            noise(40, 60).save(data / f"{stem}.png")
-    written = run(model_dir, tmp_path / "out", data)
-    assert len(written) == 2 * 2 + 1 and not [path for path in written if masks in str(path.relative_to(tmp_path))]
-    [said] = [line for line in capsys.readouterr().err.splitlines() if "is a dataset" in line]
-    assert "2 masks in" in said and str(data) in said
-    # By itself such a folder holds images like any other.
-    if layout == "{kind}s/{name}":
-        assert len(run(model_dir, tmp_path / "masks", data / "masks")) == 5
+LAYOUTS = {
+    "two folders": ("images/{}", "masks/{}"),
+    "a suffix": ("{}", "{}_mask"),
+    "a folder more": ("x/images/{}", "x/masks/{}"),
+    "CamVid": ("train/{}", "trainannot/{}"),
+    "suffixes of both": ("{}_sat", "{}_mask"),
+    "prefixes": ("img_{}", "mask_{}"),
+    "folders that say nothing": ("one/{}", "two/{}"),
+    "VOC": ("JPEGImages/{}", "SegmentationClass/{}"),
+    "Cityscapes": ("leftImg8bit/ulm/{}_leftImg8bit", "gtFine/ulm/{}_gtFine_labelIds"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_masks_of_a_dataset_are_passed_over(tmp_path, caplog, layout):
+    for name in ("a", "b"):
+        image, mask = (tmp_path / "data" / f"{pattern.format(name)}.png" for pattern in LAYOUTS[layout])
+        photo(image)
+        spots(mask)
+    found = predict.find_images([tmp_path / "data"], tmp_path / "out")
+    assert sorted(found) == sorted(LAYOUTS[layout][0].format(name) for name in ("a", "b"))
+    assert f"{tmp_path / 'data'} is a dataset: 2 masks in" in caplog.text
+    if "/" in LAYOUTS[layout][1]:  # by itself such a folder holds images like any other
+        assert len(predict.find_images([mask.parent], tmp_path / "out")) == 2
+
+
+def test_photographs_with_the_names_of_masks(tmp_path, caplog):
+    for name in ("beach", "beach_L", "beach_mask", "old/beach"):
+        photo(tmp_path / "data" / f"{name}.jpg")
+    assert len(predict.find_images([tmp_path / "data"], tmp_path / "out")) == 4 and not caplog.text
 
 
 def test_photos_of_kinds_that_are_not_read_are_counted(model_dir, photos, tmp_path, capsys):
@@ -509,3 +488,49 @@ def test_a_folder_that_cannot_be_written_to_is_found_before_the_model_is_loaded(
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="--output_dir .*file/out cannot be written to"):
         run("model", tmp_path / "file" / "out", photos)
+
+
+def test_large_images_are_predicted_in_bands(model_dir, tmp_path, monkeypatch, capsys):
+    """The same files, for a model and for its exported network; the overlay shows every other pixel or so."""
+    for kind in ("tif", "png"):
+        noise(1400, 700).save(tmp_path / f"{kind}.{kind}")
+    inputs = [tmp_path / "tif.tif", tmp_path / "png.png"]
+    flags = ["--image_size", "128", "--slide_crop", "64"]
+    run(model_dir, tmp_path / "whole", *inputs, flags=flags)
+    monkeypatch.setattr(large_images, "LARGE_PIXELS", 700 * 1399)
+    run(model_dir, tmp_path / "bands", *inputs, flags=flags)
+    for name in ("tif.png", "png.png"):
+        whole, bands = (Image.open(tmp_path / folder / name) for folder in ("whole", "bands"))
+        assert whole.getpalette() == bands.getpalette()
+        assert np.array_equal(np.asarray(whole), np.asarray(bands)) and len(np.unique(bands)) == 3
+    with Image.open(tmp_path / "bands" / "overlays" / "tif.jpg") as overlay:
+        assert overlay.height > 400
+    assert "700x1,400 pixels, read and predicted in bands of rows" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--eval_scales and --eval_flip need the whole image several times"):
+        run(model_dir, tmp_path / "flip", *inputs, flags=["--eval_flip"])
+
+
+def test_what_people_drew_is_not_written_over(model_dir, tmp_path):
+    """Masks have the names of their images, and so have predictions."""
+    photos, masks = tmp_path / "photos", tmp_path / "masks"
+    for folder, mode in ((photos, "RGB"), (masks, "L")):
+        folder.mkdir()
+        for name in "ab":
+            Image.new(mode, (40, 32)).save(folder / f"{name}.png")
+    before = {path: path.read_bytes() for path in masks.iterdir()}
+    argv = ["--model", str(model_dir), "--device", "cpu", str(photos), "--output_dir"]
+    with pytest.raises(UserError, match=r"masks holds files that are no predictions, .* written over: a.png, b.png"):
+        predict.main([*argv, str(masks)])
+    assert {path: path.read_bytes() for path in masks.iterdir()} == before
+    sheet = tmp_path / "run" / predict.CONTACT_SHEET
+    sheet.parent.mkdir()
+    sheet.write_bytes(b"mine")
+    with pytest.raises(UserError, match="written over: contact_sheet.png"):
+        predict.main([*argv, str(sheet.parent)])
+    for _ in range(2):  # predictions make way for those of another try
+        predict.main([*argv, str(tmp_path / "out")])
+    Image.new("RGB", (40, 32)).save(photos / "c.png")
+    predict.main([*argv, str(tmp_path / "out")])
+    (tmp_path / "out" / "overlays" / "c.jpg").unlink()
+    with pytest.raises(UserError, match="written over: c.png"):
+        predict.main([*argv, str(tmp_path / "out")])

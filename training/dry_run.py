@@ -58,7 +58,7 @@ def dry_run(trainer: SegmentationTrainer) -> dict[str, float]:
         results |= _evaluate(trainer)
     trainer.save_model(_internal_call=True)
     size = sum(path.stat().st_size for path in Path(args.output_dir).glob("model*.safetensors"))
-    logger.info(f"a saved model takes {size / 2**20:.0f} MiB; peak of memory so far: {_peak_memory(args.device)}")
+    logger.info(f"a saved model takes {size / 2**20:.0f} MiB; peak of memory so far: {peak_memory(args.device)}")
     logger.info("dry run: all is well, nothing was kept")
     return results
 
@@ -142,7 +142,7 @@ def perfect_score(dataset: SegmentationDataset, index: int, num_labels: int) -> 
     return summarize_confusion(confusion_matrix(prediction, labels[None], num_labels).numpy())["mean_iou"]
 
 
-def _peak_memory(device: torch.device) -> str:
+def peak_memory(device: torch.device) -> str:
     """What this process has needed at most: of the accelerator, or of the main memory where there is none."""
     if device.type != "cpu":
         return f"{torch.accelerator.max_memory_allocated(device) / 2**30:.2f} GiB on {device}"

@@ -17,16 +17,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from PIL import Image
 from safetensors import SafetensorError
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
 from transformers import SchedulerType, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
+from checks.suspects import NOTHING, suspected_errors
 from cli_utils import UserError, WriteError, one_line, remove, write_failure
 from data.preprocessing import EvaluationProtocol
+from data.streaming import StreamingDataset
 from data_utils import collate_eval, collate_train
 from metrics_utils import IGNORE_INDEX, ComputeMetrics, boundary_counts, confusion_matrix, without_per_category
 from models.adapters import merged_state_dict, save_adapters, with_adapters
@@ -40,6 +44,7 @@ from training.interruption import deaf, lost_workers_named
 from training.optimizer import groups_table, parameter_groups, poly_schedule, takes_parameter_groups
 from training.output_folder import NEW_RUN, checkpoints_after, move_in, save_results
 from training.run_loss import RunLoss
+from training.workers import describe_workers
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +135,7 @@ class SegmentationTrainer(Trainer):
         self.head_lr_multiplier = head_lr_multiplier
         self.weight_average = WeightAverage(ema_decay)
         self.record, self.replaced = record or {}, replaced
-        self.saves_aside = False
+        self.saves_aside = self.finds_suspects = False
         self.divergence = DivergenceGuard(skip_nonfinite)
         super().__init__(
             *args,
@@ -144,6 +149,8 @@ class SegmentationTrainer(Trainer):
         # (Upstream: huggingface/transformers#47688.)
         self.model_accepts_loss_kwargs = False
         self.run_loss = RunLoss(self.args.device)
+        workers = self.args.dataloader_num_workers, self.args.dataloader_persistent_workers
+        logger.info(describe_workers(*workers, self.args.dataloader_pin_memory, self.args.device.type))
         self.add_callback(self.weight_average)
         self.add_callback(_ResumedStateCallback())
         if self.train_dataset is not None:
@@ -257,12 +264,14 @@ class SegmentationTrainer(Trainer):
 
         Returns:
             (None, (confusion int64 (n, C, C), mean cross-entropy float32 (n,), valid pixels int64 (n,), boundary
-            counts int64 (n, 3, C)), zeros (n,)). The last stands for labels, without which the Trainer would not call
-            `compute_metrics`.
+            counts int64 (n, 3, C), brightness float32 (n,), suspects float32 (n, FOUND, FIELDS)), zeros (n,)). The
+            last stands for labels, without which the Trainer would not call `compute_metrics`. Brightness is the mean
+            of the pixels, 0 to 1; suspects are those of `checks.suspects`, looked for where `finds_suspects` is set
+            and the network sees whole images, once.
         """
         inputs = self._prepare_inputs(inputs)
         num_labels = len(self.compute_metrics.id2label)
-        matrices, mean_losses, valid_pixels, boundary = [], [], [], []
+        matrices, mean_losses, valid_pixels, boundary, brightness, suspects = [], [], [], [], [], []
         with torch.inference_mode():
             for pixel_values, labels in zip(inputs["pixel_values"], inputs["labels"], strict=True):
                 with self.compute_loss_context_manager():
@@ -274,7 +283,12 @@ class SegmentationTrainer(Trainer):
                 mean_losses.append((loss_sum / valid.clamp(min=1)).float())
                 valid_pixels.append(valid)
                 boundary.append(boundary_counts(prediction[0], labels, num_labels))
+                brightness.append(self.protocol.brightness(pixel_values))
+                looks = self.finds_suspects and isinstance(logits, torch.Tensor)
+                found = suspected_errors(logits[0].float().softmax(0), labels) if looks else NOTHING
+                suspects.append(torch.from_numpy(found).to(labels.device))
         counts = (torch.stack(matrices), torch.cat(mean_losses), torch.cat(valid_pixels), torch.stack(boundary))
+        counts += (torch.stack(brightness), torch.stack(suspects))
         return None, counts, torch.zeros(len(matrices), device=matrices[0].device)
 
     def predict_ids(self, image: Image.Image | torch.Tensor) -> torch.Tensor:
@@ -285,8 +299,28 @@ class SegmentationTrainer(Trainer):
     # ---- the run ---------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self):
-        """The stock loader, whose workers outlive a signal; see `training.interruption`."""
-        return deaf(super().get_train_dataloader())
+        """The stock loader, whose workers outlive a signal; see `training.interruption`.
+
+        Of a stream every process reads its own part. accelerate would let the workers of the first process read for
+        all, or all of them read everything.
+        """
+        if not isinstance(self.train_dataset, StreamingDataset):
+            return deaf(super().get_train_dataloader())
+        args = self.args
+        self.train_dataset.share_with(args.process_index, args.world_size)
+        logger.info(self.train_dataset.describe_sharing(args.dataloader_num_workers))
+        loader = DataLoader(
+            self.train_dataset,
+            args.per_device_train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+        )
+        # As for a single process: moves batches to the device, and knows where an accumulation ends.
+        return deaf(prepare_data_loader(loader, args.device, num_processes=1, process_index=0, put_on_device=True))
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         """As `Trainer.train`. A checkpoint with all steps behind it is taken as it is, for the stock loop would take
