@@ -10,6 +10,7 @@ folder that was given, without the extension:
     NAME.png            class of every pixel at the image's size: an indexed PNG in the annotation files' own values
     overlays/NAME.jpg   image and prediction side by side, with the names of the classes
     contact_sheet.png   a grid of these, at most 24
+    NAME.tif            of a GeoTIFF, with rasterio: the same as the PNG, in its place on the earth, nodata kept as 255
 
 Where a name is no file name on every system, or two differ in capitals alone, a line says what they became. Files of
 kinds that are not read, and masks in the folders of a dataset, are passed over with a warning, and the exit code is 0;
@@ -24,39 +25,55 @@ evaluated with --slide_crop, --eval_scales and so on predicts as it was evaluate
 
 import logging
 import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
+from PIL import Image
 
+import visual_utils
 from cli_utils import (
     UserError,
     WriteError,
+    check_installed,
     count_of,
     parse_arguments,
     run_cli,
     set_up_logging,
     shorten,
+    written_aside,
 )
 from data.arguments import EvaluationArguments
 from data.image_files import read_channels
 from data.large_images import LargeImage, open_large
 from data.layouts import Tree
-from data.output_paths import check_writable
+from data.output_paths import check_writable, refuse_inputs
 from data.synonyms import IMAGE_EXTENSIONS
 from data.trial_pairing import masks_among
 from data.unread import describe_unread, unread_pictures
+from metrics_utils import IGNORE_INDEX
 from models.banded import predict_bands
 from models.image_processor import load_image_processor
-from models.inference import evaluation_protocol, find_device, predict_ids
+from models.inference import evaluation_protocol, find_device, predict_confidence, predict_ids
 from models.loading import describe_model, load_trained_model
 from models.onnx_model import OnnxModel
 from models.trained_classes import find_class_map
+from reports.prediction_outputs import (
+    Areas,
+    Georeference,
+    geojson,
+    geotiff,
+    read_georeference,
+    without_small_areas,
+)
 from reports.predictions import prediction_files, refuse_foreign, write_predictions
 
 logger = logging.getLogger(__name__)
 
-CONTACT_SHEET = "contact_sheet.png"
+CONTACT_SHEET, AREAS = "contact_sheet.png", "areas.csv"
 
 
 @dataclass
@@ -81,6 +98,32 @@ class PredictArguments:
         default=None, metadata={"help": "branch, tag or commit of a model on the Hub; main if left out"}
     )
     fused_ops: bool = field(default=True, metadata={"help": "the exact speed-ups of the head and the upsampling"})
+    skip_existing: bool = field(
+        default=False, metadata={"help": "leave out images whose PNG and overlay are there, to go on after a stop"}
+    )
+    min_area: int = field(
+        default=0,
+        metadata={"help": "connected areas of fewer pixels get the class of the largest one around (needs rasterio)"},
+    )
+    save_confidence: bool = field(
+        default=False,
+        metadata={"help": "also write confidence/NAME.png: how likely each pixel's class is, 255 for certainty"},
+    )
+    save_areas: bool = field(
+        default=False, metadata={"help": "also write areas.csv: pixels, share and square metres by image and class"}
+    )
+    save_polygons: str | None = field(
+        default=None, metadata={"help": "geojson: also write NAME.geojson, the areas as polygons (needs rasterio)"}
+    )
+
+    def __post_init__(self):
+        if self.min_area < 0:
+            raise UserError(f"--min_area is {self.min_area}; it is a number of pixels, 0 or more")
+        if self.save_polygons not in (None, "geojson"):
+            raise UserError(f"--save_polygons {self.save_polygons}: the format that is written is geojson")
+        for flag in ("min_area", "save_polygons"):
+            if getattr(self, flag):
+                check_installed(f"--{flag}", "rasterio")
 
 
 def find_images(inputs: list[Path], output_dir: Path) -> dict[str, Path]:
@@ -109,7 +152,9 @@ def find_images(inputs: list[Path], output_dir: Path) -> dict[str, Path]:
                     "rename one, or give them separate --output_dir"
                 )
     contact_sheet = output_dir / CONTACT_SHEET
-    refuse_foreign(prediction_files(list(images), output_dir, [contact_sheet], images.values()), contact_sheet)
+    files = prediction_files(list(images), output_dir, [contact_sheet], images.values())
+    beside = [(png.with_suffix(suffix), png) for png, _ in files for suffix in (".tif", ".geojson")]
+    refuse_foreign(files, contact_sheet, beside)
     return images
 
 
@@ -146,6 +191,47 @@ def load_graph(args: PredictArguments, evaluation_args: EvaluationArguments, dev
     return model
 
 
+def confidence_file(png: Path, output_dir: Path) -> Path:
+    return output_dir / "confidence" / png.relative_to(output_dir)
+
+
+def check_outputs(images: dict[str, Path], output_dir: Path) -> None:
+    """Raises UserError where one of the files besides PNGs and overlays would replace an input, or a PNG."""
+    pngs = [png for png, _ in prediction_files(list(images), output_dir, [output_dir / CONTACT_SHEET])]
+    others = [confidence_file(png, output_dir) for png in pngs]
+    twice = set(pngs) & set(others)
+    if twice:
+        raise UserError(f"{min(twice)} would be both a prediction and a map of confidence; rename the input's folder")
+    others += [png.with_suffix(suffix) for png in pngs for suffix in (".tif", ".geojson")]
+    refuse_inputs([*others, output_dir / AREAS], images.values(), "--output_dir")
+
+
+def files_there(images: dict[str, Path], output_dir: Path) -> set[int]:
+    """Positions of the images whose files are there already; says how many."""
+    files = prediction_files(list(images), output_dir, [output_dir / CONTACT_SHEET])
+    there = {index for index, pair in enumerate(files) if all(file.is_file() for file in pair)}
+    logger.info(f"--skip_existing: {len(there)} of {len(images)} images are predicted already")
+    return there
+
+
+def with_nodata(bands: Iterable[torch.Tensor], place: Georeference | None) -> Iterator[torch.Tensor]:
+    """Bands of ids (n, W), 255 where the image states that it knows nothing."""
+    top = 0
+    for ids in bands:
+        if place and place.nodata:
+            ids = ids.masked_fill(torch.from_numpy(~place.known(top, top + len(ids))), IGNORE_INDEX)
+        yield ids
+        top += len(ids)
+
+
+@contextmanager
+def confidence_map(path: Path, confidences: list[torch.Tensor]) -> Iterator[Callable]:
+    """Writes the confidence of the image that was predicted last."""
+    yield lambda ids: None
+    with written_aside(path) as partial:
+        Image.fromarray(confidences.pop().numpy()).save(partial)
+
+
 def main(argv: list[str] | None = None) -> list[Path]:
     """Predicts all images and returns the files written: PNGs, overlays and the contact sheet.
 
@@ -157,11 +243,15 @@ def main(argv: list[str] | None = None) -> list[Path]:
     )
     set_up_logging()
     images = find_images(args.inputs, args.output_dir)
+    check_outputs(images, args.output_dir)
     check_writable(args.output_dir, "--output_dir", is_folder=True)
     device = find_device(args.device)
 
     if args.model.endswith(".onnx"):
         model = load_graph(args, evaluation_args, device)
+        network = None if model.takes_images else model.network
+        if args.save_confidence and network is None:
+            raise UserError(f"--save_confidence: {args.model} gives classes alone; export the model with --logits")
         class_map, protocol, predict, what = model.class_map, model.protocol, model.predict, model.describe()
     else:
         revision = args.model_revision
@@ -170,7 +260,7 @@ def main(argv: list[str] | None = None) -> list[Path]:
         class_map = find_class_map(args.model, model.config, image_processor, revision)
         evaluation_args.check_classes(class_map.num_labels, args.model)
         protocol = evaluation_protocol(model.config, image_processor, evaluation_args)
-        what = describe_model(model)
+        what, network = describe_model(model), model
 
         def predict(image):
             if isinstance(image, LargeImage):
@@ -181,11 +271,18 @@ def main(argv: list[str] | None = None) -> list[Path]:
     values = [f"{value} {class_map.id2label[i]}" for i, value in enumerate(class_map.raw_values)]
     logger.info(f"values in the PNGs: {values[0]} … {values[-1]}")
 
-    paths, unreadable = list(images.values()), []
+    paths, unreadable, places = list(images.values()), [], {}
+    areas = Areas(class_map)
+    palette = visual_utils.raw_palette(class_map.colors(), class_map.raw_values)
+
+    there = files_there(images, args.output_dir) if args.skip_existing else set()
 
     def read(index: int):
+        if index in there:
+            return None
         try:
             large = open_large(paths[index], protocol.num_channels)
+            places[index] = read_georeference(paths[index])
             if large is None:
                 return read_channels(paths[index], protocol.num_channels), None
             height, width = large.size
@@ -194,18 +291,48 @@ def main(argv: list[str] | None = None) -> list[Path]:
         except UserError as error:
             unreadable.append(str(error))
 
+    def predict_and_tidy(image):
+        place = places[max(places)]  # of the image that was read last
+        if isinstance(image, LargeImage):
+            if args.min_area or args.save_confidence or args.save_polygons:
+                raise UserError(
+                    f"{place.path if place else 'an image'} is read in bands, and --min_area, --save_confidence and "
+                    "--save_polygons need the whole: leave them out for images of this size"
+                )
+            return with_nodata(predict(image), place)
+        ids = predict(image).to(torch.uint8)
+        if args.save_confidence:
+            confidences.append(predict_confidence(network, image, protocol, ids))
+        if args.min_area:
+            ids = torch.from_numpy(without_small_areas(ids.numpy(), args.min_area))
+        return next(iter(with_nodata([ids], place)))
+
+    def also(index: int, png: Path):
+        place = places[index]
+        if place:
+            yield geotiff(png.with_suffix(".tif"), place, class_map, palette)
+        if args.save_areas:
+            yield areas.of(list(images)[index], place)
+        if args.save_polygons:
+            yield geojson(png.with_suffix(".geojson"), class_map, place)
+        if args.save_confidence:
+            yield confidence_map(confidence_file(png, args.output_dir), confidences)
+
+    confidences: list[torch.Tensor] = []
     contact_sheet = args.output_dir / CONTACT_SHEET
     try:
         written = write_predictions(
-            list(images), read, predict, class_map, args.output_dir, contact_sheet, inputs=paths
+            list(images), read, predict_and_tidy, class_map, args.output_dir, contact_sheet, inputs=paths, also=also
         )
+        if args.save_areas:
+            areas.save(args.output_dir / AREAS, gather_object(areas.rows))
     except WriteError as error:
         raise UserError(
             f"{error}. What was predicted before is in {args.output_dir}; make room, then give the same command again"
         ) from None
     if unreadable:
         sys.exit(f"error: {len(unreadable)} of {len(images)} files were skipped: {shorten(unreadable)}")
-    return [*(png for png, _ in written), *(overlay for _, overlay in written), contact_sheet]
+    return [*(png for png, _ in written), *(overlay for _, overlay in written), *([contact_sheet] if written else [])]
 
 
 if __name__ == "__main__":

@@ -106,9 +106,13 @@ def _open_raster(path: Path, size: tuple[int, int], num_channels: int) -> LargeI
         raise UserError(f"{path} (bands of {', '.join(set(raster.dtypes))}: convert them to 8 bits)")
     bands = [1] * 3 if raster.count == 1 and num_channels == 3 else list(range(1, num_channels + 1))
 
+    # Two rows of its tiles, as a band may end within one; GDAL would take a twentieth of the memory.
+    cache = max(2**26, 2 * raster.block_shapes[0][0] * size[1] * raster.count)
+
     def read(first: int, stop: int) -> Tensor:
         try:
-            return torch.from_numpy(raster.read(bands, window=Window(0, first, size[1], stop - first)))
+            with rasterio.Env(GDAL_CACHEMAX=cache):
+                return torch.from_numpy(raster.read(bands, window=Window(0, first, size[1], stop - first)))
         except rasterio.errors.RasterioError as error:
             raise UserError(f"{path} (rows {first} to {stop}: {one_line(error)})") from None
 

@@ -203,6 +203,20 @@ def predict_ids(model, image: Image.Image | Tensor, protocol: EvaluationProtocol
     return predicted_ids(logits, tuple(tvF.get_size(image)), fused_ops, protocol.threshold).cpu()
 
 
+@torch.inference_mode()
+def predict_confidence(model, image: Image.Image | Tensor, protocol: EvaluationProtocol, ids: Tensor) -> Tensor:
+    """How likely the classes `ids` (H, W) are that `predict_ids` gave: uint8 (H, W), 255 for certainty, on the CPU."""
+    logits = protocol_logits(model, protocol.preprocess(image), protocol)
+    if isinstance(logits, Tensor):
+        logits = [PassLogits(logits, [slice(0, 1)], [slice(0, 1)])]
+    confidence, target = torch.empty(ids.shape, dtype=torch.uint8), ids.long()
+    with full_precision(logits[0].logits.device.type):
+        for pixels, probabilities in _mean_probabilities(logits, tuple(ids.shape)):
+            likely = probabilities.cpu().gather(-1, target[pixels][..., None])[..., 0]
+            confidence[pixels] = (likely * 255).round().to(torch.uint8)
+    return confidence
+
+
 def class_shift(threshold: float, device: torch.device | str = "cpu") -> Tensor:
     """What is added to the logits of two classes (2,) so that their argmax is the threshold's decision.
 

@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -45,22 +46,27 @@ def prediction_files(
     return files
 
 
-def refuse_foreign(files: Sequence[tuple[Path, Path]], contact_sheet: Path) -> None:
+def refuse_foreign(
+    files: Sequence[tuple[Path, Path]], contact_sheet: Path, beside: Iterable[tuple[Path, Path]] = ()
+) -> None:
     """Raises UserError where predictions would be written over files that are none, as over masks that people drew.
 
-    files: of `prediction_files`. A prediction has an overlay, which is written before it.
+    files: of `prediction_files`. A prediction has an overlay, which gets its name before it.
+    beside: other files that may be written, each with the prediction that it belongs to.
     """
-    there = [(png, overlay, os.path.lexists(png), os.path.lexists(overlay)) for png, overlay in files]
-    foreign = [png for png, _, has_png, has_overlay in there if has_png and not has_overlay]
-    if not any(has_png and has_overlay for *_, has_png, has_overlay in there):
-        foreign += [overlay for _, overlay, _, has_overlay in there if has_overlay]
+    folder = contact_sheet.parent
+    made = {png for png, overlay in files if os.path.lexists(png) and os.path.lexists(overlay)}
+    foreign = [png for png, _ in files if os.path.lexists(png) and png not in made]
+    foreign += [path for path, png in beside if os.path.lexists(path) and png not in made]
+    if not made:
+        foreign += [overlay for _, overlay in files if os.path.lexists(overlay)]
         # Of other images' predictions, perhaps.
-        foreign += [contact_sheet] if contact_sheet.exists() and not _has_overlays(contact_sheet.parent) else []
+        foreign += [contact_sheet] if os.path.lexists(contact_sheet) and not _has_overlays(folder) else []
     if foreign:
-        listed = shorten(str(path.relative_to(contact_sheet.parent)) for path in foreign)
+        listed = shorten(str(path.relative_to(folder)) for path in foreign)
         raise UserError(
-            f"--output_dir {contact_sheet.parent} holds files that are no predictions, and these would be written "
-            f"over: {listed}; give a folder of its own, such as {contact_sheet.parent / 'predicted'}"
+            f"--output_dir {folder} holds files that are no predictions, and these would be written over: {listed}; "
+            f"give a folder of its own, such as {folder / 'predicted'}"
         )
 
 
@@ -78,6 +84,7 @@ def write_predictions(
     contact_sheet: Path,
     sample: Path | None = None,
     inputs: Iterable[str | os.PathLike] = (),
+    also: Callable[[int, Path], Iterable] = lambda index, png: (),
 ) -> list[tuple[Path, Path]]:
     """Predicts images one by one, each process its share, and writes what is to be looked at and used.
 
@@ -92,6 +99,8 @@ def write_predictions(
         contact_sheet: file for a grid of some of the overlays.
         sample: file for a copy of the first overlay.
         inputs: files that must not be replaced.
+        also: index and PNG → what else is written of that image: contexts of functions that take the ids, uint8
+            (n, W), some rows after the other, see `reports.prediction_outputs`.
 
     Returns:
         PNG and overlay of every image that was not left out, of all processes, in the order of `names`.
@@ -119,12 +128,16 @@ def write_predictions(
             continue
         image, truth = found
         png, overlay = places[index]
-        with written_aside(png) as partial:
+        with ExitStack() as outputs:
+            partial = outputs.enter_context(written_aside(png))
+            takers = [outputs.enter_context(output) for output in also(index, png)]
             if isinstance(image, LargeImage):
-                image, ids = _save_bands(partial, image, predict(image), class_map, raw_palette)
+                image, ids = _save_bands(partial, image, predict(image), class_map, raw_palette, takers)
             else:
                 ids = np.asarray(predict(image)).astype(np.uint8)
                 visual_utils.save_indexed_png(partial, class_map.to_raw(ids), raw_palette)
+                for take in takers:
+                    take(ids)
             truth = None if truth is None else np.asarray(truth)
             panels = visual_utils.side_by_side(rgb_view(image), truth, ids, palette, class_map.id2label)
             # Before the other gets its name, as `refuse_foreign` tells predictions by their overlays.
@@ -144,7 +157,7 @@ def write_predictions(
 
 
 def _save_bands(
-    path: Path, image: LargeImage, bands: Iterable, class_map: ClassMap, palette: np.ndarray
+    path: Path, image: LargeImage, bands: Iterable, class_map: ClassMap, palette: np.ndarray, takers: list[Callable]
 ) -> tuple[Tensor, np.ndarray]:
     """Writes the PNG as the rows come. Returns every n-th pixel of the image, uint8 (C, h, w), and of its ids (h, w),
     to be looked at."""
@@ -154,6 +167,8 @@ def _save_bands(
         for rows in bands:
             ids = np.asarray(rows).astype(np.uint8)
             png.write(class_map.to_raw(ids))
+            for take in takers:
+                take(ids)
             for row in range(-top % step, len(ids), step):
                 pixels.append(image.read(top + row, top + row + 1)[..., ::step])
                 shown.append(ids[row, ::step])

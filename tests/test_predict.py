@@ -534,3 +534,88 @@ def test_what_people_drew_is_not_written_over(model_dir, tmp_path):
     (tmp_path / "out" / "overlays" / "c.jpg").unlink()
     with pytest.raises(UserError, match="written over: c.png"):
         predict.main([*argv, str(tmp_path / "out")])
+
+
+# ---- more outputs ---------------------------------------------------------------------------------------------------
+
+
+def test_all_outputs_of_an_image(model_dir, photos, tmp_path):
+    flags = ["--save_confidence", "--save_areas", "--save_polygons", "geojson", "--min_area", "30"]
+    run(model_dir, tmp_path / "plain", photos)
+    run(model_dir, tmp_path / "out", photos, flags=flags)
+    plain, ids = (ids_in(tmp_path / folder / "a.png") for folder in ("plain", "out"))
+    assert 0 < (plain != ids).mean() < 0.5
+    likely = stock_logits(model_dir, noise(40, 60), 64, 96).softmax(1)[0].numpy()
+    expected = np.take_along_axis(likely, plain[None].astype(int), 0)[0]
+    confidence = ids_in(tmp_path / "out" / "confidence" / "a.png")
+    assert expected.std() > 0.02 and np.abs(confidence / 255 - expected).max() < 1.1 / 255
+    rows = (tmp_path / "out" / "areas.csv").read_text().splitlines()
+    assert len(rows) == 1 + 2 * 3
+    assert rows[1].split(",")[:4] == ["a", "0", "wall", str((ids == 0).sum())]
+    features = json.loads((tmp_path / "out" / "a.geojson").read_text())["features"]
+    assert {feature["properties"]["value"] for feature in features} == set(np.unique(ids))
+    assert (tmp_path / "out" / "sub" / "b.v2.geojson").is_file()
+
+
+def test_images_that_are_there_are_skipped(model_dir, photos, tmp_path, capsys):
+    run(model_dir, tmp_path / "out", photos)
+    (tmp_path / "out" / "a.png").write_bytes(b"mine")
+    (tmp_path / "out" / "sub" / "b.v2.png").unlink()
+    written = run(model_dir, tmp_path / "out", photos, flags=["--skip_existing"])
+    assert [path.name for path in written] == ["b.v2.png", "b.v2.jpg", "contact_sheet.png"]
+    assert (tmp_path / "out" / "a.png").read_bytes() == b"mine"
+    assert "--skip_existing: 1 of 2 images are predicted already" in capsys.readouterr().err
+    written = run(model_dir, tmp_path / "out", photos, flags=["--skip_existing"])
+    assert written == []
+
+
+def test_a_geotiff_gives_a_geotiff(model_dir, tmp_path, monkeypatch):
+    """Whole and in bands; where the image states that it knows nothing, so does the prediction."""
+    import rasterio
+
+    pixels = np.asarray(noise(40, 60)).transpose(2, 0, 1).clip(1).copy()
+    pixels[:, :10, :20] = 0
+    options = {"height": 40, "width": 60, "count": 3, "dtype": "uint8", "crs": "EPSG:32632", "nodata": 0}
+    place = rasterio.Affine(2, 0, 500_000, 0, -2, 5_000_000)
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", transform=place, **options) as raster:
+        raster.write(pixels)
+    found = []
+    for folder in ("whole", "bands"):
+        run(model_dir, tmp_path / folder, tmp_path / "a.tif", flags=["--save_areas"])
+        with rasterio.open(tmp_path / folder / "a.tif") as out:
+            assert out.transform == place and out.crs.to_epsg() == 32632 and out.nodata == 255
+            found.append(out.read(1))
+        assert np.array_equal(found[-1], ids_in(tmp_path / folder / "a.png"))
+        monkeypatch.setattr(large_images, "LARGE_PIXELS", 2000)
+    assert (found[0][:10, :20] == 255).all() and (found[0] != 255).sum() == 2400 - 200
+    assert np.array_equal(*found)
+    assert (tmp_path / "whole" / "areas.csv").read_text() == (tmp_path / "bands" / "areas.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--min_area", "-1"], "--min_area is -1"),
+        (["--save_polygons", "shp"], "--save_polygons shp: the format that is written is geojson"),
+    ],
+)
+def test_bad_flags_of_outputs(no_model, photos, tmp_path, flags, message):
+    with pytest.raises(UserError, match=message):
+        run("model", tmp_path / "out", photos, flags=flags)
+
+
+def test_outputs_that_need_the_whole_image(model_dir, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(large_images, "LARGE_PIXELS", 2000)
+    with pytest.raises(UserError, match="is read in bands, and --min_area, --save_confidence and"):
+        run(model_dir, tmp_path / "out", photos / "a.png", flags=["--min_area", "9"])
+
+
+def test_other_outputs_replace_nothing_either(no_model, tmp_path):
+    noise(8, 8).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match=r"a\.tif would be overwritten"):
+        run("model", tmp_path, tmp_path / "a.tif")
+    (tmp_path / "in" / "confidence").mkdir(parents=True)
+    for folder in ("in", "in/confidence"):
+        noise(8, 8).save(tmp_path / folder / "a.png")
+    with pytest.raises(UserError, match=r"confidence/a\.png would be both a prediction and a map of confidence"):
+        run("model", tmp_path / "out", tmp_path / "in")
