@@ -534,6 +534,10 @@ def test_what_people_drew_is_not_written_over(model_dir, tmp_path):
     (tmp_path / "out" / "overlays" / "c.jpg").unlink()
     with pytest.raises(UserError, match="written over: c.png"):
         predict.main([*argv, str(tmp_path / "out")])
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "a.tif").write_bytes(b"mine")
+    with pytest.raises(UserError, match="written over: a.tif"):
+        predict.main([*argv, str(tmp_path / "maps")])
 
 
 # ---- more outputs ---------------------------------------------------------------------------------------------------
