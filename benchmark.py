@@ -402,10 +402,10 @@ def exported_prediction(args: BenchmarkArguments, ours: bool) -> Callable[[], tu
     else:
         free = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
         example = {"pixel_values": torch.zeros(2, 3, 128, 192)}
-        model.config.return_dict = False
-        program = torch.onnx.export(
-            model, (), kwargs=example, dynamo=True, dynamic_shapes={"pixel_values": free}, verbose=False
-        )
+        with torch.no_grad():
+            program = torch.onnx.export(
+                model, (), kwargs=example, dynamo=True, dynamic_shapes={"pixel_values": free}, verbose=False
+            )
         graph = program.model_proto
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -430,8 +430,7 @@ def measure_export(args: BenchmarkArguments) -> dict[str, dict]:
         found = same_pixels(args, stock[0], ours[0])
         return found | {"stock_output_mb": stock[1] / 2**20, "ours_output_mb": ours[1] / 2**20}
 
-    with torch.no_grad():
-        sides = [exported_prediction(args, ours) for ours in (False, True)]
+    sides = [exported_prediction(args, ours) for ours in (False, True)]
     return {"export": paired(*sides, args, compare)}
 
 

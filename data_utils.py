@@ -49,7 +49,7 @@ from data.rare_classes import RareClassCrops
 from data.splitting import split_train
 from data.stored_masks import decode_mask
 from data.streaming import NO_CLASS_LIST, open_streams
-from data.synonyms import CLASS_LIST_FILES, POSSIBLE_CLASS_LIST_FILES, POSSIBLE_COCO_FILES
+from data.synonyms import CLASS_LIST_FILES, IGNORED_BY_FORMAT, POSSIBLE_CLASS_LIST_FILES, POSSIBLE_COCO_FILES
 from metrics_utils import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
@@ -265,8 +265,13 @@ def find_classes(
         if classes and args.id2label:
             named = {i: name for i, name in classes[0].items() if i != IGNORE_INDEX}, classes[1]
         return map_classes(mapping, args.label_map, class_map, named, ignore_values)
-    if args.merge_classes or args.drop_classes:
-        return edit_classes(class_map, args.merge_classes, args.drop_classes)
+    dropped = [*args.drop_classes]
+    void = IGNORED_BY_FORMAT.get(Path(own_list).name) if own_list else None
+    if void in class_map.label2id and void not in dropped:
+        logger.info(f"the class {void} of {own_list} is ignored, as its format says")
+        dropped.append(void)
+    if args.merge_classes or dropped:
+        return edit_classes(class_map, args.merge_classes, dropped)
     return class_map
 
 
@@ -462,16 +467,20 @@ class SegmentationDataset(torch.utils.data.Dataset):
         Raises:
             UserError: the image cannot be read, or is not the one that it was as this was made; names its file.
         """
-        image, label, _ = self._decode(index)
+        image, label, _ = self._decode(index, reduces=False)
         return image, Image.fromarray(label)
 
-    def _decode(self, index: int) -> tuple[Image.Image | torch.Tensor, np.ndarray, str]:
-        """As `read`, with the mask as uint8 (H, W), and the name."""
+    def _decode(self, index: int, reduces: bool) -> tuple[Image.Image | torch.Tensor, np.ndarray, str]:
+        """As `read`, with the mask as uint8 (H, W), and the name.
+
+        reduces: the image may be as much smaller as the transform lets it be.
+        """
         row = self._rows[index]
         label, file = decode_mask(row["label"]["bytes"]), StoredFile.of(row["image"], row["name"])
-        image = decode_image(file, self.protocol.num_channels)
+        reduction = self.transform.reduction(*label.shape) if reduces else 1
+        image = decode_image(file, self.protocol.num_channels, reduction)
         height, width = tvF.get_size(image)
-        if (height, width) != label.shape:
+        if (height, width) not in (label.shape, tuple(side // reduction for side in label.shape)):
             raise UserError(
                 f"{file.location} has changed since it was prepared: it is {width}x{height} "
                 f"now, its mask {label.shape[1]}x{label.shape[0]}; put the old file back and go on with "
@@ -499,8 +508,9 @@ class SegmentationDataset(torch.utils.data.Dataset):
         shown_class, rng = None, np.random.default_rng([self.seed, int(self._epoch), index])
         if self.rare_crops is not None:
             index, shown_class = self.rare_crops.draw(index, rng)
-        image, label, name = self._decode(index)
-        if isinstance(self.transform, TrainTransform):
+        trains = isinstance(self.transform, TrainTransform)
+        image, label, name = self._decode(index, reduces=trains)
+        if trains:
             return self.transform(image, label, rng, shown_class) | {"name": name}
         return {"pixel_values": self.transform.preprocess(image), "labels": torch.from_numpy(label)}
 

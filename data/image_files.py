@@ -138,7 +138,8 @@ SENTENCES = {
     ),
     Problem.PHOTO: (
         "mask/masks looks/look like a photograph",
-        "are images and masks swapped? If these are masks, export again as PNG, without compression or smoothing",
+        "are images and masks swapped? Then --images and --masks with each other's folder; if these are masks, export "
+        "again as PNG, without compression or smoothing",
     ),
 }
 
@@ -188,14 +189,19 @@ class StoredFile(NamedTuple):
     def stream(self) -> BinaryIO:
         return open(self.path, "rb") if self.bytes is None else io.BytesIO(self.bytes)
 
-    def open(self) -> Image.Image:
-        """Decodes all of it, as stored: neither turned nor converted. Raises FileProblem."""
+    def open(self, reduction: int = 1) -> Image.Image:
+        """Decodes all of it, as stored: neither turned nor converted. Raises FileProblem.
+
+        reduction: 2, 4 or 8: a JPEG is decoded at that part of its size; others as they are.
+        """
         if self.source is None:
             detail = f"{self.name} (the image or the mask of this row is empty)"
             raise FileProblem(Problem.UNREADABLE, self, detail)
         try:
             try:
                 with self.stream() as file, Image.open(file, formats=FORMATS) as image:
+                    if reduction > 1 and image.format == "JPEG":
+                        image.draft(None, tuple(side // reduction for side in image.size))
                     image.load()
                     _forget_damaged_exif(image)
             except PIL.UnidentifiedImageError:
@@ -749,9 +755,20 @@ def _decode_channels(source: str | os.PathLike | bytes, num_channels: int) -> to
     return channels
 
 
-def decode_image(image: StoredFile, num_channels: int = 3) -> Image.Image | torch.Tensor:
+def reduction_for(size: Sequence[int], least: Sequence[int]) -> int:
+    """8, 4, 2 or 1: by how much an image of a size may be reduced and still be no smaller than another.
+
+    It divides both sides, or what is left would not lie exactly on the mask; those of cameras it mostly does.
+    """
+    room = min(side // smallest for side, smallest in zip(size, least, strict=True))
+    return next((factor for factor in (8, 4, 2) if factor <= room and not any(side % factor for side in size)), 1)
+
+
+def decode_image(image: StoredFile, num_channels: int = 3, reduction: int = 1) -> Image.Image | torch.Tensor:
     """An image as models are to see it, upright: PIL RGB, or uint8 (num_channels, H, W) for other numbers than three
     (see `read_channels`).
+
+    reduction: as for `StoredFile.open`, of RGB images.
 
     Raises:
         UserError: it cannot be read; names the file.
@@ -759,7 +776,7 @@ def decode_image(image: StoredFile, num_channels: int = 3) -> Image.Image | torc
     if num_channels != 3:
         return read_channels(image.source, num_channels, image.location)
     try:
-        picture = image.open()
+        picture = image.open(reduction)
     except FileProblem as problem:
         raise UserError(f"{image.location} can no longer be read: {problem.detail}") from None
     if picture.getexif().get(EXIF_ORIENTATION) is not None:

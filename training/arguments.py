@@ -214,7 +214,7 @@ class Arguments:
     @classmethod
     def parse(cls, argv: list[str] | None = None, description: str | None = None) -> "Arguments":
         """From the command line, or `argv`, and the YAML file of `--config`."""
-        exclusive = (("model_name_or_path", "from_scratch"), ("dataset_dir", "dataset_name"))
+        exclusive = (("model_name_or_path", "from_scratch", "backbone"), ("dataset_dir", "dataset_name"))
         types, argv = tuple(GROUPS.values()), list(sys.argv[1:] if argv is None else argv)
         groups = parse_arguments(types, argv, description, exclusive)
         parsed = dict(zip(GROUPS, groups, strict=True))
@@ -230,6 +230,8 @@ class Arguments:
         self._check_tasks()
         if self.dataset.streaming:
             self._check_streaming()
+        if self.optimization.encoder_warmup_steps and self.training.lr_scheduler_type != SchedulerType.POLYNOMIAL:
+            raise UserError("--encoder_warmup_steps is a part of --lr_scheduler_type polynomial: add that")
         if self.model.from_scratch and (self.optimization.freeze_encoder or self.optimization.lora_r):
             raise UserError("--freeze_encoder and --lora_r keep a pretrained encoder; --from_scratch has none")
         if self.training.label_smoothing_factor and "ce" not in self.loss.names:
@@ -260,6 +262,7 @@ class Arguments:
             "resume_from_checkpoint": training.resume_from_checkpoint,
             "push_to_hub": training.push_to_hub,
             "from_scratch": self.model.from_scratch,
+            "backbone": self.model.backbone,
         }
         for name, value in needs_training.items():
             if value:
