@@ -410,7 +410,6 @@ def exported_prediction(args: BenchmarkArguments, ours: bool) -> Callable[[], tu
     else:
         free = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
         example = {"pixel_values": torch.zeros(2, 3, 128, 192)}
-        model.config.return_dict = False
         with torch.no_grad():
             program = torch.onnx.export(
                 model, (), kwargs=example, dynamo=True, dynamic_shapes={"pixel_values": free}, verbose=False

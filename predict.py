@@ -24,6 +24,7 @@ Photos are turned upright first, as their EXIF orientation says, and predictions
 evaluated with --slide_crop, --eval_scales and so on predicts as it was evaluated when it is given the same flags here.
 """
 
+import glob
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -141,7 +142,7 @@ def find_images(inputs: list[Path], output_dir: Path) -> dict[str, Path]:
     if not inputs:
         raise UserError("no images: name files or folders")
     images = {}
-    for source in inputs:
+    for source in _expanded(inputs):
         if source.is_dir():
             if output_dir.resolve().is_relative_to(source.resolve()):
                 raise UserError(f"--output_dir {output_dir} lies in the input folder {source}; give one outside it")
@@ -158,6 +159,13 @@ def find_images(inputs: list[Path], output_dir: Path) -> dict[str, Path]:
                 )
     prediction_files(list(images), output_dir, [output_dir / CONTACT_SHEET], images.values())
     return images
+
+
+def _expanded(inputs: list[Path]) -> Iterator[Path]:
+    """Patterns as photos/*.jpg, where no shell has seen them, become what they match, sorted."""
+    for source in inputs:
+        matches = sorted(glob.glob(str(source), recursive=True)) if glob.has_magic(str(source)) else []
+        yield from [source] if source.exists() or not matches else map(Path, matches)
 
 
 def _images_in(folder: Path) -> list[tuple[str, Path]]:
@@ -342,7 +350,15 @@ def main(argv: list[str] | None = None) -> list[Path]:
     contact_sheet = args.output_dir / CONTACT_SHEET
     try:
         written = write_predictions(
-            list(images), read, predict_and_tidy, class_map, args.output_dir, contact_sheet, inputs=paths, also=also
+            list(images),
+            read,
+            predict_and_tidy,
+            class_map,
+            args.output_dir,
+            contact_sheet,
+            inputs=paths,
+            also=also,
+            unreadable=unreadable,
         )
         for film, target in films.items():
             if not (args.skip_existing and target.is_file()):
