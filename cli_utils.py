@@ -597,6 +597,8 @@ def _local_path(name: str, value):
             f"machine: {advice}"
         )
     path = os.path.expanduser(value)
+    if not str(path).strip():
+        raise UserError(f"--{name} is empty: give a path (a variable of the shell that is not set?)")
     try:
         with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
             os.lstat(path)

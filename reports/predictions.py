@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import visual_utils
-from cli_utils import count_of, printable, shorten, written_aside
+from cli_utils import UserError, count_of, printable, shorten, written_aside
 from data.classes import ClassMap
 from data.image_files import rgb_view
 from data.large_images import LargeImage, UnreadableRows
@@ -44,6 +44,35 @@ def prediction_files(
     files = [(folder / f"{path}.png", folder / "overlays" / f"{path}.jpg") for path in paths]
     refuse_inputs([*others, *(path for pair in files for path in pair)], inputs, "--output_dir")
     return files
+
+
+def refuse_foreign(
+    files: Sequence[tuple[Path, Path]], contact_sheet: Path, beside: Iterable[tuple[Path, Path]] = ()
+) -> None:
+    """Raises UserError where predictions would be written over files that are none, as over masks that people drew.
+
+    files: of `prediction_files`. A prediction has an overlay, which gets its name before it.
+    beside: other files that may be written, each with the prediction that it belongs to.
+    """
+    folder = contact_sheet.parent
+    made = {png for png, overlay in files if os.path.lexists(png) and os.path.lexists(overlay)}
+    foreign = [png for png, _ in files if os.path.lexists(png) and png not in made]
+    foreign += [path for path, png in beside if os.path.lexists(path) and png not in made]
+    if not made:
+        foreign += [overlay for _, overlay in files if os.path.lexists(overlay)]
+        # Of other images' predictions, perhaps.
+        foreign += [contact_sheet] if os.path.lexists(contact_sheet) and not _has_overlays(folder) else []
+    if foreign:
+        listed = shorten(str(path.relative_to(folder)) for path in foreign)
+        raise UserError(
+            f"--output_dir {folder} holds files that are no predictions, and these would be written over: {listed}; "
+            f"give a folder of its own, such as {folder / 'predicted'}"
+        )
+
+
+def _has_overlays(folder: Path) -> bool:
+    overlays = folder / "overlays"
+    return any(path.is_file() and path.suffix == ".jpg" for path in overlays.rglob("*"))
 
 
 def write_predictions(
@@ -113,15 +142,16 @@ def write_predictions(
                     visual_utils.save_indexed_png(partial, class_map.to_raw(ids), raw_palette)
                     for take in takers:
                         take(ids)
+                truth = None if truth is None else np.asarray(truth)
+                panels = visual_utils.side_by_side(rgb_view(image), truth, ids, palette, class_map.id2label)
+                # Before the other gets its name, as `refuse_foreign` tells predictions by their overlays.
+                with written_aside(overlay) as partial:
+                    panels.save(partial, quality=90)
         except UnreadableRows as error:
             if unreadable is None:
                 raise
             unreadable.append(str(error))
             continue
-        truth = None if truth is None else np.asarray(truth)
-        panels = visual_utils.side_by_side(rgb_view(image), truth, ids, palette, class_map.id2label)
-        with written_aside(overlay) as partial:
-            panels.save(partial, quality=90)
         written.append(index)
     files = [places[index] for index in sorted(gather_object(written))]
     if files and state.is_main_process:

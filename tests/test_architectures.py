@@ -6,11 +6,11 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from factories.architectures import PATCH_14, STAGES, tiny_configs
+from factories.architectures import PATCH_14, STAGES, tiny_configs, universal_configs
 from factories.runs import flags_for, make_dataset
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import Dinov2Config, Dinov2Model, PvtV2Config, PvtV2Model, UperNetConfig
+from transformers import Dinov2Config, Dinov2Model, PvtV2Config, PvtV2Model, UperNetConfig, pipeline
 
 import predict
 import run_segmentation
@@ -53,6 +53,29 @@ def run_through(data, model_flags, folder):
 def test_every_type_of_semantic_segmentation(name, data, tmp_path):
     tiny_configs()[name].save_pretrained(tmp_path / "model")
     run_through(data, ["--from_scratch", str(tmp_path / "model")], tmp_path)
+
+
+@pytest.mark.parametrize("name", universal_configs())
+def test_every_type_of_universal_segmentation(name, data, tmp_path):
+    universal_configs()[name].save_pretrained(tmp_path / "model")
+    options = ["--ema_decay", "0.5"] if name == "eomt" else ["--gradient_accumulation_steps", "2"]
+    run_through(data, ["--from_scratch", str(tmp_path / "model"), *options], tmp_path)
+    segmenter = pipeline("image-segmentation", model=str(tmp_path / "out"), subtask="semantic")
+    segments = segmenter(str(data / "val" / "images" / "val_0.png"))
+    assert segments and segments[0]["mask"].size == (64, 40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["eomt_dinov3", "mask2former"])
+def test_a_tiny_model_of_masks_learns_images_by_heart(name, data, tmp_path):
+    universal_configs(512)[name].save_pretrained(tmp_path / "model")
+    argv = [*flags_for(data, "")[2:], "--from_scratch", str(tmp_path / "model"), "--output_dir", str(tmp_path / "out")]
+    as_they_are = ["--scale_range", "1", "1", "--flip_probability", "0", "--no_photometric_distortion"]
+    for_long = ["--max_steps", "400", "--learning_rate", "3e-3", "--eval_strategy", "no", "--save_strategy", "no"]
+    metrics = run_segmentation.main(
+        [*argv, *as_they_are, *for_long, "--logging_steps", "100", "--do_train", "--eval_on_train"]
+    )
+    assert metrics["train_mean_iou"] > 0.8
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,10 @@ OTHER_MODELS = {
     "ade20k_convnext_upernet": "ConvNeXt-T 46.1, ConvNeXt-S 48.6, ConvNeXt-B 48.7",
     "ade20k_dinov2_upernet": "No published figure",
     "ade20k_dinov3_upernet": "No published figure",
+    "ade20k_eomt_dinov3": "EoMT-L 59.5",
+    "cityscapes_eomt_dinov3": "No published figure of its authors over DINOv3",
+    "ade20k_mask2former_swin": "Swin-T 47.7, Swin-S 51.3, Swin-B 53.9, Swin-L 56.1",
+    "cityscapes_mask2former_swin": "Swin-T 82.1, Swin-S 82.6",
 }
 
 
