@@ -249,9 +249,9 @@ def read_class_list(path: str | os.PathLike) -> tuple[dict[int, str], list[list[
 
     JSON or YAML: `{id: name}`, `{name: id}`, `{name: color}`, a list of names or of `{"id", "name", "color"}`, or one
     of these under `names` (YOLO) or `labels` (nnU-Net, Mapillary). CSV: with such columns, a colour being three
-    numbers or `#rrggbb`, or with name, r, g, b, as CamVid's `class_dict.csv`. Text: a name a line, or `id name`; CVAT's
-    `labelmap.txt` with `name:r,g,b:parts:actions`; CamVid's `label_colors.txt` with `r g b name`, or `name r g b`.
-    Without ids the rows count from 0.
+    numbers or `#rrggbb`, or with name, r, g, b, as CamVid's `class_dict.csv`. Text: a name a line, or `id name`;
+    CVAT's `labelmap.txt` with `name:r,g,b:parts:actions`; CamVid's `label_colors.txt` with `r g b name`, or
+    `name r g b`. Without ids the rows count from 0.
 
     Ids from 0 without a gap are training ids, all others values in masks, see `class_map_of_list`.
 
