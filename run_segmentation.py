@@ -27,11 +27,12 @@ import numpy as np
 import torch
 import transformers
 from datasets import Dataset, DatasetDict
-from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
+from transformers import EarlyStoppingCallback, PretrainedConfig, PreTrainedModel, set_seed
+from transformers.image_processing_base import ImageProcessingMixin
 
 from checks.judge import judge_example, prepare_and_judge, prepare_dataset
 from checks.values import MOSTLY_IGNORED
-from cli_utils import UserError, run_cli, set_up_logging, written_aside, written_together
+from cli_utils import UserError, run_cli, set_up_logging, write_text, written_aside, written_together
 from data.augmentation import TrainTransform
 from data.class_weights import find_class_weights
 from data.classes import ClassMap
@@ -50,7 +51,7 @@ from reports.intervals import bootstrap_interval, save_per_image
 from reports.model_card import write_model_card
 from reports.predictions import prediction_files, write_predictions
 from reports.publishing import check_hub_access, push_run
-from training.arguments import Arguments, RunArguments, SegmentationTrainingArguments
+from training.arguments import PLAN_FILE, Arguments, RunArguments, SegmentationTrainingArguments
 from training.batches import check_batches
 from training.checkpoints import check_same_run, check_steps, started_with
 from training.divergence import SKIPPED, skipped_steps
@@ -67,6 +68,7 @@ from training.output_folder import (
     save_results,
     split_file,
 )
+from training.plan_file import Steps, make_plan
 from training.trainer import SegmentationTrainer
 
 logger = logging.getLogger(__name__)
@@ -80,19 +82,16 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     """
     args = Arguments.parse(argv, description=__doc__)
     log_to_terminal(args.training)
-    for sentence in idle_flags(args):
-        logger.warning(sentence)
-    set_seed(args.training.seed)
     # What cannot be used or reached is found before data is prepared: the folder, the repository, and the model.
     with output_folder(args) as output_dir:
+        if args.is_to_be_planned:
+            args = planned(args, argv, output_dir)
+        for sentence in idle_flags(args):
+            logger.warning(sentence)
+        set_seed(args.training.seed)
         repo_id = open_repository(args)
-        config = find_config(*args.model.location)
-        image_processor = load_image_processor(
-            *args.model.location, args.evaluation.image_size, num_channels=args.dataset.num_channels
-        )
-        protocol = evaluation_protocol(config, image_processor, args.evaluation, args.augmentation.crop_size)
-        # Random transforms happen as training images are drawn; evaluation images keep their own size.
-        transform = TrainTransform(protocol, **args.augmentation.of_transform())
+        config, image_processor, transform = find_model(args)
+        protocol = transform.protocol
 
         # Data. The main process prepares it, the others read its cache.
         with args.training.main_process_first(desc="preparing the dataset"):
@@ -198,6 +197,30 @@ def output_folder(args: Arguments) -> Iterator[Path]:
         args.training.output_dir = folder
         args.training.push_to_hub, args.training.report_to = False, []
         yield Path(folder)
+
+
+def planned(args: Arguments, argv: list[str] | None, output_dir: Path) -> Arguments:
+    """The arguments of `--config auto`: a plan is made, kept in the output folder, and read as any file of flags is."""
+    text = make_plan(args, PLANNED_STEPS)
+    logger.info(f"the plan:\n{text}")
+    file = output_dir / NEW_RUN / PLAN_FILE  # moves in with the first checkpoint or result
+    write_text(file, text)
+    result = Arguments.parse(argv, plan=file)
+    for name in ("output_dir", "push_to_hub", "report_to"):  # see `output_folder`
+        setattr(result.training, name, getattr(args.training, name))
+    return result
+
+
+def find_model(args: Arguments) -> tuple[PretrainedConfig, ImageProcessingMixin, TrainTransform]:
+    """The model's configuration, its image processor, and how training images are made for it; the transform's
+    protocol says how images are evaluated."""
+    config = find_config(*args.model.location)
+    image_processor = load_image_processor(
+        *args.model.location, args.evaluation.image_size, num_channels=args.dataset.num_channels
+    )
+    protocol = evaluation_protocol(config, image_processor, args.evaluation, args.augmentation.crop_size)
+    # Random transforms happen as training images are drawn; evaluation images keep their own size.
+    return config, image_processor, TrainTransform(protocol, **args.augmentation.of_transform())
 
 
 def open_repository(args: Arguments) -> str | None:
@@ -373,6 +396,10 @@ def evaluate_on_train(trainer: SegmentationTrainer, split: Dataset) -> dict[str,
     return without_per_category(
         trainer.evaluate(SegmentationDataset(split, trainer.protocol), metric_key_prefix="train")
     )
+
+
+# What a plan does as a run does it.
+PLANNED_STEPS = Steps(find_model, prepare, choose_splits, build_model)
 
 
 def publish(output_dir: Path, repo_id: str, args: Arguments) -> None:
