@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cli_utils import UserError, given_flags, parse_arguments, run_cli, set_up_logging, write_text
-from data.output_paths import check_writable, refuse_inputs
+from data.output_paths import check_writable
 from run_segmentation import PLANNED_STEPS
 from training.arguments import EXCLUSIVE, GROUPS, Arguments
 from training.plan_file import make_plan

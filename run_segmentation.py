@@ -200,7 +200,7 @@ def output_folder(args: Arguments) -> Iterator[Path]:
 
 
 def planned(args: Arguments, argv: list[str] | None, output_dir: Path) -> Arguments:
-    """The arguments of `--config auto`: a plan is made, kept in the output folder, and read as any file of flags is."""
+    """The arguments of `--config auto`: a plan is made, kept in the output folder, and read as any file of flags."""
     text = make_plan(args, PLANNED_STEPS)
     logger.info(f"the plan:\n{text}")
     file = output_dir / NEW_RUN / PLAN_FILE  # moves in with the first checkpoint or result

@@ -218,8 +218,8 @@ def _comment(text: str) -> list[str]:
 def _headline(args: Arguments, facts: DataFacts, machine: Machine) -> str:
     where = f"{machine.cpus} CPUs" if machine.device == "cpu" else machine.device
     return printable(
-        f"Planned for {args.dataset.source}: {facts.images} training and {facts.eval_images} evaluation images of about "
-        f"{facts.width}x{facts.height}, {len(facts.classes)} classes, on {where}. Runs again with: "
+        f"Planned for {args.dataset.source}: {facts.images} training and {facts.eval_images} evaluation images of "
+        f"about {facts.width}x{facts.height}, {len(facts.classes)} classes, on {where}. Runs again with: "
         f"python run_segmentation.py --config {PLAN_FILE} --output_dir NEW_FOLDER. docs/planning.md has the rules."
     )
 

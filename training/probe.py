@@ -52,8 +52,8 @@ class Request:
 
 @dataclass
 class Tried:
-    """steps: images → seconds of a step. eval_seconds: of `eval_size`. stride: pixels of the input a cell of the output.
-    limit: why no more images were tried, for a person."""
+    """steps: images → seconds of a step. eval_seconds: of `eval_size`. stride: pixels of the input for each cell of
+    the output. limit: why no more images were tried, for a person."""
 
     steps: dict[int, float]
     eval_seconds: float = 0.0
@@ -205,8 +205,8 @@ def measure_apart(build_model: Callable[[], PreTrainedModel], request: Request) 
         raise error if isinstance(error, UserError) else UserError(f"a step was tried and failed: {one_line(error)}")
     if not tried.steps:
         raise UserError(
-            f"a step of {BATCHES[0]} images of {request.side} pixels does not fit into the memory of {request.device}: "
-            "give a smaller --image_size (or --crop_size), or a smaller model"
+            f"a step of {BATCHES[0]} images of {request.side} pixels does not fit into the memory of "
+            f"{request.device}: give a smaller --image_size (or --crop_size), or a smaller model"
         )
     return tried
 

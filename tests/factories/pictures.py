@@ -51,8 +51,8 @@ def aerial_pair(rng, height=256, width=320):
 
 
 def tiny_pair(rng, height=288, width=384):
-    """Ground with spots of its own colours, a few dozen grains of 6 to 9 pixels, and in every third image some seeds of
-    the same size, which differ in shape and shade."""
+    """Ground with spots of no class, a few dozen grains of 6 to 9 pixels, and in every third image some seeds of the
+    same size, which differ in shape and shade."""
     base = 110 + 22 * smooth_noise(rng, height, width, 48) + 9 * smooth_noise(rng, height, width, 6)
     image = Image.fromarray(np.stack([base + d for d in (12, 4, -8)], axis=-1).clip(0, 255).astype(np.uint8))
     mask = Image.new("L", (width, height))
