@@ -47,6 +47,7 @@ from data.preparation import undecoded
 from data.preprocessing import EvaluationProtocol
 from data.rare_classes import RareClassCrops
 from data.splitting import split_train
+from data.stored_masks import decode_mask
 from data.streaming import NO_CLASS_LIST, open_streams
 from data.synonyms import CLASS_LIST_FILES, KNOWN_VOID, POSSIBLE_CLASS_LIST_FILES, POSSIBLE_COCO_FILES
 from metrics_utils import IGNORE_INDEX
@@ -442,6 +443,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
         self.protocol = transform.protocol if isinstance(transform, TrainTransform) else transform
         # Decoded here, where an error can name the file.
         self.split = split.cast_column("image", datasets.Image(decode=False))
+        self._rows = undecoded(self.split.select_columns(["image", "label", "name"]))
         self.transform = transform
         self.seed = seed
         self.rare_crops = rare_crops
@@ -462,16 +464,18 @@ class SegmentationDataset(torch.utils.data.Dataset):
         Raises:
             UserError: the image cannot be read, or has not the size that it was prepared with; names its file.
         """
-        return self._decode(self.split[index])
+        image, label = self._decode(self._rows[index])
+        return image, Image.fromarray(label)
 
-    def _decode(self, row: dict) -> tuple[Image.Image | torch.Tensor, Image.Image]:
-        label, file = row["label"], StoredFile.of(row["image"], row["name"])
+    def _decode(self, row: dict) -> tuple[Image.Image | torch.Tensor, np.ndarray]:
+        """As `read`, with the mask as uint8 (H, W)."""
+        label, file = decode_mask(row["label"]["bytes"]), StoredFile.of(row["image"], row["name"])
         image = decode_image(file, self.protocol.num_channels)
         height, width = tvF.get_size(image)
-        if (width, height) != label.size:
+        if (height, width) != label.shape:
             raise UserError(
                 f"{file.location} has changed since it was prepared: it is {width}x{height} "
-                f"now, its mask {label.width}x{label.height}; put the old file back and go on with "
+                f"now, its mask {label.shape[1]}x{label.shape[0]}; put the old file back and go on with "
                 "--resume_from_checkpoint last, or start again with a new mask"
             )
         return image, label
@@ -480,11 +484,11 @@ class SegmentationDataset(torch.utils.data.Dataset):
         shown_class, rng = None, np.random.default_rng([self.seed, int(self._epoch), index])
         if self.rare_crops is not None:
             index, shown_class = self.rare_crops.draw(index, rng)
-        row = self.split[index]
+        row = self._rows[index]
         image, label = self._decode(row)
         if isinstance(self.transform, TrainTransform):
             return self.transform(image, label, rng, shown_class) | {"name": row["name"]}
-        return {"pixel_values": self.transform.preprocess(image), "labels": tvF.pil_to_tensor(label)[0]}
+        return {"pixel_values": self.transform.preprocess(image), "labels": torch.from_numpy(label)}
 
 
 def augmentation_preview(

@@ -34,6 +34,7 @@ from checks.judge import judge_example, prepare_and_judge, prepare_dataset
 from checks.values import MOSTLY_IGNORED
 from cli_utils import UserError, run_cli, set_up_logging, write_text, written_aside, written_together
 from data.augmentation import TrainTransform
+from data.bulk import column_of
 from data.class_weights import find_class_weights
 from data.classes import ClassMap
 from data.image_files import share_of
@@ -119,17 +120,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             check_batches(model, args.training, train_split and len(train_split), transform)
 
         # Trainer.
-        train_dataset = None
-        if data.stream is not None:
-            train_dataset = StreamingDataset(data.stream, class_map, transform, judge_example, args.training.seed)
-        elif train_split is not None:
-            rare_crops = rare_class_crops(train_split, args.augmentation.rare_class_crops, class_map.id2label)
-            train_dataset = SegmentationDataset(train_split, transform, args.training.seed, rare_crops)
+        train_dataset = training_dataset(data, train_split, class_map, transform, args)
         if args.run.preview:
-            with written_aside(args.run.preview) as file:
-                augmentation_preview(train_dataset, class_map).save(file)
-            logger.info(f"augmented training images: {args.run.preview}")
-            return {}
+            return save_preview(train_dataset, class_map, args.run.preview)
         patience = args.optimization.early_stopping_patience if args.training.do_train else None
         class_weights = find_class_weights(args.loss.class_weights, train_split, class_map.id2label)
         trainer = SegmentationTrainer(
@@ -160,9 +153,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if args.training.do_eval:
             eval_metrics = evaluate(trainer, class_map, output_dir)
         if args.run.eval_on_train:
-            train_metrics = evaluate_on_train(trainer, train_split) | train_metrics
-            trainer.log_metrics("train", train_metrics)
-            trainer.save_metrics("train", train_metrics)
+            train_metrics = evaluate_on_train(trainer, train_split, train_metrics)
         if args.training.do_predict:
             names = eval_split["name"][: args.run.max_predict_samples]
             files = predicted(output_dir)
@@ -284,6 +275,28 @@ def check_plan(data: Data, args: Arguments, output_dir: Path) -> None:
         prediction_files(names, folder, others, data.files())
 
 
+def training_dataset(
+    data: Data, split: Dataset | None, class_map: ClassMap, transform: TrainTransform, args: Arguments
+) -> SegmentationDataset | StreamingDataset | None:
+    """The training images, prepared or as they stream in; None without a training split."""
+    if data.stream is not None:
+        return StreamingDataset(data.stream, class_map, transform, judge_example, args.training.seed)
+    if split is None:
+        return None
+    rare_crops = rare_class_crops(split, args.augmentation.rare_class_crops, class_map.id2label)
+    return SegmentationDataset(split, transform, args.training.seed, rare_crops)
+
+
+def save_preview(
+    train_dataset: SegmentationDataset | StreamingDataset, class_map: ClassMap, path: str
+) -> dict[str, float]:
+    """Writes a picture of augmented training images; there are no metrics."""
+    with written_aside(path) as file:
+        augmentation_preview(train_dataset, class_map).save(file)
+    logger.info(f"augmented training images: {path}")
+    return {}
+
+
 def choose_splits(splits: DatasetDict, run: RunArguments) -> list[Dataset | None]:
     """The split to train on and the one to evaluate, cut to `--max_…_samples`; None where none is there."""
 
@@ -344,7 +357,11 @@ def train(trainer: SegmentationTrainer, args: Arguments, class_map: ClassMap) ->
             trainer.save_model(new)
             if trainer.is_world_process_zero():
                 split = trainer.eval_dataset and trainer.eval_dataset.split
-                sizes = zip(split["height"], split["width"], strict=True) if split else ()
+                sizes = (
+                    zip(*(column_of(split, side).tolist() for side in ("height", "width")), strict=True)
+                    if split
+                    else ()
+                )
                 save_processor_config(new, trainer.processing_class, trainer.protocol, sizes)
                 trainer.state.save_to_json(str(new / "trainer_state.json"))
                 save_results(new, "train", metrics)
@@ -385,17 +402,21 @@ def evaluate(trainer: SegmentationTrainer, class_map: ClassMap, output_dir: Path
 
 def log_ignored(confusion_matrix: np.ndarray, split: Dataset) -> None:
     """Says which share of the pixels the scores are silent about; loudly if it is most of them."""
-    total = int(np.multiply(split["height"], split["width"], dtype=np.int64).sum())
+    total = int(np.multiply(column_of(split, "height"), column_of(split, "width"), dtype=np.int64).sum())
     ignored = total - int(confusion_matrix.sum())
     level = logging.WARNING if ignored >= MOSTLY_IGNORED * total else logging.INFO
     logger.log(level, f"{share_of(ignored, total)} of the pixels evaluated are ignored and count in no score")
 
 
-def evaluate_on_train(trainer: SegmentationTrainer, split: Dataset) -> dict[str, float]:
-    """Scores the training images, unaugmented, as `train_mean_iou` and so on."""
-    return without_per_category(
-        trainer.evaluate(SegmentationDataset(split, trainer.protocol), metric_key_prefix="train")
-    )
+def evaluate_on_train(
+    trainer: SegmentationTrainer, split: Dataset, train_metrics: dict[str, float]
+) -> dict[str, float]:
+    """Scores the training images, unaugmented, as `train_mean_iou` and so on, beside what training itself measured."""
+    scores = trainer.evaluate(SegmentationDataset(split, trainer.protocol), metric_key_prefix="train")
+    metrics = without_per_category(scores) | train_metrics
+    trainer.log_metrics("train", metrics)
+    trainer.save_metrics("train", metrics)
+    return metrics
 
 
 # What a plan does as a run does it.

@@ -11,6 +11,7 @@ import numpy as np
 from datasets import Dataset
 
 from cli_utils import UserError, nearest, parse_json, read_text
+from data.bulk import column_of
 from data.listings import read_csv
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ def find_class_weights(choice: str | None, split: Dataset | None, id2label: dict
     if choice is None or (choice == "auto" and split is None):
         return None
     weights = (
-        class_weights(np.array(split["class_pixels"])) if choice == "auto" else read_class_weights(choice, id2label)
+        class_weights(column_of(split, "class_pixels")) if choice == "auto" else read_class_weights(choice, id2label)
     )
     logger.info(
         f"class weights: {', '.join(f'{id2label[i]} {weights[i]:.2f}' for i in np.argsort(-weights).tolist())}"

@@ -153,20 +153,27 @@ class ClassMap:
         last = self.class_values[-1]
         return not self.do_reduce_labels and list(unknown) == [last + 1] and self.value_ids.keys() >= set(range(last))
 
-    def reduce(self, mask: np.ndarray) -> np.ndarray:
+    def reduce(self, mask: np.ndarray, values: Sequence[int] | None = None) -> np.ndarray:
         """Raw annotation, integers of any shape → training ids, uint8 of that shape. The input stays as it is.
+
+        values: those that occur in it, where they are known.
 
         Raises:
             UserError: values that are neither a class nor ignored.
         """
-        values = np.unique(mask)
+        values = np.unique(mask) if values is None else np.sort(values)
         unknown = self.unknown_values(values)
         if len(unknown):
             raise UserError(
                 f"annotation values {shorten(map(str, unknown), 5)} are none of the {self.num_labels} classes"
             )
         value_ids = self.value_ids
-        return np.array([value_ids[value] for value in values.tolist()], np.uint8)[np.searchsorted(values, mask)]
+        ids = np.array([value_ids[value] for value in values.tolist()], np.uint8)
+        if len(values) and 0 <= values[0] and values[-1] < 65536:  # a table is far faster than a search
+            lookup = np.zeros(int(values[-1]) + 1, np.uint8)
+            lookup[values] = ids
+            return lookup.take(mask)
+        return ids[np.searchsorted(values, mask)]
 
     def to_raw(self, prediction: np.ndarray) -> np.ndarray:
         """Training ids, uint8 of any shape → `raw_values`, uint8 (255 → 0 under reduction, else 255)."""

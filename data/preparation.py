@@ -6,7 +6,6 @@
 `PairRecord`, for `checks.judge`.
 """
 
-import io
 import json
 import logging
 import os
@@ -37,12 +36,13 @@ from data.image_files import (
     open_picture,
     upright_size,
 )
+from data.stored_masks import encode_mask
 from metrics_utils import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
 
 # Part of every cache key: raised whenever what is read from a file, or made of it, changes.
-PREPARATION_VERSION = 3
+PREPARATION_VERSION = 4
 IMAGES_PER_PROCESS = 500  # starting more processes would cost more than it saves
 
 
@@ -105,7 +105,7 @@ def prepare_pairs(
     num_channels: int = 3,
     known: Mapping[str, Mapping[str, dict]] | None = None,
 ) -> tuple[DatasetDict, list[PairRecord]]:
-    """Decodes every image and mask once, and keeps the masks as PNGs of training ids. Raises nothing about the data.
+    """Decodes every image and mask once, and keeps the masks as training ids. Raises nothing about the data.
 
     The work is cached in files named after all that it depends on: the version of this code, the class map, the
     libraries and the data (paths, sizes and times of local files), so that a second run and other processes only
@@ -146,8 +146,9 @@ def prepare_pairs(
 
 def prepare_one(
     image: StoredFile, mask: StoredFile, class_map: ClassMap, num_channels: int = 3
-) -> tuple[PairRecord, Image.Image | None]:
-    """A single training example as `prepare_pairs` makes it: its record, and its mask, PIL L of training ids, or None.
+) -> tuple[PairRecord, np.ndarray | None]:
+    """A single training example as `prepare_pairs` makes it: its record, and its mask of training ids, uint8 (H, W),
+    or None.
 
     num_channels: of the image.
     """
@@ -265,8 +266,8 @@ def decode_pair(
 
 def count_values(ids: np.ndarray) -> dict[int, int]:
     """Value → pixels."""
-    if ids.dtype == np.uint8:  # twice as fast as `unique`
-        counts = np.bincount(ids.reshape(-1), minlength=256)
+    if ids.dtype == np.uint8 or (ids.size and 0 <= ids.min() and ids.max() < 65536):  # far faster than `unique`
+        counts = np.bincount(ids.reshape(-1))
         values = np.flatnonzero(counts)
         counts = counts[values]
     else:
@@ -274,10 +275,11 @@ def count_values(ids: np.ndarray) -> dict[int, int]:
     return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
-def _label(record: PairRecord, decoded: DecodedPair | None, class_map: ClassMap) -> Image.Image | None:
+def _label(record: PairRecord, decoded: DecodedPair | None, class_map: ClassMap) -> np.ndarray | None:
+    """Training ids, uint8 (H, W); None for a pair that cannot be used, or with values that belong to no class."""
     if decoded is None or not record.raw_values.keys() <= class_map.value_ids.keys():
         return None
-    return Image.fromarray(class_map.reduce(decoded.ids))
+    return class_map.reduce(decoded.ids, list(record.raw_values))
 
 
 def prepare_example(
@@ -296,9 +298,7 @@ def prepared_row(record: PairRecord, decoded: DecodedPair | None, class_map: Cla
     row = {"label": None, "height": record.height, "width": record.width, "record": json.dumps(facts)}
     label = _label(record, decoded, class_map)
     if label is not None:
-        png = io.BytesIO()
-        label.save(png, "PNG", compress_level=3)
-        row["label"] = {"bytes": png.getvalue(), "path": None}
+        row["label"] = {"bytes": encode_mask(label), "path": None}
     return row | {"class_pixels": class_pixels(record, class_map).tolist()}
 
 

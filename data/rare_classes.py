@@ -14,6 +14,7 @@ import numpy as np
 from datasets import Dataset
 
 from cli_utils import shorten
+from data.bulk import column_of
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def rare_class_crops(split: Dataset, share: float, id2label: dict[int, str]) -> 
     """
     if not share:
         return None
-    crops = RareClassCrops.of(np.array(split["class_pixels"]), share)
+    crops = RareClassCrops.of(column_of(split, "class_pixels"), share)
     likely = np.argsort(-crops.probabilities, kind="stable").tolist()
     listed = shorten((f"{id2label[i]} {crops.probabilities[i]:.0%}" for i in likely if crops.probabilities[i]), 8)
     logger.info(f"{share:.0%} of the training crops lie around a pixel of a class: {listed}")

@@ -147,8 +147,9 @@ class StreamingDataset(torch.utils.data.IterableDataset):
             if position < 0:  # more workers than files
                 return
 
-    def _read(self, row: dict, name: str) -> tuple[Image.Image | torch.Tensor, Image.Image]:
-        """Image, as `data_utils.SegmentationDataset.read` has it, and mask of training ids, decoded and checked."""
+    def _read(self, row: dict, name: str) -> tuple[Image.Image | torch.Tensor, np.ndarray]:
+        """Image, as `data_utils.SegmentationDataset.read` has it, and mask of training ids, uint8 (H, W), decoded and
+        checked."""
         image, mask = (StoredFile.of(row[column], name) for column in ("image", "label"))
         num_channels = self.transform.protocol.num_channels
         record, label = prepare_one(image, mask, self.class_map, num_channels)

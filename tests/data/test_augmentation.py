@@ -5,11 +5,15 @@ import colorsys
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as tvF
 
 from checks.judge import prepare_dataset
 from cli_utils import UserError
-from data.augmentation import TrainTransform, distort_colors
+from data.augmentation import ResizedMask, TrainTransform, distort_colors
 from data.classes import ClassMap
 from data.preprocessing import EvaluationProtocol
 from data_utils import SegmentationDataset, augmentation_preview, load_segmentation_dataset
@@ -186,24 +190,24 @@ def test_scale_is_uniform():
 
 def test_crops_avoid_one_dominant_class():
     """A mask with a small patch: of 1,000 crops nearly all must hold both classes, none more than 3/4 if avoidable."""
-    mask = torch.zeros(1, 128, 128, dtype=torch.uint8)
-    mask[:, :, 64:] = 1
+    mask = np.zeros((128, 128), np.uint8)
+    mask[:, 64:] = 1
     transform = TrainTransform(EvaluationProtocol(32))
     rng = np.random.default_rng(0)
     shares = []
     for _ in range(1000):
-        top, left, height, width = transform._crop_window(mask, rng)
-        crop = mask[0, top : top + height, left : left + width]
+        top, left, height, width = transform._crop_window(ResizedMask(mask, mask.shape), rng)
+        crop = mask[top : top + height, left : left + width]
         assert crop.shape == (32, 32)
-        shares.append(float(crop.float().mean()))
+        shares.append(float(crop.mean()))
     balanced = np.mean([0.25 < share < 0.75 for share in shares])
     # A draw is balanced for 15 of 97 left edges; eleven draws all fail with probability (82 / 97) ** 11 = 0.158.
     assert balanced == pytest.approx(1 - (82 / 97) ** 11, abs=0.035)
 
 
 def test_ignored_pixels_do_not_count_in_the_crop_rule():
-    mask = torch.full((1, 64, 64), 255, dtype=torch.uint8)
-    mask[:, :2, :2] = torch.tensor([[0, 1], [0, 1]])
+    mask = np.full((64, 64), 255, np.uint8)
+    mask[:2, :2] = [[0, 1], [0, 1]]
     transform = TrainTransform(EvaluationProtocol(64))
 
     class CountingGenerator:
@@ -214,12 +218,47 @@ def test_ignored_pixels_do_not_count_in_the_crop_rule():
             return 0
 
     rng = CountingGenerator()
-    transform._crop_window(mask, rng)
+    transform._crop_window(ResizedMask(mask, mask.shape), rng)
     assert rng.draws == 2  # one window: two classes of two pixels each, whatever surrounds them
-    mask[:, 1, 0] = 1  # three pixels of four: 0.75 is not below 0.75
+    mask[1, 0] = 1  # three pixels of four: 0.75 is not below 0.75
     rng = CountingGenerator()
-    transform._crop_window(mask, rng)
+    transform._crop_window(ResizedMask(mask, mask.shape), rng)
     assert rng.draws == 22  # the first window and ten more
+
+
+@given(
+    sides=st.tuples(st.integers(1, 90), st.integers(1, 90)), size=st.tuples(st.integers(1, 200), st.integers(1, 200))
+)
+def test_a_window_of_a_mask_is_that_of_the_whole_mask_resized(sides, size):
+    mask = np.random.default_rng(sides).integers(0, 256, sides, dtype=np.uint8)
+    whole = tvF.resize(torch.from_numpy(mask)[None], size, interpolation=InterpolationMode.NEAREST_EXACT)[0]
+    resized = ResizedMask(mask, size)
+    assert torch.equal(resized.crop(0, 0, *size), whole)
+    top, left = size[0] // 3, size[1] // 3
+    assert torch.equal(resized.crop(top, left, 7, 9), whole[top : top + 7, left : left + 9])
+
+
+@pytest.mark.parametrize("size", [(96, 128), (20, 300), (500, 333)])
+def test_the_pipeline_equals_the_plain_one_bit_for_bit(size):
+    """Written down step by step with torchvision: all of the mask resized, padding after normalisation."""
+    rng = np.random.default_rng(1)
+    image = Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+    label = Image.fromarray(rng.integers(0, 4, size, dtype=np.uint8))
+    protocol = EvaluationProtocol(64)
+    transform = TrainTransform(protocol, photometric_distortion=False)
+    for seed in range(8):
+        found = transform(image, label, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        new_size = transform._jittered_size(*size, rng)
+        pixels = tvF.resize(tvF.pil_to_tensor(image), new_size, antialias=True)
+        mask = tvF.resize(tvF.pil_to_tensor(label), new_size, interpolation=InterpolationMode.NEAREST_EXACT)
+        window = transform._crop_window(ResizedMask(mask[0].numpy(), new_size), rng)
+        pixels, mask = tvF.crop(pixels, *window), tvF.crop(mask, *window)
+        if rng.random() < 0.5:
+            pixels, mask = tvF.horizontal_flip(pixels), tvF.horizontal_flip(mask)
+        padding = [0, 0, 64 - pixels.shape[-1], 64 - pixels.shape[-2]]
+        assert torch.equal(found["pixel_values"], tvF.pad(protocol.normalize(pixels), padding, fill=0.0))
+        assert torch.equal(found["labels"], tvF.pad(mask, padding, fill=255)[0])
 
 
 def test_bands_beyond_rgb_share_its_geometry_and_keep_their_values():
@@ -305,6 +344,25 @@ def test_saturation_and_hue_against_colorsys(color, saturation, degrees):
     expected = colorsys.hsv_to_rgb((hue + degrees / 360) % 1, min(1.0, s * saturation), v)
     found = distorted(color, OFF, OFF, ON, saturation, ON, float(degrees), OFF)
     np.testing.assert_allclose(found, np.array(expected) * 255, atol=0.51)
+
+
+@pytest.mark.parametrize(("saturation", "degrees"), [(0.613, 0), (1.487, 0), (1.0, 35.9), (1.21, -36.0), (0.5, 7.3)])
+def test_saturation_and_hue_of_many_colors(saturation, degrees):
+    """Against HSV in float64, written down the long way."""
+    colors = np.random.default_rng(0).integers(0, 256, (3, 150, 40), dtype=np.uint8)
+    colors[:, 100:] = colors[:, 100:] // 64 * 64  # greys, ties and extremes
+    steps = (OFF, OFF, ON, saturation, *((ON, degrees) if degrees else (OFF,)), OFF)
+    found = distort_colors(torch.from_numpy(colors), Fixed(*steps)).numpy()
+    red, green, blue = planes = colors.astype(np.float64)
+    value, low = planes.max(axis=0), planes.min(axis=0)
+    spread = np.where(value > low, value - low, 1)
+    hue = np.where(value == green, (blue - red) / spread + 2, (red - green) / spread + 4)
+    hue = np.where(value == red, (green - blue) / spread, hue)
+    chroma = np.minimum((value - low) * saturation, value)
+    for plane, offset in zip(found, (5, 3, 1), strict=True):  # f(n) = v - v·s·max(0, min(k, 4 - k, 1))
+        k = (offset + hue + degrees / 60) % 6
+        expected = value - chroma * np.clip(np.minimum(k, 4 - k), 0, 1)
+        assert np.abs(plane - expected).max() < 0.501
 
 
 def test_each_distortion_happens_half_of_the_time():

@@ -2,10 +2,12 @@
 
 import os
 
+import numpy as np
 import pytest
+from datasets import Dataset, Features, List, Value
 
 from data import bulk
-from data.bulk import BLOCK, cache_key, map_in_order, processes_for
+from data.bulk import BLOCK, cache_key, column_of, map_in_order, processes_for
 
 
 @pytest.mark.parametrize("num_proc", [0, 1, 2])
@@ -33,3 +35,12 @@ def test_cache_key(tmp_path):
     os.utime(file, (5, 5))
     keys += [cache_key(1, "x", files=[file])]
     assert len(set(keys)) == len(keys) and keys[-1] == cache_key(1, "x", files=[str(file)])
+
+
+def test_columns_are_what_the_rows_hold():
+    features = Features({"height": Value("int32"), "pixels": List(Value("int64"), length=3)})
+    rows = Dataset.from_dict({"height": [4, 5, 6], "pixels": [[1, 2, 3], [4, 5, 2**40], [7, 8, 9]]}, features=features)
+    for chosen in (rows, rows.select([2, 0]), rows.take(0)):
+        np.testing.assert_array_equal(column_of(chosen, "height"), chosen["height"][:])
+        assert column_of(chosen, "pixels").tolist() == chosen["pixels"][:]
+    assert column_of(rows, "pixels").dtype == np.int64

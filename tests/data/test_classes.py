@@ -27,6 +27,20 @@ def test_reduction_of_ade20k(dtype):
     np.testing.assert_array_equal(mask, before)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64])
+@pytest.mark.parametrize("high", [256, 70_000])
+def test_reduction_equals_a_search_for_every_value(dtype, high):
+    """By table where values are small, else by a search; written down with a dictionary here."""
+    rng = np.random.default_rng(0)
+    values = rng.choice(min(high, np.iinfo(dtype).max + 1), 40, replace=False)
+    values = np.append(values, -5) if np.iinfo(dtype).min < 0 and high > 256 else values
+    class_map = ClassMap(names(len(values)), raw_to_id={int(value): i for i, value in enumerate(values)})
+    mask = rng.choice(values, (30, 50)).astype(dtype)
+    expected = np.vectorize(class_map.value_ids.get)(mask)
+    np.testing.assert_array_equal(class_map.reduce(mask), expected)
+    np.testing.assert_array_equal(class_map.reduce(mask, np.unique(mask)[::-1].tolist()), expected)
+
+
 def test_no_reduction_and_ignored_values():
     np.testing.assert_array_equal(CAMVID.reduce(np.array([[0, 10], [11, 255]])), [[0, 10], [255, 255]])
     both = ClassMap(names(3), do_reduce_labels=True, ignore_values=(2, -1, 65535))

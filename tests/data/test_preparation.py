@@ -51,6 +51,14 @@ def test_result(make_dataset):
     assert stored == {"bytes": None, "path": str(root / "train" / "images" / "train_1.jpg")}
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64])
+@pytest.mark.parametrize(("low", "high"), [(0, 150), (-3, 20), (60_000, 70_000), (5, 6)])
+def test_values_are_counted(dtype, low, high):
+    ids = np.random.default_rng(0).integers(low, high, (40, 30)).astype(dtype)
+    values, counts = np.unique(ids, return_counts=True)
+    assert preparation.count_values(ids) == dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
 def test_labels_are_reduced_once(make_dataset):
     root = make_dataset(values=(0, 1, 2, 255))
     row = prepare(root, REDUCED)["train"][0]

@@ -80,7 +80,7 @@ class Level:
     protocol = EvaluationProtocol(16)
 
     def __call__(self, image, label, rng):
-        assert image.mode == "RGB" and label.size == image.size and set(np.unique(label)) <= {0, 1, 255}
+        assert image.mode == "RGB" and label.shape == image.size[::-1] and set(np.unique(label)) <= {0, 1, 255}
         return {"level": image.getpixel((0, 0))[0], "random": round(float(rng.random()), 9)}
 
 
