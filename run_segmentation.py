@@ -2,7 +2,9 @@
 
 One GPU, or the CPU:
 
-    python run_segmentation.py --dataset_dir my_photos --output_dir outputs/mine --do_train --do_predict
+    python run_segmentation.py --config auto --dataset_dir my_photos --output_dir outputs/mine
+
+chooses settings for the data and the machine (plan.py); with `--do_train --do_predict` instead, flags say it all.
 
 Many GPUs:
 
@@ -420,7 +422,7 @@ def evaluate_on_train(
 
 
 # What a plan does as a run does it.
-PLANNED_STEPS = Steps(find_model, prepare, choose_splits, build_model)
+PLANNED_STEPS = Steps(find_model, check_plan, prepare, choose_splits, build_model)
 
 
 def publish(output_dir: Path, repo_id: str, args: Arguments) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from checks.survey import Look, asymmetry, count_different, survey
 from cli_utils import UserError, printable
 from data.augmentation import TrainTransform
+from data.bulk import column_of
 from data.classes import ClassMap
 from data_utils import Data, SegmentationDataset, find_classes, load_data
 from training import planning
@@ -34,6 +36,8 @@ from training.probe import Request, measure_apart
 # Part of the time that may go into trying steps.
 PROBE_SHARE, PROBE_SECONDS = 0.05, (6.0, 60.0)
 LOADED = 6  # examples that are loaded to see how long it takes
+# Decoding an image and counting its pixels, by pixel; measured on a CPU (two cores of an AMD EPYC).
+SCORING_SECONDS = 1.5e-7
 # Of what is given, that is about one command and its folder.
 NOT_KEPT = {*FOR_ONCE, *SECRETS, "output_dir", "minutes"}
 TOPICS = {
@@ -53,11 +57,13 @@ TOPICS = {
 class Steps(NamedTuple):
     """The steps of `run_segmentation.py` that a plan takes as well.
 
-    find_model: arguments → configuration, image processor, transform. prepare: data, class map, arguments → splits.
+    find_model: arguments → configuration, image processor, transform. check: data, arguments, output folder → raises
+    for what names show. prepare: data, class map, arguments → splits.
     choose_splits: splits, flags of the run → training and evaluation split. build_model: arguments, class map → model.
     """
 
     find_model: Callable[[Arguments], tuple[PretrainedConfig, ImageProcessingMixin, TrainTransform]]
+    check: Callable[[Data, Arguments, Path], None]
     prepare: Callable[[Data, ClassMap, Arguments], DatasetDict]
     choose_splits: Callable[[DatasetDict, RunArguments], list[Dataset | None]]
     build_model: Callable[[Arguments, ClassMap], PreTrainedModel]
@@ -232,10 +238,9 @@ def _look_at_data(plan: _Plan, steps: Steps) -> tuple[Data, ClassMap, list[Look]
     args = plan.args
     load = partial(load_data, seed=args.training.seed, token=args.token, max_eval_samples=args.run.max_eval_samples)
     data = load(args.dataset, num_channels=args.dataset.num_channels)
-    class_map = find_classes(data, args.classes)
     if "train" not in data.splits:
-        found = ", ".join(f"{name}: {len(split)}" for name, split in data.splits.items())
-        raise UserError(f"the dataset has no training split (found {found})")
+        steps.check(data, args, Path(args.training.output_dir))
+    class_map = find_classes(data, args.classes)
     looks = survey(data.splits["train"], class_map, data.num_channels, seed=args.training.seed)
     if not {"validation", "test"} & data.splits.keys():
         names = list(data.splits["train"]["name"])
@@ -247,6 +252,7 @@ def _look_at_data(plan: _Plan, steps: Steps) -> tuple[Data, ClassMap, list[Look]
             data = load(args.dataset, num_channels=args.dataset.num_channels)
             kept = set(data.splits["train"]["name"])
             looks = [look for look in looks if look.name in kept] or looks
+    steps.check(data, args, Path(args.training.output_dir))
     return data, class_map, looks
 
 
@@ -254,7 +260,7 @@ def data_facts(
     train_split: Dataset, eval_split: Dataset | None, looks: list[Look], class_map: ClassMap, channels: int
 ) -> DataFacts:
     """Counts of all prepared training images, and what a sample of them shows."""
-    counts = np.array(train_split["class_pixels"])
+    counts = column_of(train_split, "class_pixels")
     shares = counts.sum(axis=0) / max(1, counts.sum())
     objects = {i: [] for i in class_map.id2label}
     for look in looks:
@@ -275,8 +281,8 @@ def data_facts(
         eval_images=0 if eval_split is None else len(eval_split),
         different=max(1, different),
         looked_at=len(looks),
-        height=int(np.median(train_split["height"])),
-        width=int(np.median(train_split["width"])),
+        height=median_side(train_split, "height"),
+        width=median_side(train_split, "width"),
         classes=tuple(classes),
         upside_down=asymmetry(looks, "upside down") if looks else 1.0,
         turned=asymmetry(looks, "turned") if looks else 1.0,
@@ -289,6 +295,11 @@ def weighted_quantiles(values: np.ndarray, weights: np.ndarray, shares: tuple[fl
     order = np.argsort(values)
     reached = np.cumsum(weights[order]) / weights.sum()
     return [float(values[order][np.searchsorted(reached, share)]) for share in shares]
+
+
+def median_side(split: Dataset, side: str) -> int:
+    """Median "height" or "width" of a prepared split, in pixels."""
+    return int(np.median(column_of(split, side)))
 
 
 def this_machine(args: Arguments) -> Machine:
@@ -352,8 +363,8 @@ def _try(plan, steps, facts, class_map, train_split, eval_split, machine, minute
     transform = steps.find_model(args)[-1]
     protocol = transform.protocol
     split = train_split if eval_split is None else eval_split
-    size = protocol.input_size(int(np.median(split["height"])), int(np.median(split["width"])))
-    windows = 1
+    height, width = median_side(split, "height"), median_side(split, "width")
+    size, windows = protocol.input_size(height, width), 1
     if protocol.slide_crop:
         windows = len(protocol.windows(size[0])) * len(protocol.windows(size[1]))
         size = tuple(min(side, protocol.slide_crop) for side in size)
@@ -376,18 +387,9 @@ def _try(plan, steps, facts, class_map, train_split, eval_split, machine, minute
         begin = time.perf_counter()
         examples[index]
         loading.append(time.perf_counter() - begin)
-    pixels = args_pixels(split)
-    seconds = windows * tried.eval_seconds * len(protocol.scales) * (1 + protocol.flip) + SCORING_SECONDS * pixels
+    passes = windows * len(protocol.scales) * (1 + protocol.flip)
+    seconds = passes * tried.eval_seconds + SCORING_SECONDS * height * width
     return Measured(transform.crop_size, tried.steps, seconds, float(np.median(loading)), tried.stride, tried.limit)
-
-
-# Decoding an image and counting its pixels; measured on a CPU, and more than on others.
-SCORING_SECONDS = 1.5e-7
-
-
-def args_pixels(split: Dataset) -> float:
-    """Pixels of the median image."""
-    return float(np.median(split["height"])) * float(np.median(split["width"]))
 
 
 def _images_in_time(plan: _Plan, measured: Measured, minutes: float, facts: DataFacts) -> float:

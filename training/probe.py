@@ -201,6 +201,12 @@ def measure_apart(build_model: Callable[[], PreTrainedModel], request: Request) 
         process.join(10)
         if process.is_alive():
             process.kill()
+            process.join()
+    if process.exitcode > 0:  # a signal would be negative
+        raise UserError(
+            f"the process that tries steps did not start (code {process.exitcode}, its words are above); in a program "
+            'of your own, call main() below `if __name__ == "__main__":`'
+        )
     if error is not None:
         raise error if isinstance(error, UserError) else UserError(f"a step was tried and failed: {one_line(error)}")
     if not tried.steps:

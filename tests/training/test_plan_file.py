@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -225,7 +226,8 @@ def test_what_the_model_raises_is_sent(request_of_64, error, sent):
 
 
 def auto(data, tiny_config, out, *more):
-    return ["--config", "auto", "--dataset_dir", *base(data, tiny_config, "--output_dir", out, *more)]
+    more = ("--output_dir", out, "--image_size", "64", *more)
+    return ["--config", "auto", "--dataset_dir", *base(data, tiny_config, *more)]
 
 
 def test_a_run_is_planned_and_its_plan_runs_again(data, tiny_config, tmp_path):
@@ -303,13 +305,21 @@ def test_mistakes_are_one_line(argv, message, data, tiny_config, tried, tmp_path
     assert other.read_text() == "learning_rate: 1\n"
 
 
-@pytest.mark.parametrize("broken", ["no masks", "truncated", "a single class", "wrong values"])
+@pytest.mark.parametrize(
+    "broken", ["no masks", "no training images", "one image", "truncated", "a single class", "wrong values"]
+)
 def test_data_are_judged_as_training_judges_them(broken, data, tiny_config, tried, tmp_path):
     root = make_dataset(tmp_path / "data", train=3, validation=2)
     extra = []
     if broken == "no masks":
         for mask in root.glob("*/masks/*"):
             mask.unlink()
+    elif broken == "no training images":
+        shutil.rmtree(root / "train")
+    elif broken == "one image":
+        shutil.rmtree(root / "val")
+        for file in root.glob("train/*/train_[12].png"):
+            file.unlink()
     elif broken == "truncated":
         file = next(root.glob("train/images/*"))
         file.write_bytes(file.read_bytes()[:300])

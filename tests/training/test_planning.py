@@ -1,12 +1,15 @@
 """Every rule at its limits."""
 
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from cli_utils import UserError
 from training import planning
+from training.arguments import GROUPS
 from training.planning import ClassFacts, DataFacts, Goal, Machine, Measured
 
 GPU = Machine("cuda", (8, 0), 24 * 2**30, 8, 4)
@@ -23,6 +26,26 @@ def facts(*classes, **changes):
 
 def flags(settings):
     return {setting.flag: setting.value for setting in settings}
+
+
+def test_every_flag_that_a_rule_sets_stands_in_the_documentation():
+    root = Path(planning.__file__).parents[1]
+    documented = (root / "docs" / "planning.md").read_text(encoding="utf-8")
+    flags = set(re.findall(r'Setting\(\s*"(\w+)"', Path(planning.__file__).read_text(encoding="utf-8")))
+    known = {name for kind in GROUPS.values() for name in kind.__dataclass_fields__}
+    assert len(flags) > 25 and flags <= known
+    said_together = {  # by the words of their row
+        "dataloader_persistent_workers": "dataloader_num_workers",
+        "per_device_train_batch_size": "on the device",
+        "gradient_accumulation_steps": "accumulated",
+        "model_name_or_path": "| model",
+        **dict.fromkeys(("lr_scheduler_type", "warmup_steps", "weight_decay"), "schedule, warm-up, decay"),
+        **dict.fromkeys(("eval_strategy", "eval_steps", "save_strategy", "save_steps"), "evaluations and checkpoints"),
+        **dict.fromkeys(("load_best_model_at_end", "logging_steps"), "the last weights count"),
+        "learning_rate": "learning rate",
+        "max_predict_samples": "pictures",
+    }
+    assert not [flag for flag in flags if said_together.get(flag, f"`{flag}`") not in documented]
 
 
 # ---- model and split ----
