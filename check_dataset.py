@@ -111,7 +111,8 @@ def check(
         data = load_data(dataset_args, args.seed)
     except UserError as error:
         source = dataset_args.source
-        fault = Finding("not-loadable", ERROR, str(error), "docs/data.md shows what can be read and how", (source,), 1)
+        fix = "as it says; --images DIR and --masks DIR name folders, and docs/data.md has the tree of every layout"
+        fault = Finding("not-loadable", ERROR, str(error), fix, (source,), 1)
         return DatasetReport(source, "unknown", {}, {}, {}, [], [fault], time.perf_counter() - started), None, None
     for flag, file in args.reports().items():
         refuse_inputs([file], data.files(), f"file for {flag}")

@@ -175,7 +175,10 @@ class UserError(ValueError):
 
     def __init__(self, message: str = ""):
         # What a worker of a data loader raises comes back as text: its traceback, and the message at the end of it.
-        super().__init__(str(message).rpartition(f"{__name__}.{type(self).__name__}: ")[2].rstrip())
+        message = str(message).rpartition(f"{__name__}.{type(self).__name__}: ")[2].rstrip()
+        # A value that is told may be as long as a file.
+        lines = (f"{line[:2000]} … {line[-500:]}" if len(line) > 3000 else line for line in message.split("\n"))
+        super().__init__("\n".join(lines))
 
 
 class WriteError(UserError):
@@ -567,7 +570,13 @@ def _local_path(name: str, value):
             f"--{name} {address[1]}://{address[2]}: an address, but what is read here are folders and files of this "
             f"machine: {advice}"
         )
-    return type(value)(os.path.expanduser(value))
+    path = os.path.expanduser(value)
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            os.lstat(path)
+    except (OSError, ValueError) as error:  # too long, a loop of links, or NUL in a YAML file
+        raise UserError(f"--{name} {printable(str(path))}: {getattr(error, 'strerror', None) or error}") from None
+    return type(value)(path)
 
 
 def _config_tokens(argv: list[str], known: set[str]) -> list[tuple[str, list[str]]]:
@@ -579,7 +588,7 @@ def _config_tokens(argv: list[str], known: set[str]) -> list[tuple[str, list[str
     if file is None:
         return []
     try:
-        content = parse_yaml(read_text(Path(file).expanduser())) or {}
+        content = parse_yaml(read_text(os.path.expanduser(file))) or {}
     except FileNotFoundError:
         raise UserError(f"--config {file}: no such file") from None
     except UserError:

@@ -49,7 +49,7 @@ from data.rare_classes import RareClassCrops
 from data.splitting import split_train
 from data.stored_masks import decode_mask
 from data.streaming import NO_CLASS_LIST, open_streams
-from data.synonyms import CLASS_LIST_FILES, KNOWN_VOID, POSSIBLE_CLASS_LIST_FILES, POSSIBLE_COCO_FILES
+from data.synonyms import CLASS_LIST_FILES, POSSIBLE_CLASS_LIST_FILES, POSSIBLE_COCO_FILES
 from metrics_utils import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
@@ -257,9 +257,6 @@ def find_classes(
         raise UserError(NO_CLASS_LIST)
     else:
         values = annotation_values(data.splits, cache_dir, num_proc)
-        void = KNOWN_VOID.get(data.layout)
-        if void in values - {*ignore_values} and max(values - {IGNORE_INDEX}) == void:
-            logger.warning(f"value {void} is void in {data.layout}: --ignore_values {void} if these masks are its own")
         class_map = _infer_classes(values, reduces, ignore_values, may_be_binary)
 
     if mapping is not None:
@@ -444,6 +441,8 @@ class SegmentationDataset(torch.utils.data.Dataset):
         # Decoded here, where an error can name the file.
         self.split = split.cast_column("image", datasets.Image(decode=False))
         self._rows = undecoded(self.split.select_columns(["image", "label", "name"]))
+        self._stamps = [_stamp(path) for path in self._rows.select_columns("image").flatten()["image.path"]]
+        self._touched: set[int] = set()
         self.transform = transform
         self.seed = seed
         self.rare_crops = rare_crops
@@ -462,13 +461,14 @@ class SegmentationDataset(torch.utils.data.Dataset):
         has another number of channels than three (see `data.image_files.read_channels`, also for what it raises).
 
         Raises:
-            UserError: the image cannot be read, or has not the size that it was prepared with; names its file.
+            UserError: the image cannot be read, or is not the one that it was as this was made; names its file.
         """
-        image, label = self._decode(self._rows[index])
+        image, label, _ = self._decode(index)
         return image, Image.fromarray(label)
 
-    def _decode(self, row: dict) -> tuple[Image.Image | torch.Tensor, np.ndarray]:
-        """As `read`, with the mask as uint8 (H, W)."""
+    def _decode(self, index: int) -> tuple[Image.Image | torch.Tensor, np.ndarray, str]:
+        """As `read`, with the mask as uint8 (H, W), and the name."""
+        row = self._rows[index]
         label, file = decode_mask(row["label"]["bytes"]), StoredFile.of(row["image"], row["name"])
         image = decode_image(file, self.protocol.num_channels)
         height, width = tvF.get_size(image)
@@ -478,17 +478,41 @@ class SegmentationDataset(torch.utils.data.Dataset):
                 f"now, its mask {label.shape[1]}x{label.shape[0]}; put the old file back and go on with "
                 "--resume_from_checkpoint last, or start again with a new mask"
             )
-        return image, label
+        self._compare_stamp(file.path, index)
+        return image, label, row["name"]
+
+    def _compare_stamp(self, path: str | None, index: int) -> None:
+        """Another image of the same size has as many pixels, but hardly ever as many bytes; one that has may just have
+        been touched."""
+        then, now = self._stamps[index], _stamp(path)
+        if then == now or None in (then, now):
+            return
+        if then[0] != now[0]:
+            raise UserError(
+                f"{path} has changed since this run began: it has {now[0]:,} bytes now, and had {then[0]:,}; put the "
+                "old file back and go on with --resume_from_checkpoint last, or start again"
+            )
+        if index not in self._touched:
+            self._touched.add(index)
+            logger.warning(f"{path} was written again since this run began, with as many bytes: the same image?")
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor | str]:
         shown_class, rng = None, np.random.default_rng([self.seed, int(self._epoch), index])
         if self.rare_crops is not None:
             index, shown_class = self.rare_crops.draw(index, rng)
-        row = self._rows[index]
-        image, label = self._decode(row)
+        image, label, name = self._decode(index)
         if isinstance(self.transform, TrainTransform):
-            return self.transform(image, label, rng, shown_class) | {"name": row["name"]}
+            return self.transform(image, label, rng, shown_class) | {"name": name}
         return {"pixel_values": self.transform.preprocess(image), "labels": torch.from_numpy(label)}
+
+
+def _stamp(path: str | None) -> tuple[int, int] | None:
+    """Bytes and time of a file; None where there is none."""
+    try:
+        status = os.stat(path or "")
+    except (OSError, ValueError):
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def augmentation_preview(

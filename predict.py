@@ -25,7 +25,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import torch
 from transformers import PretrainedConfig
 from transformers.utils import cached_file
 
@@ -33,7 +32,6 @@ from cli_utils import (
     UserError,
     WriteError,
     count_of,
-    one_line,
     parse_arguments,
     run_cli,
     set_up_logging,
@@ -47,7 +45,7 @@ from data.output_paths import check_writable
 from data.synonyms import IMAGE_EXTENSIONS, MASK_SUFFIXES
 from data.unread import describe_unread, unread_pictures
 from models.image_processor import load_image_processor
-from models.inference import evaluation_protocol, predict_ids
+from models.inference import evaluation_protocol, find_device, predict_ids
 from models.loading import describe_model, load_trained_model
 from reports.predictions import prediction_files, write_predictions
 
@@ -148,16 +146,6 @@ def _masks_of(paths: list[Path]) -> set[Path]:
     stems = {path.with_suffix("") for path in paths}
     masks |= {path for path in paths if bare(path) != path.stem and path.with_name(bare(path)) in stems}
     return masks
-
-
-def find_device(name: str | None) -> torch.device:
-    """The device of that name; None: the accelerator if there is one, else the CPU."""
-    if name is None:
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: torch without CUDA
-        raise UserError(f"--device {name} cannot be used here: {one_line(error)}") from None
 
 
 def find_class_map(

@@ -131,8 +131,11 @@ def _is_animated(picture: Image.Image, file: StoredFile) -> bool:
     """Whether there are more frames or pages than the one that was decoded."""
     if picture.format not in ("GIF", "TIFF", "WEBP"):  # others hold one, or thumbnails besides
         return False
-    with file.stream() as stream, Image.open(stream) as image:
-        return image.n_frames > 1
+    try:
+        with file.stream() as stream, Image.open(stream) as image:
+            return image.n_frames > 1
+    except Exception:  # a decoder may raise anything on a damaged file, and what follows here is damaged
+        return True
 
 
 def _palette(mask: Image.Image, values: Iterable[int]) -> dict[int, str]:

@@ -7,6 +7,8 @@
 import base64
 import json
 import logging
+import os
+import re
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from cli_utils import UserError, count_of, nearest, parse_yaml, read_text, shorten
-from data.classes import check_name
+from data.classes import check_name, whole_number
 from data.layouts import (
     BRUSH_FILE,
     Picture,
@@ -42,7 +44,9 @@ logger = logging.getLogger(__name__)
 
 # Names of other programs for what is not outlined, and for what is neither.
 BACKGROUND, IGNORED = ("background", "_background_", "__background__"), "__ignore__"
-NO_OUTLINE = "annotations have a box but no outline and are left out"
+# Phrases for `cli_utils.count_of`, and behind a colon what comes from files.
+NO_OUTLINE = "annotation/annotations has/have a box but no outline and is/are left out"
+NO_AREA = "shape/shapes has/have a type without an area and is/are left out"
 # Files that are looked into, and how far, to tell what they are.
 SNIFFED_FILES, SNIFFED_BYTES = 60, 1 << 16
 MAX_BITMAP = 1 << 26  # bytes of an unpacked bitmap
@@ -208,7 +212,8 @@ def _is_coco(path: Path, panoptic: bool) -> bool:
         return False
     if not all(isinstance(content.get(key), list) for key in ("images", "annotations", "categories")):
         return False
-    return any("segments_info" in entry for entry in content["annotations"][:1]) == panoptic
+    first = content["annotations"][:1]
+    return any(isinstance(entry, dict) and "segments_info" in entry for entry in first) == panoptic
 
 
 def _read_coco(tree: Tree) -> Annotations:
@@ -251,19 +256,24 @@ def _parse_coco(path: Path, notes: Counter, masks: PictureFinder | None) -> _Coc
     """masks: of a panoptic file: finds its PNG files."""
     content = _read_object(path)
     try:
-        categories = {int(category["id"]): str(category["name"]).strip() for category in content["categories"]}
+        categories = _by_id(
+            "category", ((whole_number(entry["id"]), check_name(entry["name"])) for entry in content["categories"])
+        )
         parents = {str(category.get("supercategory")) for category in content["categories"]}
-        images = {
-            str(entry["id"]): (str(entry["file_name"]), int(entry["width"]), int(entry["height"]))
-            for entry in content["images"]
-        }
+        images = _by_id(
+            "image",
+            (
+                (str(entry["id"]), (str(entry["file_name"]), *(whole_number(entry[k]) for k in ("width", "height"))))
+                for entry in content["images"]
+            ),
+        )
         shapes, used, objects = defaultdict(list), set(), []
         for entry in content["annotations"]:
             image = str(entry["image_id"])
             if masks is not None:
                 shapes[image] = _segments(path, entry, categories, used, masks)
                 continue
-            category, outline = int(entry["category_id"]), entry.get("segmentation")
+            category, outline = whole_number(entry["category_id"]), entry.get("segmentation")
             if image not in images or category not in categories:
                 kind, i = ("category", category) if image in images else ("image", image)
                 raise UserError(f"{path}: annotation {entry.get('id')} is of {kind} {i}, which is not listed")
@@ -288,6 +298,15 @@ def _parse_coco(path: Path, notes: Counter, masks: PictureFinder | None) -> _Coc
     return _CocoFile(categories, parents, images, shapes, used)
 
 
+def _by_id(kind: str, pairs: Iterable[tuple]) -> dict:
+    """Raises ValueError where an id stands for two things: what belongs to one would go to the other."""
+    found = {}
+    for i, thing in pairs:
+        if found.setdefault(i, thing) != thing:
+            raise ValueError(f"the id {i} of {kind} {thing!r:.60} is that of {found[i]!r:.60}, too")
+    return found
+
+
 def _segments(
     path: Path, entry: dict, categories: dict[int, str], used: set[str], masks: PictureFinder
 ) -> list[Shape]:
@@ -300,7 +319,7 @@ def _segments(
         raise UserError(f"{path} names {name}, which is {'there several times' if found else 'not there'}")
     ids: dict[str, list[int]] = defaultdict(list)
     for segment in entry["segments_info"]:
-        category = int(segment["category_id"])
+        category = whole_number(segment["category_id"])
         if category not in categories:
             raise UserError(f"{path}: {name} has a segment of category {category}, which is not listed")
         ids[categories[category]].append(int(segment["id"]))
@@ -333,10 +352,12 @@ def _coco_images(
             f"{looked_in} and everywhere below {root})"
         )
     if missing:
-        notes[f"images that {path.name} names are not there and are left out: {shorten(missing)}"] = len(missing)
+        phrase = "listed image/images is/are not there and left out"
+        notes[f"{phrase}: {path.name} names {shorten(missing)}"] = len(missing)
     empty = [name for name, item in images.items() if not item.shapes]
     if empty:
-        logger.info(f"{split}: {len(empty)} images have no annotations and are all background: {shorten(empty)}")
+        phrase = "image/images has/have no annotations and is/are all background"
+        logger.info(f"{split}: {count_of(len(empty), phrase)}: {shorten(empty)}")
     return list(images.values())
 
 
@@ -344,7 +365,7 @@ def _coco_folders(root: Path, split: str, path: Path) -> list[Path]:
     """Where the images may be: beside the file or in the usual folders, as `train2017` for `instances_train2017`."""
     parts = ("", "images", path.stem.rpartition("_")[2], *SPLIT_NAMES[split])
     folders = [base / part for base in (path.parent, root, root / "images") for part in parts]
-    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+    return [folder for folder in dict.fromkeys(folders) if os.path.isdir(folder)]
 
 
 def _find_image(file_name: str, folders: list[Path], finder: PictureFinder, split: str) -> tuple[str, Path] | None:
@@ -353,8 +374,8 @@ def _find_image(file_name: str, folders: list[Path], finder: PictureFinder, spli
     for wanted in (stated, Path(stated.name)):
         if not wanted.is_absolute() and ".." not in wanted.parts:
             for folder in folders:
-                if (folder / wanted).is_file():
-                    return wanted.with_suffix("").as_posix(), folder / wanted
+                if os.path.isfile(folder / wanted):
+                    return split_extension(wanted.as_posix())[0], folder / wanted
     path = finder.find(stated.name, split)
     if path is None and stated.name:  # a panoptic file may name images like its PNG files
         path = finder.find(stated.stem, split, by_stem=True)
@@ -405,13 +426,13 @@ def _read_labelme(tree: Tree) -> Annotations:
     for parts, split in folders.items():
         alone = [path.name for path in beside[parts].values() if path not in used]
         if alone:
-            notes[f"images in {split} have no .json file and are left out: {shorten(alone)}"] = len(alone)
+            notes[f"image/images in {split} has/have no .json file and is/are left out: {shorten(alone)}"] = len(alone)
     return Annotations(list(images.values()), class_values(_labelme_labels(tree.root, images.values())), notes)
 
 
 def _labelme_image(path: Path, content: dict, beside: dict[str, Path], finder: PictureFinder, split: str) -> Path:
     stated = path.parent / str(content.get("imagePath") or "").replace("\\", "/")
-    if stated.is_file():
+    if os.path.isfile(stated):
         return stated
     found = beside.get(path.stem) or finder.find(stated.name, split) or finder.find(path.stem, split, by_stem=True)
     if found is None:
@@ -420,12 +441,10 @@ def _labelme_image(path: Path, content: dict, beside: dict[str, Path], finder: P
 
 
 def _labelme_shape(entry: dict, notes: Counter) -> Shape | None:
-    label, kind = str(entry["label"]).strip(), entry.get("shape_type") or "polygon"
+    label, kind = check_name(entry["label"]), entry.get("shape_type") or "polygon"
     points = np.array(entry["points"], float).reshape(-1, 2)
     group = entry.get("group_id")
     part_of = {} if group is None else {"object": f"group {group} {label}"}
-    if not label:
-        raise ValueError("a shape without a label")
     if kind == "rectangle" and len(points) == 2:
         (left, top), (right, bottom) = points
         points = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
@@ -435,7 +454,7 @@ def _labelme_shape(entry: dict, notes: Counter) -> Shape | None:
         return Shape(label, "circle", points, **part_of)
     if kind == "mask":
         return Shape(label, "bitmap", points, entry["mask"], **part_of)
-    notes[f"shapes of the type {kind} have no area and are left out"] += 1
+    notes[f"{NO_AREA}: {kind}"] += 1
     return None
 
 
@@ -488,10 +507,11 @@ def _read_yolo(tree: Tree) -> Annotations:
             )
         alone = [path.name for stem, path in label_files.items() if stem not in image_files]
         if alone:
-            notes[f"label files in {split} have no image and are left out: {shorten(alone)}"] = len(alone)
+            notes[f"label file/files in {split} has/have no image and is/are left out: {shorten(alone)}"] = len(alone)
         empty = [stem for stem in image_files if stem not in label_files]
         if empty:
-            logger.info(f"{split}: {len(empty)} images have no label file and are all background: {shorten(empty)}")
+            phrase = "image/images has/have no label file and is/are all background"
+            logger.info(f"{split}: {count_of(len(empty), phrase)}: {shorten(empty)}")
         for stem, image in image_files.items():
             if (split, stem) in seen:
                 raise UserError(f"{root} has {stem} twice in the {split} split")
@@ -520,7 +540,10 @@ def _yolo_content(tree: Tree) -> dict:
 def _yolo_labels(tree: Tree) -> list[str]:
     names = _yolo_content(tree)["names"]
     by_id = dict(names) if isinstance(names, dict) else dict(enumerate(names)) if isinstance(names, list) else {}
-    labels = [str(by_id[i]) for i in range(len(by_id)) if i in by_id]
+    try:
+        labels = [check_name(by_id[i]) for i in range(len(by_id)) if i in by_id]
+    except ValueError as error:
+        raise UserError(f"{yolo_file(tree)}: names: {error} (put names like no and on in quotes)") from None
     if not labels or len(labels) < len(by_id) or len(set(labels)) < len(labels):
         raise UserError(f"{yolo_file(tree)}: names must be different, with ids from 0 without a gap, not {names}")
     return labels
@@ -540,7 +563,7 @@ def yolo_folders(tree: Tree) -> list[tuple[str, Path, Path]]:
             stated = (
                 [root / str(entry).lstrip("./"), root / str(content.get("path", "")) / str(entry)] if entry else []
             )
-            folder = next((path for path in [*stated, *usual] if path.is_dir()), None)
+            folder = next((path for path in [*stated, *usual] if os.path.isdir(path)), None)
             if folder is not None:
                 folders.append((split, folder, _label_folder(root, folder, actual)))
             elif entry and split != "test":  # which many files name and few archives hold
@@ -564,7 +587,7 @@ def _label_folder(root: Path, images: Path, actual: dict[tuple[str, ...], Path])
         return images
     parts[len(parts) - 1 - lower[::-1].index("images")] = "labels"
     labels = base.joinpath(*parts)
-    return labels if labels.is_dir() else actual.get(tuple(part.lower() for part in parts), labels)
+    return labels if os.path.isdir(labels) else actual.get(tuple(part.lower() for part in parts), labels)
 
 
 def _yolo_shapes(path: Path, labels: list[str], notes: Counter) -> list[Shape]:
@@ -605,8 +628,10 @@ def _read_supervisely(tree: Tree) -> Annotations:
     meta = next(path for _, path in tree.named("meta.json"))
     notes, images, finder = Counter(), [], PictureFinder(tree)
     try:
-        labels = [str(entry["title"]).strip() for entry in _read_object(meta)["classes"]]
-    except (KeyError, TypeError) as error:
+        labels = [check_name(entry["title"]) for entry in _read_object(meta)["classes"]]
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{meta} names no classes: {type(error).__name__} {error}") from None
     there = {picture.path for picture in tree.pictures}
     for parts, path in supervisely_files(tree):
@@ -647,7 +672,7 @@ def _supervisely_shapes(entry: dict, notes: Counter) -> list[Shape]:
             points = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
         holes = tuple(np.array(ring, float).reshape(-1, 2) for ring in entry["points"].get("interior", []))
         return [Shape(label, "polygon", points, holes=holes)]
-    notes[f"shapes of the type {kind} have no area and are left out"] += 1
+    notes[f"{NO_AREA}: {kind}"] += 1
     return []
 
 
@@ -676,7 +701,7 @@ def _read_brushes(tree: Tree) -> Annotations:
             lost.append(f"task {task}{f' ({names[task][0]})' if names.get(task) else ''}")
             continue
         if len(annotations) > 1:
-            notes["tasks have several annotations, of which the last counts"] += 1
+            notes["task/tasks has/have several annotations, of which the last counts"] += 1
         files = annotations[max(annotations)]
         shapes = [Shape(BRUSH_FILE.fullmatch(file.stem)[4], "brush", content=str(file.path)) for file in files]
         labels |= {shape.label for shape in shapes}
@@ -689,8 +714,12 @@ def _read_brushes(tree: Tree) -> Annotations:
             "(or export it as COCO)"
         )
     if lost:
-        notes[f"tasks have no picture that is there and are left out: {shorten(lost)}"] = len(lost)
+        notes[f"task/tasks has/have no picture that is there and is/are left out: {shorten(lost)}"] = len(lost)
     return Annotations(images, class_values(sorted(labels)), notes)
+
+
+def _is_task(number) -> bool:
+    return re.fullmatch(r"[0-9]{1,18}", str(number)[:20]) is not None
 
 
 def _task_pictures(tree: Tree) -> dict[int, list[str]]:
@@ -701,7 +730,7 @@ def _task_pictures(tree: Tree) -> dict[int, list[str]]:
             continue
         content = read_json(path)
         for entry in content if isinstance(content, list) else []:
-            if isinstance(entry, dict) and isinstance(entry.get("data"), dict) and str(entry.get("id")).isdigit():
+            if isinstance(entry, dict) and isinstance(entry.get("data"), dict) and _is_task(entry.get("id")):
                 stated = [value for value in entry["data"].values() if isinstance(value, str)]
                 names = [Path(value.replace("\\", "/").partition("&")[0]).name for value in stated]
                 names = [name.partition("?d=")[2] or name for name in names]
@@ -733,7 +762,7 @@ def annotation_sources(tree: Tree, layout: str) -> Sequence[Path]:
         return [path for _, path in [*tree.named("meta.json"), *supervisely_files(tree)]]
     if layout == "Label Studio brushes":
         return [picture.path for picture in brush_files(tree)] + [path for _, path in tree.named("*.json")]
-    folders = {folder for _, *both in yolo_folders(tree) for folder in both if folder.is_dir()}
+    folders = {folder for _, *both in yolo_folders(tree) for folder in both if os.path.isdir(folder)}
     return [
         yolo_file(tree),
         *(path for folder in sorted(folders) for path in sorted(folder.rglob("*")) if path.is_file()),

@@ -1,17 +1,22 @@
 """Work on whole datasets: in several processes, and under a name that changes with all that the result depends on."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from itertools import islice
+from concurrent.futures.process import BrokenProcessPool
+from itertools import chain, islice
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
 MAX_PROCESSES = 8
+KILLED = "the system killed a process at work on the images, mostly as memory ran out: the rest is done in one process"
 BLOCK, CHUNK = 128, 16  # tasks handed to all processes, and to one, at a time
+
+logger = logging.getLogger(__name__)
 
 
 def processes_for(count: int, images_per_process: int) -> int:
@@ -20,14 +25,22 @@ def processes_for(count: int, images_per_process: int) -> int:
 
 
 def map_in_order(function: Callable, tasks: Iterable, num_proc: int) -> Iterator:
-    """`map` in processes. Tasks are handed out in blocks, as they may hold whole files."""
-    if num_proc <= 1:
-        yield from map(function, tasks)
-        return
-    tasks = iter(tasks)
-    with ProcessPoolExecutor(num_proc) as pool:
-        while block := list(islice(tasks, BLOCK)):
-            yield from pool.map(function, block, chunksize=CHUNK)
+    """`map` in processes. Tasks are handed out in blocks, as they may hold whole files.
+
+    Where the system kills one of the processes, this one does the rest alone.
+    """
+    tasks, block, done = iter(tasks), [], 0
+    if num_proc > 1:
+        try:
+            with ProcessPoolExecutor(num_proc) as pool:
+                while block := list(islice(tasks, BLOCK)):
+                    done = 0
+                    for result in pool.map(function, block, chunksize=CHUNK):
+                        yield result
+                        done += 1
+        except BrokenProcessPool:
+            logger.warning(KILLED)
+    yield from map(function, chain(block[done:], tasks))
 
 
 def column_of(rows: Dataset, name: str) -> np.ndarray:

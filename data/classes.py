@@ -293,8 +293,10 @@ def check_name(entry) -> str:
     name = str(entry).strip()
     if not name:
         raise ValueError("a class without a name")
-    if not name.isprintable():  # line breaks, escape sequences, halves of characters
+    if printable(name) != name:  # line breaks, escape sequences, halves of characters
         raise ValueError(f"the name {name!r:.60} holds a line break or another character that cannot be printed")
+    if not any(character.isprintable() and not character.isspace() for character in name):
+        raise ValueError(f"the name {name!r:.60} cannot be seen")
     return name
 
 

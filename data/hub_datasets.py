@@ -1,6 +1,7 @@
 """What `--dataset_name` takes: Hub datasets, parquet files, folders of `save_to_disk`; their splits and columns."""
 
 import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict,
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
-from cli_utils import UserError, one_line
+from cli_utils import DISK_ERRORS, UserError, one_line
 from data.columns import find_columns
 from data.layouts import standard_split_name
 from data.preparation import undecoded
@@ -26,7 +27,7 @@ def load_through_datasets(
         UserError: it cannot be reached or read.
     """
     path = Path(name)
-    saved = [path / file for file in ("dataset_dict.json", "state.json") if (path / file).is_file()]
+    saved = [path / file for file in ("dataset_dict.json", "state.json") if os.path.isfile(path / file)]
     if saved and streaming:
         raise UserError(f"--streaming: {name} is on this disk already; leave the flag out")
     try:
@@ -41,7 +42,9 @@ def load_through_datasets(
             f"--dataset_name {name}: the Hub cannot be reached ({one_line(error)}); "
             "--dataset_dir FOLDER works without network"
         ) from None
-    except (FileNotFoundError, ValueError, RuntimeError, datasets.exceptions.DatasetGenerationError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetGenerationError) as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise
         raise UserError(
             f"--dataset_name {name} cannot be loaded: {one_line(error)} "
             "(images and masks in a folder are read with --dataset_dir FOLDER, without network)"
@@ -56,7 +59,7 @@ def class_list_folder(name: str, files: Iterable[str], token: str | None = None)
     the cached part of its repository, to which the first of `files` that it has is downloaded. None: nowhere.
     """
     path = Path(name)
-    if path.exists() or path.suffix == ".parquet":
+    if os.path.exists(path) or path.suffix == ".parquet":
         return path if path.is_dir() else path.parent
     out_of_reach = None
     for file in files:
@@ -111,7 +114,10 @@ def standard_columns(split: Dataset, split_name: str, image_column: str | None, 
     # Renamed in one go, as "label" may well be what the image column is called.
     split = split.rename_columns({image_column: "image", label_column: "label"})
     split = split.cast_column("image", datasets.Image(mode="RGB")).cast_column("label", datasets.Image())
-    paths = list(undecoded(split).flatten()["image.path"])
+    try:
+        paths = list(undecoded(split).flatten()["image.path"])
+    except (ValueError, OSError) as error:  # pyarrow's are both
+        raise UserError(f"the column {image_column} of the {split_name} split is damaged: {one_line(error)}") from None
     stems = [Path(path).stem for path in paths if path]
     if len(set(stems)) < len(split):
         stems = [f"{split_name}_{index:06d}" for index in range(len(split))]

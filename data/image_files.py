@@ -45,7 +45,7 @@ TIFF_SIZE, TIFF_BITS, TIFF_COMPRESSION, TIFF_SAMPLE_FORMAT, GDAL_NODATA = (256, 
 # Old and new JPEG, lossy JPEG of DNG, JPEG 2000 (two), JPEG XL, WebP, LERC. Source: libtiff's tiff.h.
 LOSSY_COMPRESSIONS = (6, 7, 34892, 33003, 34712, 50002, 50001, 34887)
 # What GIS programs write where nothing is known; besides NaN, infinities, the lowest float and what a file states.
-NODATA, LARGEST_NUMBER = -9999, 1e30
+NODATA, LARGEST_NUMBER = -9999, 1e18
 # Stray colours are mixtures of others if there are more than a class list can have, or many with few pixels each.
 MAX_COLORS, MIXED_COLORS, MIXED_SHARE = 255, 8, 0.05
 # By how much a channel of a colour may be off where no other class is near; what conversions between colour spaces do.
@@ -197,6 +197,7 @@ class StoredFile(NamedTuple):
             try:
                 with self.stream() as file, Image.open(file, formats=FORMATS) as image:
                     image.load()
+                    _forget_damaged_exif(image)
             except PIL.UnidentifiedImageError:
                 image = self._open_wide_tiff()
             return _as_written(image)
@@ -216,9 +217,11 @@ class StoredFile(NamedTuple):
             array = _import_tifffile(f"{bits[0]} bits a pixel").imread(file, key=0)
         if array.ndim != 2 or array.dtype.kind not in "iuf":
             raise ValueError(f"no image but {'x'.join(map(str, array.shape))} numbers of {array.dtype}")
+        array = _mark_nodata(array, _number(tags.get(GDAL_NODATA)))
         if array.dtype.kind != "f" and (array.min() < -(2**31) or array.max() >= 2**31):
             raise ValueError(f"numbers from {array.min()} to {array.max()}")
-        image = Image.fromarray(array.astype(np.float32 if array.dtype.kind == "f" else np.int32))
+        with np.errstate(over="ignore"):  # infinite is what is too large for 32 bits
+            image = Image.fromarray(array.astype(np.float32 if array.dtype.kind == "f" else np.int32))
         image.info["nodata"] = tags.get(GDAL_NODATA)
         return image
 
@@ -226,10 +229,14 @@ class StoredFile(NamedTuple):
         """What its first bytes state, without decoding it; None where they cannot be read."""
         try:
             with self.stream() as file, Image.open(file, formats=FORMATS) as image:
-                # Not the method of PNG files, which decodes them to look behind the pixels.
-                orientation = Image.Image.getexif(image).get(EXIF_ORIENTATION, 1)
-                return Header(image.size, image.mode, orientation)
+                return Header(image.size, image.mode, orientation_of(image))
         except Exception:  # as above; `open` says why
+            pass
+        try:  # of a TIFF file that only tifffile reads
+            with self.stream() as file:
+                width, height = (int(_tiff_tags(file)[tag]) for tag in TIFF_SIZE)
+            return Header((width, height), "", 1)
+        except Exception:
             return None
 
     def channel_bits(self) -> int:
@@ -348,13 +355,57 @@ def _as_written(image: Image.Image) -> Image.Image:
         if (stored[used] == stored[used, :1]).all():
             image = Image.fromarray(stored[:, 0][np.asarray(image)])
     tags = getattr(image, "tag_v2", {})
-    nodata = tags.get(GDAL_NODATA, image.info.get("nodata"))
-    if image.mode == "L" and np.all(tags.get(TIFF_SAMPLE_FORMAT, 1) == np.array(2)):
-        image = Image.fromarray(np.asarray(image).view(np.int8).astype(np.int32))
-    with suppress(TypeError, ValueError):
-        nodata = float(str(nodata).strip(" \0"))
-    image.info["nodata"] = nodata if isinstance(nodata, float) else None
+    nodata = _number(tags.get(GDAL_NODATA, image.info.get("nodata")))
+    is_signed = bool(np.all(tags.get(TIFF_SAMPLE_FORMAT, 1) == np.array(2)))
+    if image.mode == "L" and is_signed:
+        image = _with_pixels(image, np.asarray(image).view(np.int8).astype(np.int32))
+    elif image.mode in ("I", "F") and tags:
+        array = np.asarray(image)
+        marked = _mark_nodata(array if image.mode == "F" or is_signed else array.view(np.uint32), nodata)
+        image = _with_pixels(image, marked.astype(array.dtype)) if _is_no_class(nodata) else image
+    image.info["nodata"] = nodata
     return image
+
+
+def _forget_damaged_exif(image: Image.Image) -> None:
+    """Viewers show pictures whose EXIF data cannot be read, as they are stored; Pillow raises when it is asked."""
+    try:
+        image.getexif()
+    except Exception:  # its readers raise as they please
+        image.info.pop("exif", None)
+
+
+def _number(text: object) -> int | float | None:
+    """What a file states as a number, in full; None for what is none."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            number = kind(str(text).strip(" \0"))
+            if kind is float or abs(number) <= 2**64:
+                return number
+    return None
+
+
+def _is_no_class(number: float | None) -> bool:
+    """Whether a number cannot be that of a class, as it is a fraction, or has more than 32 bits."""
+    return number is not None and math.isfinite(number) and (number != int(number) or abs(number) >= 2**31)
+
+
+def _mark_nodata(array: np.ndarray, nodata: float | None) -> np.ndarray:
+    """Numbers in which `NODATA` stands for what a file states as unknown, where no class can have that value."""
+    if not _is_no_class(nodata):
+        return array
+    with np.errstate(over="ignore"), suppress(OverflowError):  # beyond what the array can hold
+        is_unknown = array == array.dtype.type(nodata)
+        return np.where(is_unknown, NODATA, array.astype(np.float64 if array.dtype.kind == "f" else np.int64))
+    return array
+
+
+def _with_pixels(image: Image.Image, array: np.ndarray) -> Image.Image:
+    """An image of other numbers, and of the same orientation."""
+    made = Image.fromarray(array)
+    if (orientation := orientation_of(image)) != 1:
+        made.getexif()[EXIF_ORIENTATION] = orientation
+    return made
 
 
 class FileProblem(Exception):
@@ -394,7 +445,14 @@ def open_picture(image: StoredFile, num_channels: int = 3) -> Image.Image:
 
 def upright_size(picture: Image.Image) -> tuple[int, int]:
     """Width and height of an image as viewers show it."""
-    return picture.size[::-1] if picture.getexif().get(EXIF_ORIENTATION) in SIDEWAYS else picture.size
+    return picture.size[::-1] if orientation_of(picture) in SIDEWAYS else picture.size
+
+
+def orientation_of(picture: Image.Image) -> int:
+    """Its EXIF entry, 1 to 8; 1, upright, where there is none or one that means nothing."""
+    # Not the method of PNG files, which decodes them to look behind the pixels.
+    stated = Image.Image.getexif(picture).get(EXIF_ORIENTATION)
+    return int(stated) if stated in range(1, 9) else 1
 
 
 def check_sizes(image: Header, mask: Header, file: StoredFile) -> None:
@@ -716,6 +774,8 @@ def _read_with_pillow(content: bytes, num_channels: int) -> torch.Tensor:
     if bits > 8:
         raise ValueError(f"{bits} bits a channel: convert it to 8 bits")
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        image.load()
+        _forget_damaged_exif(image)
         upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith(("I", "F")):
         # Pillow would cut them off at 255. Training refuses them for the same reason.

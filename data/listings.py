@@ -3,21 +3,23 @@ images (`ImageSets/Segmentation/train.txt`)."""
 
 import csv
 import io
-import json
 import logging
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cli_utils import UserError, count_of, read_text, shorten
+from cli_utils import UserError, count_of, parse_json, read_text, shorten
 from data.columns import find_columns, has_column
-from data.layouts import Pair, Picture, Tree, standard_split_name
+from data.layouts import Pair, Picture, Tree, split_extension, standard_split_name
 from data.output_paths import inner_names
 from data.synonyms import DEFAULT_LISTS, LIST_FOLDERS, NO_FILE, SPLIT_COLUMNS, SPLIT_NAMES
 
 logger = logging.getLogger(__name__)
+
+MAX_LINE = 1 << 13  # letters of two paths
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
@@ -76,9 +78,9 @@ def _read_rows(table: Table, file: Path, file_split: str, rows: list[dict], imag
             raise UserError(f"{file}: split {stated!r} is none of {', '.join(SPLIT_NAMES)}")
         cells = {key: _cell(row, key) for key in (image_key, mask_key)}
         paths = {key: _path(file, cell) for key, cell in cells.items() if cell.lower() not in NO_FILE}
-        missing += [cells[key] for key, path in paths.items() if not path.is_file()]
+        missing += [cells[key] for key, path in paths.items() if not os.path.isfile(path)]
         if len(paths) == 2:
-            name = Path(cells[image_key].replace("\\", "/")).with_suffix("").as_posix()
+            name = split_extension(Path(cells[image_key].replace("\\", "/")).as_posix())[0]
             table.splits.setdefault(split, []).append(Pair(name, paths[image_key], paths[mask_key]))
         elif image_key in paths:
             table.images_alone.append(paths[image_key])
@@ -102,14 +104,14 @@ def _cell(row: dict, key: str) -> str:
 
 def _path(file: Path, cell: str) -> Path:
     path = file.parent / cell
-    return path if path.is_file() or "\\" not in cell else file.parent / cell.replace("\\", "/")
+    return path if os.path.isfile(path) or "\\" not in cell else file.parent / cell.replace("\\", "/")
 
 
 def _rows(file: Path) -> list[dict]:
     text = read_text(file)
     try:
         if file.suffix.lower() == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = [parse_json(line) for line in text.splitlines() if line.strip()]
             if not all(isinstance(row, dict) for row in rows):
                 raise ValueError("a line is no object {…}")
             return rows
@@ -215,6 +217,8 @@ class ListReader:
         image = self._find(self.images, line)
         if image is not None:
             return ListedImage(image)
+        if len(line) > MAX_LINE:  # each gap in it might be the one
+            return None
         for gap in re.finditer(r"\s*[,;\t]\s*|\s+", line):
             image = self._find(self.images, line[: gap.start()])
             mask = self._find(self.masks, line[gap.end() :])

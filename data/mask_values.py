@@ -21,6 +21,7 @@ from data.image_files import (
     FileProblem,
     Problem,
     StoredFile,
+    check_sizes,
     describe_problem,
     ids_of,
     packed_colors,
@@ -32,6 +33,7 @@ from metrics_utils import IGNORE_INDEX
 logger = logging.getLogger(__name__)
 
 COLOR_VALUES = 1 << 24  # added to packed colours, so that none is taken for an annotation value
+LARGE = 1 << 24  # pixels, from which on it pays to compare sizes before a mask is decoded
 SAMPLE = 200  # masks that tell whether a dataset is the one that its folders are named after
 FEATURES = Features(
     {
@@ -97,6 +99,9 @@ def mask_values(image: dict, label: dict, name: str) -> dict:
     result = {"values": [], "pixels": [], "colors": [], "lossy": False, "nodata": 0, "problem": None, "detail": None}
     file = StoredFile.of(label, name)
     try:
+        header = file.header()
+        if header and math.prod(header.size) > LARGE and (other := StoredFile.of(image, name).header()):
+            check_sizes(other, header, file)  # a short file may have any number of pixels
         mask = file.open()
         if mask.mode in ("RGB", "RGBA"):
             colors = np.unique(packed_colors(np.asarray(mask)[..., :3])).tolist()

@@ -32,11 +32,11 @@ import PIL
 from PIL import Image
 from tqdm import tqdm
 
-from cli_utils import UserError, one_line, shorten
+from cli_utils import UserError, count_of, one_line, shorten
 from data.annotation_files import BACKGROUND, READERS, AnnotatedImage, Annotations, Shape, annotation_sources
 from data.bulk import cache_key, map_in_order, processes_for
 from data.classes import whole_number
-from data.image_files import EXIF_ORIENTATION, FORMATS
+from data.image_files import FORMATS, Header, orientation_of
 from data.layouts import Pair, Tree
 from data.output_paths import output_names
 from metrics_utils import IGNORE_INDEX
@@ -44,14 +44,16 @@ from metrics_utils import IGNORE_INDEX
 logger = logging.getLogger(__name__)
 
 INDEX = "drawn_masks.json"  # beside the cached masks: classes, pairs and what was odd
-DRAWING_VERSION = 4  # part of every cache key: raised whenever other masks are drawn
+DRAWING_VERSION = 5  # part of every cache key: raised whenever other masks are drawn
 IMAGES_PER_PROCESS = 500  # starting more processes would cost more than it saves
-CUT_OFF = "outlines reach beyond their image and are cut off"
-FEW_POINTS = "outlines have fewer than three points and are left out"
-NO_PIXEL = "outlines cover no pixel of their image and are left out"
-
-
-HIDDEN = "objects are hidden entirely by smaller ones drawn over them"
+CUT_OFF = "outline/outlines reaches/reach beyond its/their image and is/are cut off"
+FEW_POINTS = "outline/outlines has/have fewer than three points and is/are left out"
+NO_PIXEL = "outline/outlines covers/cover no pixel of its/their image and is/are left out"
+HIDDEN = "object/objects is/are hidden entirely by smaller ones drawn over it/them"
+# Why a mask cannot be drawn.
+UNREADABLE = "image/images cannot be read"
+OTHER_SIZE = "image/images has/have another size than when it/they was/were annotated"
+DAMAGED = "annotation/annotations is/are damaged"
 MAX_COORDINATE = 1e100  # beyond which arithmetic ends
 CROSSINGS = 1 << 22  # of rows and edges that are looked at in one go
 
@@ -86,7 +88,7 @@ def draw_masks(
     if not (folder / INDEX).is_file():
         annotations = READERS[layout](tree)
         if not any(item.shapes for item in annotations.images):
-            found = "".join(f"; {count} {note}" for note, count in annotations.notes.items())
+            found = "".join(f"; {_told(note, count)}" for note, count in annotations.notes.items())
             raise UserError(f"{root} ({layout} layout) holds no outline of any object{found}")
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as work:
@@ -102,12 +104,17 @@ def draw_masks(
     for note, count in index["notes"].items():
         places = index["hidden"] if note == HIDDEN else {}
         listed = shorten(f"{' and '.join(labels)} on {name}" for name, labels in places.items())
-        logger.warning(f"{root}: {count} {note}" + (f": {listed}" if listed else ""))
+        logger.warning(f"{root}: {_told(note, count)}" + (f": {listed}" if listed else ""))
     splits = {
         split: [Pair(name, Path(image), folder / split / f"{mask}.png") for name, image, mask in pairs]
         for split, pairs in index["splits"].items()
     }
     return DrawnMasks(splits, {int(value): name for value, name in index["classes"].items()}, sources, index["hidden"])
+
+
+def _told(note: str, count: int) -> str:
+    phrase, colon, detail = note.partition(": ")
+    return count_of(count, phrase) + colon + detail
 
 
 def _cache_key(tree: Tree, layout: str, sources: Sequence[Path]) -> str:
@@ -130,15 +137,15 @@ def _draw_all(root: Path, annotations: Annotations, folder: Path, num_proc: int 
     problems, hidden = defaultdict(list), {}
     results = map_in_order(draw, images, num_proc)
     progress = tqdm(results, total=len(images), desc="drawing masks", unit=" images")
-    for item, (found, covered, (kind, detail)) in zip(images, progress, strict=True):
+    for item, (found, covered, (kind, details)) in zip(images, progress, strict=True):
         notes.update(found)
         if covered:
             notes[HIDDEN] += len(covered)
             hidden[f"{item.split}/{item.name}"] = covered
         if kind:
-            problems[kind].append(detail)
+            problems[kind] += details
     if problems:
-        lines = (f"{len(details)} {kind}: {shorten(details)}" for kind, details in problems.items())
+        lines = (f"{count_of(len(details), kind)}: {shorten(details)}" for kind, details in problems.items())
         raise UserError(f"{root}: " + "\n  ".join(lines))
     pairs = defaultdict(list)
     for item in images:
@@ -150,7 +157,7 @@ def _draw_all(root: Path, annotations: Annotations, folder: Path, num_proc: int 
     }
     index = {"classes": {0: BACKGROUND[0]} | dict(sorted(classes.items())), "notes": notes, "splits": pairs}
     index["hidden"] = hidden
-    (folder / INDEX).write_text(json.dumps(index, indent=1, ensure_ascii=False), encoding="utf-8")
+    (folder / INDEX).write_text(json.dumps(index, indent=1), encoding="ascii")
 
 
 def _with_mask_names(images: list[AnnotatedImage]) -> list[AnnotatedImage]:
@@ -165,53 +172,57 @@ def _mask_file(folder: Path, item: AnnotatedImage) -> Path:
     return folder / item.split / f"{item.mask_name}.png"
 
 
-def _draw(item: AnnotatedImage, values: dict[str, int], folder: Path) -> tuple[Counter, list[str], tuple[str, str]]:
-    """Writes one mask. Returns what is odd, labels of hidden objects, kind and detail of what makes it unusable."""
+def _draw(
+    item: AnnotatedImage, values: dict[str, int], folder: Path
+) -> tuple[Counter, list[str], tuple[str, list[str]]]:
+    """Writes one mask. Returns what is odd, labels of hidden objects, kind and details of what makes it unusable."""
     notes = Counter()
     try:
         with Image.open(item.image, formats=FORMATS) as picture:
-            stored, orientation = picture.size, picture.getexif().get(EXIF_ORIENTATION, 1)
+            header = Header(picture.size, picture.mode, orientation_of(picture))
     except Exception as error:  # a decoder may raise anything on a damaged file
-        return notes, [], ("images cannot be read", f"{item.image.name} ({one_line(error)})")
-    upright = stored[::-1] if 5 <= orientation <= 8 else stored
-    size = item.size or upright
-    if size not in (stored, upright):
-        stated, found = ("x".join(map(str, numbers)) for numbers in (size, upright))
+        return notes, [], (UNREADABLE, [f"{item.image.name} ({one_line(error)})"])
+    size = item.size or header.upright
+    if size not in (header.size, header.upright):
+        stated, found = ("x".join(map(str, numbers)) for numbers in (size, header.upright))
         detail = f"{item.image.name} is {found}, {item.source.name} says {stated}"
-        return notes, [], ("images have another size than when they were annotated", detail)
-    owner, shapes = np.zeros(size[::-1], np.int32), _in_drawing_order(item.shapes, size if item.relative else (1, 1))
+        return notes, [], (OTHER_SIZE, [detail])
+    owner, scale, damaged = np.zeros(size[::-1], np.int32), size if item.relative else (1, 1), []
+    shapes = _in_drawing_order(item.shapes, scale, owner.shape)
     for number, shape in enumerate(shapes, start=1):
         try:
-            note = _draw_shape(owner, shape, number, size if item.relative else (1, 1))
+            note = _draw_shape(owner, shape, number, scale)
         except Exception as error:  # as above, for embedded bitmaps
-            detail = f"{shape.label} on {item.image.name} ({one_line(error)})"
-            return notes, [], ("annotations are damaged", detail)
+            damaged.append(f"{shape.label} on {item.image.name} ({one_line(error)})")
+            continue
         notes.update([note] if note else [])
         if note in (NO_PIXEL, FEW_POINTS):
             shapes[number - 1] = replace(shape, kind="")
+    if damaged:
+        return notes, [], (DAMAGED, damaged)
     value_of = np.array([0, *(values[shape.label] for shape in shapes)], np.uint8)
     Image.fromarray(value_of[owner]).save(_mask_file(folder, item), compress_level=3)
-    return notes, _hidden(shapes, owner), ("", "")
+    return notes, _hidden(shapes, owner), ("", [])
 
 
-def _in_drawing_order(shapes: list[Shape], scale: tuple[float, float]) -> list[Shape]:
+def _in_drawing_order(shapes: list[Shape], scale: tuple[float, float], height_width: tuple[int, int]) -> list[Shape]:
     """Crowds, then objects by area, the largest first; of one area, and within an object, in the order of the file."""
     shapes = [replace(shape, object=f"shape {i}") if shape.object is None else shape for i, shape in enumerate(shapes)]
     areas = Counter()
     for shape in shapes:
-        areas[shape.object] += _area(shape, scale)
+        areas[shape.object] += _area(shape, scale, height_width)
     first = {shape.object: i for i, shape in reversed(list(enumerate(shapes)))}
     return sorted(shapes, key=lambda shape: (not shape.crowd, -round(areas[shape.object], 6), first[shape.object]))
 
 
-def _area(shape: Shape, scale: tuple[float, float]) -> float:
+def _area(shape: Shape, scale: tuple[float, float], height_width: tuple[int, int]) -> float:
     """In pixels, also of what lies beyond the image; 0 for what is damaged."""
     try:
         with np.errstate(all="ignore"):
             if shape.kind == "rle":
                 return float(sum(_run_lengths(shape.content["counts"])[1::2]))
             if shape.kind == "brush":
-                return float(_painted(shape).sum())
+                return float(_painted(shape, height_width).sum())
             if shape.kind == "segments":  # which share no pixel
                 return 0.0
             points = shape.points * scale
@@ -251,9 +262,7 @@ def _draw_shape(mask: np.ndarray, shape: Shape, value: int, scale: tuple[float, 
         mask[decode_rle(shape.content["counts"], size)] = value
         return ""
     if shape.kind in ("brush", "segments"):
-        inside = _painted(shape)
-        if inside.shape != mask.shape:
-            raise ValueError(f"a mask of {inside.shape[1]}x{inside.shape[0]} pixels for {width}x{height}")
+        inside = _painted(shape, mask.shape)
         mask[inside] = value
         return "" if inside.any() or shape.kind == "segments" else NO_PIXEL
     points = shape.points * scale
@@ -286,13 +295,22 @@ def _draw_shape(mask: np.ndarray, shape: Shape, value: int, scale: tuple[float, 
     return (CUT_OFF if is_cut_off else "") if pixels else NO_PIXEL
 
 
-def _painted(shape: Shape) -> np.ndarray:
-    """Where a file says that an object is, bool (H, W)."""
+def _painted(shape: Shape, height_width: tuple[int, int]) -> np.ndarray:
+    """Where a file says that an object is, bool (H, W). Raises ValueError for one of another size."""
     if shape.kind == "brush":
-        with Image.open(shape.content) as file:
+        with _opened(shape.content, height_width) as file:
             return np.asarray(_stencil(file)) > 0
-    ids = _ids_of_colors(shape.content["file"])
+    ids = _ids_of_colors(shape.content["file"], height_width)
     return ids == 0 if shape.content["ids"] is None else np.isin(ids, shape.content["ids"])
+
+
+def _opened(file: str, height_width: tuple[int, int]) -> Image.Image:
+    """Its size is compared before it is decoded: a short file may have any number of pixels."""
+    image = Image.open(file, formats=FORMATS)
+    if image.size != height_width[::-1]:
+        image.close()
+        raise ValueError(f"a mask of {image.width}x{image.height} pixels for {height_width[1]}x{height_width[0]}")
+    return image
 
 
 def _stencil(bitmap: Image.Image) -> Image.Image:
@@ -301,9 +319,9 @@ def _stencil(bitmap: Image.Image) -> Image.Image:
 
 
 @lru_cache(maxsize=1)
-def _ids_of_colors(file: str) -> np.ndarray:
+def _ids_of_colors(file: str, height_width: tuple[int, int]) -> np.ndarray:
     """Ids of a panoptic PNG: red + 256 green + 65536 blue."""
-    with Image.open(file) as image:
+    with _opened(file, height_width) as image:
         red, green, blue = np.moveaxis(np.asarray(image.convert("RGB")).astype(np.int32), -1, 0)
     return red + 256 * green + 65536 * blue
 

@@ -22,10 +22,9 @@ from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_da
 from PIL import Image
 
 from cli_utils import one_line
-from data.bulk import cache_key, processes_for
+from data.bulk import KILLED, cache_key, processes_for
 from data.classes import ClassMap
 from data.image_files import (
-    EXIF_ORIENTATION,
     FileProblem,
     Problem,
     ReadBy,
@@ -34,6 +33,7 @@ from data.image_files import (
     check_sizes,
     fit_mask,
     open_picture,
+    orientation_of,
     upright_size,
 )
 from data.stored_masks import encode_mask
@@ -186,7 +186,7 @@ def cached_map(
     if num_proc is None:
         num_proc = processes_for(len(split), IMAGES_PER_PROCESS)
 
-    def read_or_make() -> Dataset:
+    def read_or_make(num_proc: int = num_proc) -> Dataset:
         result = split.map(
             function,
             input_columns=["image", "label", "name"],
@@ -207,6 +207,11 @@ def cached_map(
     cached = list(cache_dir.glob(f"{key}*.arrow"))
     try:
         return read_or_make()
+    except RuntimeError as error:  # of `datasets`, which has no kind of its own for it
+        if "abruptly died" not in str(error):
+            raise
+        logger.warning(KILLED)
+        return read_or_make(num_proc=1)
     except (pa.ArrowException, OSError) as error:
         if not cached:
             raise
@@ -252,7 +257,7 @@ def decode_pair(
         picture = open_picture(image, num_channels)
         width, height = upright_size(picture)
         facts |= {"image_mode": picture.mode, "width": width, "height": height}
-        facts |= {"orientation": picture.getexif().get(EXIF_ORIENTATION, 1)}
+        facts |= {"orientation": orientation_of(picture)}
         stored = mask.open()
         facts |= {"mask_mode": stored.mode, "mask_size": stored.size, "lossy": mask.is_lossy()}
         found, turned = fit_mask(picture, stored, mask, class_map)

@@ -157,4 +157,3 @@ CLASS_COLUMNS = {
     "b": ("b", "blue"),
 }
 IGNORED_CLASS_NAMES = ("__ignore__",)
-KNOWN_VOID = {"CamVid": 11}  # values that stand for no class where the published data have no list

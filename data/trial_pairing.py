@@ -15,6 +15,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from cli_utils import UserError, shorten
+from data.image_files import FORMATS
 from data.layouts import IMAGES, MASKS, Picture, Tree, read_name
 from data.synonyms import (
     IMAGE_EXTENSIONS,
@@ -420,7 +421,7 @@ def _looks_right(matches: Sequence[Match], names_tell: bool = False) -> bool:
 def _has_few_colors(picture: Picture) -> bool | None:
     """None: it cannot be read."""
     try:
-        with Image.open(picture.path) as image:
+        with Image.open(picture.path, formats=FORMATS) as image:
             if image.mode == "1":
                 return True
             return image.getcolors(FEW_COLORS) is not None

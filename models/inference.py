@@ -21,6 +21,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tvF
 from transformers import PretrainedConfig
 
+from cli_utils import UserError, one_line
 from data.arguments import EvaluationArguments
 from data.preprocessing import EvaluationProtocol, short_side_of
 from metrics_utils import IGNORE_INDEX
@@ -29,6 +30,16 @@ from models.losses import check_shapes, log_likelihood, targets_of
 from models.upsampling import TiledUpsampling, empty_prediction, full_precision, upsampled_argmax
 
 logger = logging.getLogger(__name__)
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device of that name; None: the accelerator if there is one, else the CPU."""
+    if name is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: torch without CUDA
+        raise UserError(f"--device {name} cannot be used here: {one_line(error)}") from None
 
 
 def evaluation_protocol(

@@ -6,6 +6,7 @@ saved under key names that older transformers releases read as well.
 
 import logging
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -148,7 +149,7 @@ def find_config(
         return read_config(name_or_path, revision)
     if from_scratch in MIT_VARIANTS:
         return SegformerConfig(**MIT_VARIANTS[from_scratch])
-    if Path(from_scratch).exists():
+    if os.path.exists(from_scratch):
         return read_config(from_scratch)
     raise UserError(
         f"--from_scratch {from_scratch}{nearest(from_scratch, MIT_VARIANTS)} is neither a file or folder here nor one "
@@ -164,11 +165,11 @@ def read_config(name_or_path: str, revision: str | None = None) -> PretrainedCon
             does not build as it says.
     """
     path = Path(name_or_path)
-    if revision is not None and path.exists():
+    if revision is not None and os.path.exists(path):
         raise UserError(
             f"--model_revision {revision} is for models of the Hub, and {path} is on this disk: leave it out"
         )
-    if path.is_dir() and not (path / "config.json").is_file():
+    if os.path.isdir(path) and not (path / "config.json").is_file():
         raise UserError(
             f"folder {path} holds no config.json, so no model (found: {shorten((p.name for p in path.iterdir()), 4)})"
         )
@@ -181,7 +182,7 @@ def read_config(name_or_path: str, revision: str | None = None) -> PretrainedCon
                 f"{name_or_path} is a model with code of its own (auto_map in config.json), which is never run here; "
                 f"known without it are {', '.join(known)}"
             ) from None
-        if path.exists():
+        if os.path.exists(path):
             raise UserError(f"the configuration in {path} cannot be read: {one_line(error)}") from error
         at_revision = f" at revision {revision}" if revision is not None else ""
         raise UserError(

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import re
 from dataclasses import fields
 from importlib.metadata import version
@@ -130,7 +131,7 @@ def _categories(file: Path) -> list[dict[str, str]]:
 
 def _hub_id(name: str | None) -> str | None:
     """`name` if it can only be an id on the Hub, NAMESPACE/NAME; None for folders and names of local loaders."""
-    if not name or name.count("/") != 1 or Path(name).expanduser().exists():
+    if not name or name.count("/") != 1 or os.path.exists(os.path.expanduser(name)):
         return None
     try:
         validate_repo_id(name)
@@ -144,7 +145,7 @@ def _last_name(path: str | None) -> str | None:
     if not path:
         return None
     # Where it is a URL its query may be signed.
-    name = Path(redact(path)).expanduser().resolve().name
+    name = Path(os.path.expanduser(redact(path))).resolve().name
     return printable(" ".join(name.replace("`", "'").split()))
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 from pathlib import Path
 
 import datasets
@@ -429,6 +430,24 @@ def test_files_that_change_after_they_were_prepared_are_named(make_dataset, chan
             with pytest.raises(UserError, match=message) as caught:
                 read(1)
             assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_image_that_is_replaced_by_another_of_its_size_is_named(make_dataset, caplog):
+    split = prepare_dataset(load_segmentation_dataset(dataset_dir=make_dataset(count=3)), THREE)["train"]
+    file = Path(undecoded(split)[1]["image"]["path"])
+    dataset = SegmentationDataset(split, TrainTransform(EvaluationProtocol(16)))
+    content, time = file.read_bytes(), file.stat().st_mtime_ns
+    file.write_bytes(content)
+    os.utime(file, ns=(time, time + 1))  # copied back from somewhere
+    for _ in range(2):
+        dataset[1]
+    assert caplog.text.count("train_1.jpg was written again since this run began") == 1
+    Image.new("RGB", (12, 8), (200, 10, 10)).save(file)
+    with pytest.raises(
+        UserError, match=r"train_1.jpg has changed since this run began: it has \d+ bytes now, and had"
+    ):
+        dataset[1]
+    dataset[0]
 
 
 def test_an_error_in_a_worker_is_the_same_line(prepared):

@@ -219,6 +219,7 @@ class SegmentationTrainingArguments(TrainingArguments):
         if not self.do_train:
             # The Trainer would switch `do_eval` on for any evaluation strategy, even for `--do_predict` alone.
             self.eval_strategy = "no"
+        self.best_was_asked_for = bool(self.load_best_model_at_end)
         if self.eval_strategy == "no":
             self.load_best_model_at_end = False
         for name, (allowed, is_allowed) in LIMITS.items():

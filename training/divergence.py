@@ -22,7 +22,7 @@ from cli_utils import UserError, WriteError, one_line, parse_arguments, run_cli,
 from data_utils import names_of_batch
 from models.adapters import encoder_name, freeze_encoder, merged_state_dict
 from models.fused_segformer import fuse_model
-from models.inference import two_class_logits
+from models.inference import find_device, two_class_logits
 from models.loading import check_finite
 from models.losses import segmentation_loss
 from training.checkpoints import newest_checkpoint
@@ -247,7 +247,7 @@ class ReplayArguments:
     device: str = field(default="cpu", metadata={"help": "where to compute it, as in cuda"})
 
 
-def replay(file: str | os.PathLike, device: str = "cpu") -> list[str]:
+def replay(file: str | os.PathLike, device: str | torch.device = "cpu") -> list[str]:
     """Computes loss and gradient of the batches in a dump again, with the weights and random numbers of that step.
 
     A model with `--sync_bn` takes its statistics over this process's images alone here.
@@ -364,7 +364,7 @@ def main(argv: list[str] | None = None) -> None:
     (args,) = parse_arguments((ReplayArguments,), argv, __doc__, positional="file")
     if args.file is None:
         raise UserError(f"which batch? give the {DUMP_FILE} that a run left")
-    print("\n".join(replay(args.file, args.device)))
+    print("\n".join(replay(args.file, find_device(args.device))))
 
 
 if __name__ == "__main__":

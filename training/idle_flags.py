@@ -64,6 +64,11 @@ def idle_flags(args: Arguments) -> list[str]:
             or args.optimization.early_stopping_patience is not None,
             "no best checkpoint is looked for; see --load_best_model_at_end",
         ),
+        (
+            ["load_best_model_at_end"],
+            evaluates_while_training,
+            "--eval_strategy is no, so nothing tells which is the best",
+        ),
         (["num_train_epochs"], training.max_steps < 0, f"--max_steps {training.max_steps} decides"),
         (
             ["warmup_steps"],
@@ -94,6 +99,8 @@ def idle_flags(args: Arguments) -> list[str]:
         (["average_tokens_across_devices"], False, "the loss is always the mean over the pixels of all processes"),
     ]
     values = {name: getattr(group, name) for group in args.groups() for name in args.given if hasattr(group, name)}
+    if "load_best_model_at_end" in values:  # which is switched off where it can have no effect
+        values["load_best_model_at_end"] = training.best_was_asked_for
     off = {
         name for name, value in values.items() if value is None or value is False or value == "no"
     }  # ask for nothing

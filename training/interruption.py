@@ -5,6 +5,7 @@ saved is what any checkpoint of that step is. A run that goes on from it is bit 
 """
 
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ from accelerate.utils import gather
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from cli_utils import Interrupted, handling_signals
+from cli_utils import Interrupted, UserError, handling_signals
+from training.checkpoints import newest_checkpoint
 
 
 def deaf(loader: DataLoader) -> DataLoader:
@@ -35,6 +37,26 @@ def _ignore_signals(worker: int, then: Callable | None) -> None:
         signal.signal(signum, signal.SIG_IGN)
     if then is not None:
         then(worker)
+
+
+@contextmanager
+def lost_workers_named(trainer) -> Iterator[None]:
+    """Raises UserError where the system kills a data loader's worker while the context lasts; torch has no kind of
+    error of its own for it."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (\w+))?", str(error))
+        if found is None:
+            raise
+        shared = "shared memory (/dev/shm; of a container: --shm-size) or " if "shared memory" in str(error) else ""
+        checkpoint = newest_checkpoint(trainer.args.output_dir)
+        raise UserError(
+            f"a worker that loads images was killed after step {trainer.state.global_step} (process {found[1]}"
+            f"{f', {found[2]}' if found[2] else ''}), mostly as {shared}memory ran out: give "
+            f"--dataloader_num_workers fewer than {trainer.args.dataloader_num_workers}, or smaller batches"
+            + (f"; to go on from {checkpoint}: --resume_from_checkpoint last" if checkpoint else "")
+        ) from None
 
 
 class Interruption(TrainerCallback):

@@ -36,7 +36,7 @@ from models.losses import segmentation_loss
 from training.checkpoints import fault_of, newest_checkpoint, read_record, seal
 from training.divergence import DivergenceGuard, check_weights, poisoned, raise_on_nonfinite_losses
 from training.ema import WeightAverage
-from training.interruption import deaf
+from training.interruption import deaf, lost_workers_named
 from training.optimizer import groups_table, parameter_groups, poly_schedule, takes_parameter_groups
 from training.output_folder import NEW_RUN, checkpoints_after, move_in, save_results
 from training.run_loss import RunLoss
@@ -246,7 +246,7 @@ class SegmentationTrainer(Trainer):
         if self.args.world_size > 1:
             for buffer in self.accelerator.unwrap_model(self.model).buffers():
                 torch.distributed.broadcast(buffer, src=0)
-        with self.weight_average.applied(self.model):
+        with self.weight_average.applied(self.model), lost_workers_named(self):
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         # Logged it was; returned, it would pass for a number.
         raise_on_nonfinite_losses(self, self.eval_dataset if eval_dataset is None else eval_dataset)
@@ -297,13 +297,15 @@ class SegmentationTrainer(Trainer):
         """
         if resume_from_checkpoint is None:
             self.run_loss = RunLoss(self.args.device)
-            return super().train(resume_from_checkpoint=None, **kwargs)
+            with lost_workers_named(self):
+                return super().train(resume_from_checkpoint=None, **kwargs)
         record, args = read_record(resume_from_checkpoint), self.args
         self.run_loss = RunLoss(args.device, record["loss"], args.process_index, args.world_size)
         *_, max_steps = self.set_initial_training_values(args, self.get_train_dataloader())
         if record["global_step"] >= max_steps:
             return self._take_trained(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        with lost_workers_named(self):
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _take_trained(self, checkpoint: str) -> TrainOutput:
         """What training would return, from its last checkpoint; the model gets the weights that it would have."""

@@ -1,19 +1,54 @@
 """Work in several processes comes back in order; keys change with everything that they are made of."""
 
 import os
+import signal
+from functools import partial
 
 import numpy as np
 import pytest
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, Image, List, Value
 
 from data import bulk
 from data.bulk import BLOCK, cache_key, column_of, map_in_order, processes_for
+from data.preparation import cached_map
+
+NAME = Value("string")
 
 
 @pytest.mark.parametrize("num_proc", [0, 1, 2])
 @pytest.mark.parametrize("count", [0, 1, BLOCK, 2 * BLOCK + 3])
 def test_map_in_order(num_proc, count):
     assert list(map_in_order(abs, (-number for number in range(count)), num_proc)) == list(range(count))
+
+
+def die_at_the_first(folder, number):
+    """As a process that takes too much memory: killed, once."""
+    marker = folder / "killed"
+    if number == BLOCK + 40 and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_a_process_that_is_killed_costs_nothing(tmp_path, caplog):
+    tasks = range(3 * BLOCK)
+    assert list(map_in_order(partial(die_at_the_first, tmp_path), tasks, 2)) == list(tasks)
+    assert (tmp_path / "killed").exists() and caplog.text.count("killed a process") == 1
+
+
+def die_in_preparation(image, label, name, folder):
+    return {"number": die_at_the_first(folder, BLOCK + 40)}
+
+
+def test_nor_does_one_of_datasets(tmp_path, caplog):
+    rows = {"image": [{"bytes": b"", "path": None}] * 4, "label": [{"bytes": b"", "path": None}] * 4}
+    rows = Dataset.from_dict(
+        rows | {"name": list("abcd")}, Features({"image": Image(), "label": Image(), "name": NAME})
+    )
+    options = {"folder": tmp_path}
+    made = cached_map(rows, die_in_preparation, Features({"number": Value("int64")}), options, tmp_path, 2, "dying")
+    assert made["number"][:] == [BLOCK + 40] * 4
+    assert (tmp_path / "killed").exists() and caplog.text.count("killed a process") == 1
 
 
 def test_processes_for(monkeypatch):

@@ -1,5 +1,7 @@
 """Raw annotation values <-> training ids, against literals; class lists."""
 
+import json
+
 import numpy as np
 import pytest
 from transformers import AutoConfig, SegformerConfig, SegformerImageProcessor
@@ -461,3 +463,21 @@ def test_mapping_to_ids():
 def test_mappings_that_are_refused(mapping, options, message):
     with pytest.raises(UserError, match=message):
         map_classes(mapping, "m", **({"class_map": STREET} | options))
+
+
+@pytest.mark.parametrize(
+    "name", ["stop\xa0sign", "\u0645\u06cc\u200c\u062e", "\U0001f468\u200d\U0001f33e", "Stra\xdfe"]
+)
+def test_names_in_any_script_are_names(tmp_path, name):
+    """With the spaces of web pages, and the joiners of Persian and of emoji."""
+    texts = {".json": json.dumps([name, "b"]), ".txt": f"{name}\nb\n", ".csv": f"id,name\n0,{name}\n1,b"}
+    for suffix, text in texts.items():
+        (tmp_path / f"classes{suffix}").write_text(text, encoding="utf-8")
+        assert read_class_list(tmp_path / f"classes{suffix}")[0][0] == name
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31m", "a\u202eb", "a\x85b", "\u200b", " ", "a\u2028b"])
+def test_names_that_break_a_line_or_cannot_be_seen_are_none(tmp_path, name):
+    (tmp_path / "classes.json").write_text(json.dumps({"0": name, "1": "b"}))
+    with pytest.raises(UserError, match="cannot be printed|cannot be seen|without a name"):
+        read_class_list(tmp_path / "classes.json")

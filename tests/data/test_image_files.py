@@ -1,9 +1,12 @@
 """What a mask's file holds is what is read from it, whatever its mode; colours are told apart from ids."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -15,6 +18,7 @@ from data.image_files import (
     ReadBy,
     StoredFile,
     Turned,
+    decode_image,
     ids_of,
     packed_colors,
 )
@@ -174,3 +178,41 @@ def test_lossy_files(file_format, options, expected, frames):
     if others and file_format == "WEBP":
         options = options | {"save_all": True, "append_images": others}
     assert StoredFile.of(encoded(first, file_format, **options), "x").is_lossy() is expected
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stated"),
+    [
+        *(("f4", "1e20"), ("f4", "-3.4028234663852886e+38"), ("f4", "0.5"), ("f8", "1e20"), ("f4", "nan")),
+        *(("f8", "-1.7976931348623157e+308"), ("f2", "65504"), ("u4", "4294967295"), ("i4", "-2147483648")),
+        *(("i8", "-9223372036854775808"), ("u8", "18446744073709551615"), ("u2", "65535"), ("i2", "-32768")),
+    ],
+)
+def test_what_a_raster_states_as_unknown_is_ignored_and_counted(dtype, stated):
+    """Of any kind of number, also of those that no class can have."""
+    ids = np.zeros((8, 12), dtype)
+    ids[2:4], ids[5:] = 1, np.array(stated).astype(dtype)
+    file = io.BytesIO()
+    tifffile.imwrite(file, ids, extratags=[(42113, 2, 0, stated, True)])
+    image = encoded(Image.new("RGB", (12, 8)))
+    record, decoded = decode_pair("train", StoredFile.of(image, "x"), StoredFile(None, file.getvalue(), "x"), THREE)
+    assert record.raw_values == {0: 36, 1: 24, 255: 36} and record.nodata == 36, record
+    assert (decoded.ids[5:] == 255).all()
+
+
+def test_damaged_exif_data_are_passed_over():
+    """As viewers do; Pillow raises where it is asked how the picture lies."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for file_format in ("PNG", "JPEG"):
+        content = encoded(Image.new("RGB", (12, 8)), file_format, exif=exif)["bytes"]
+        start = content.index(b"MM\0*" if b"MM\0*" in content else b"II*\0")
+        content = content[:start] + b"\xdf:O!" + content[start + 4 :]
+        if file_format == "PNG":
+            length = struct.unpack(">I", content[(at := content.index(b"eXIf")) - 4 : at])[0]
+            chunk = content[at : at + 4 + length]
+            content = content[:at] + chunk + struct.pack(">I", zlib.crc32(chunk)) + content[at + 8 + length :]
+        image, mask = StoredFile(None, content, "x"), StoredFile.of(encoded(Image.new("L", (12, 8))), "x")
+        record, _ = decode_pair("train", image, mask, THREE)
+        assert record.problem is None and (record.width, record.height, record.orientation) == (12, 8, 1), record
+        assert decode_image(image).size == (12, 8) and decode_image(image, 1).shape == (1, 8, 12)

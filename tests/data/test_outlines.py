@@ -17,6 +17,7 @@ from PIL import Image
 from checks.judge import prepare_dataset
 from cli_utils import UserError
 from data import outlines
+from data.image_files import EXIF_ORIENTATION
 from data.layouts import Tree
 from data.outlines import decode_rle, draw_masks, draw_polygon
 from data.pairing import find_dataset
@@ -159,7 +160,7 @@ def test_coco(tmp_path, caplog):
     expected[:2, :4] = 2
     np.testing.assert_array_equal(np.asarray(Image.open(validation[1].mask)), expected)
     assert "category ids become values of masks: 3 -> 1 cat, 7 -> 2 dog" in caplog.text
-    assert "train: 1 images have no annotations and are all background: b" in caplog.text
+    assert "train: 1 image has no annotations and is all background: b" in caplog.text
     assert "masks drawn from outlines: 0 background, 1 cat, 2 dog" in caplog.text
 
 
@@ -205,7 +206,7 @@ def test_where_coco_files_and_images_lie(tmp_path, path, folder, split):
         ({"size": [HEIGHT, WIDTH], "counts": [4, 20, 72]}, 20),
         (
             {"size": [5, 7], "counts": ";32NO012004"},
-            "annotations are damaged: cat on a.jpg (RLE of 7x5 pixels for 12x8",
+            "1 annotation is damaged: cat on a.jpg (RLE of 7x5 pixels for 12x8",
         ),
         ({"size": [HEIGHT, WIDTH], "counts": [4, 20]}, "runs of 24 pixels for 12x8"),
         ([[3, 2, 7, 2, 7]], "no COCO annotation file"),
@@ -248,7 +249,7 @@ def test_crowds_lie_below(tmp_path, caplog):
     crowd = outline(everywhere, category=7) | {"iscrowd": 1}
     root = coco(tmp_path / "data", annotations=[outline([BOX]), crowd])
     np.testing.assert_array_equal(masks(root)["a"], BOX_MASK)
-    assert "1 objects are hidden entirely by smaller ones drawn over them: dog on train/a" in caplog.text
+    assert "1 object is hidden entirely by smaller ones drawn over it: dog on train/a" in caplog.text
 
 
 def test_the_parts_of_an_object_count_together(tmp_path):
@@ -287,9 +288,9 @@ def test_odd_outlines_are_counted(tmp_path, caplog):
         caplog.clear()
         assert (masks(root)["a"] == 1).sum() == 12 + 2
         for text in (
-            "1 outlines reach beyond their image and are cut off",
-            "1 outlines have fewer than three points and are left out",
-            "1 outlines cover no pixel of their image and are left out",
+            "1 outline reaches beyond its image and is cut off",
+            "1 outline has fewer than three points and is left out",
+            "1 outline covers no pixel of its image and is left out",
             "2 annotations have a box but no outline and are left out",
         ):
             assert text in caplog.text
@@ -318,7 +319,7 @@ def test_coco_mistakes(tmp_path):
     root = tmp_path / "data"
     refused(coco(root, annotations=[outline([BOX], category=9)]), "2017.json: annotation 1 is of category 9, which is")
     refused(coco(root, annotations=[outline([BOX], image=9)]), "annotation 1 is of image 9, which is not listed")
-    refused(coco(root, annotations=[outline([])]), "(COCO layout) holds no outline of any object; 1 annotations have")
+    refused(coco(root, annotations=[outline([])]), "(COCO layout) holds no outline of any object; 1 annotation has")
     refused(coco(root, categories="none"), "no COCO annotation file with images, annotations and categories")
     listed = [{"id": i, "file_name": f"{i}.jpg", "width": 9, "height": 9} for i in range(4)]
     refused(
@@ -328,7 +329,7 @@ def test_coco_mistakes(tmp_path):
     images = [{"id": 11, "file_name": "a.jpg", "width": 9, "height": HEIGHT}]
     refused(
         coco(root, images=images),
-        "1 images have another size than when they were annotated",
+        "1 image has another size than when it was annotated",
         "a.jpg is 12x8, instances_train2017.json says 9x8",
     )
     images = [{"id": i, "file_name": "a.jpg", "width": WIDTH, "height": HEIGHT} for i in (11, 12)]
@@ -342,12 +343,75 @@ def test_coco_mistakes(tmp_path):
     refused(root, "several annotation files for a split: annotations_train.json (train), annotations/instances_train")
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"categories": [{"id": 3, "name": "cat"}, {"id": 3, "name": "dog"}]},
+            "the id 3 of category 'dog' is that of",
+        ),
+        ({"categories": [{"id": 3.5, "name": "cat"}]}, "3.5 is no whole number"),
+        ({"categories": [{"id": 3, "name": None}]}, "None is no name of a class"),
+        ({"categories": [{"id": 3, "name": ""}]}, "a class without a name"),
+        ({"categories": [{"id": 3, "name": "\u200b"}]}, "cannot be seen"),
+        (
+            {
+                "images": [
+                    {"id": 11, "file_name": name, "width": WIDTH, "height": HEIGHT} for name in ("a.jpg", "b.jpg")
+                ]
+            },
+            "the id 11 of image ('b.jpg', 12, 8) is that of ('a.jpg', 12, 8), too",
+        ),
+    ],
+)
+def test_ids_and_names_that_mean_nothing_or_two_things(tmp_path, change, said):
+    """Annotations of the one would become those of the other."""
+    refused(coco(tmp_path / "data", **change), "2017.json is no COCO annotation file", said)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31mred", "\ud800", "left\u202eright", "bell\a"])
+def test_names_that_cannot_be_printed_are_refused_wherever_they_stand(tmp_path, name):
+    refused(coco(tmp_path / "coco", categories=[{"id": 3, "name": name}]), "cannot be printed")
+    refused(labelme(tmp_path / "labelme", shapes=[shape(name, "polygon", [[1, 1], [8, 1], [8, 6]])]), "be printed")
+    save_image(tmp_path / "yolo" / "images" / "train" / "a.jpg")
+    (tmp_path / "yolo" / "data.yaml").write_text(f"names: [{json.dumps(name)}]\n")
+    (tmp_path / "yolo" / "labels" / "train").mkdir(parents=True)
+    (tmp_path / "yolo" / "labels" / "train" / "a.txt").write_text("0 0.2 0.2 0.6 0.2 0.6 0.7\n")
+    refused(tmp_path / "yolo", "be printed")
+    root = tmp_path / "supervisely"
+    save_image(root / "set" / "img" / "a.jpg")
+    write_json(root / "meta.json", {"classes": [{"title": name}]})
+    write_json(root / "set" / "ann" / "a.jpg.json", {"size": {"width": WIDTH, "height": HEIGHT}, "objects": []})
+    refused(root, "be printed")
+
+
+def test_every_damaged_annotation_is_counted(tmp_path):
+    bad = [outline({"size": [HEIGHT, WIDTH], "counts": [1]}), outline({"size": [1, 1], "counts": [1]})]
+    root = coco(tmp_path / "data", annotations=[*bad, outline([BOX])])
+    refused(root, "2 annotations are damaged: cat on a.jpg (runs of 1 pixels for 12x8), cat on a.jpg (RLE of 1x1 ")
+
+
+def test_brushes_of_another_size_are_not_decoded(tmp_path, monkeypatch):
+    """A file of a few kilobytes may hold any number of pixels."""
+    save_image(tmp_path / "data" / "1.jpg")
+    Image.new("L", (5000, 5000)).save(tmp_path / "data" / "task-1-annotation-1-by-1-tag-road-0.png")
+    monkeypatch.setattr(outlines, "_stencil", None)
+    refused(tmp_path / "data", "1 annotation is damaged: road on 1.jpg (a mask of 5000x5000 pixels for 12x8)")
+
+
+def test_names_of_files_in_any_encoding(tmp_path):
+    """Named where datasets are made of them; here they cost nothing."""
+    root = coco(tmp_path / "data", images=[{"id": 11, "file_name": "\udce4.jpg", "width": WIDTH, "height": HEIGHT}])
+    save_image(root / "train2017" / "\udce4.jpg")
+    assert list(masks(root)) == ["\udce4"]
+
+
 def test_coco_images_that_are_not_there(tmp_path, caplog):
     """One may be lost, or left behind by who uploads; if most are, something else is wrong."""
     root = coco(tmp_path / "data")
     (root / "train2017" / "b.jpg").unlink()
     assert list(masks(root)) == ["a"]
-    assert "1 images that instances_train2017.json names are not there and are left out: b.jpg" in caplog.text
+    assert "1 listed image is not there and left out: instances_train2017.json names b.jpg" in caplog.text
     (root / "train2017" / "a.jpg").unlink()
     refused(
         root,
@@ -358,7 +422,7 @@ def test_coco_images_that_are_not_there(tmp_path, caplog):
 def test_unreadable_images_are_named(tmp_path):
     root = coco(tmp_path / "data")
     (root / "train2017" / "b.jpg").write_text("no image")
-    refused(root, "1 images cannot be read: b.jpg")
+    refused(root, "1 image cannot be read: b.jpg")
 
 
 def test_paths_of_another_machine(tmp_path):
@@ -371,7 +435,7 @@ def test_paths_of_another_machine(tmp_path):
 def test_turned_images(tmp_path, upright):
     """Some tools outline objects on the picture as stored, others as it is seen; the stated size tells."""
     exif = Image.Exif()
-    exif[outlines.EXIF_ORIENTATION] = 6
+    exif[EXIF_ORIENTATION] = 6
     save_image(tmp_path / "data" / "train2017" / "a.jpg", exif=exif)
     size = {"width": HEIGHT, "height": WIDTH} if upright else {"width": WIDTH, "height": HEIGHT}
     box = [3, 3, 6, 3, 6, 7, 3, 7] if upright else BOX
@@ -419,7 +483,7 @@ def test_labelme(tmp_path, caplog):
     drawn = masks(root)
     np.testing.assert_array_equal(drawn["a"], 2 * BOX_MASK)  # cat, dog: by alphabet
     np.testing.assert_array_equal(drawn["b"], BOX_MASK)
-    assert "1 images in validation have no .json file and are left out: unlabelled.jpg" in caplog.text
+    assert "1 image in validation has no .json file and is left out: unlabelled.jpg" in caplog.text
 
 
 def bitmap(pixels):
@@ -440,8 +504,8 @@ def test_labelme_shapes(tmp_path, caplog):
     expected[2:6, 3:5] = expected[3:5, 2:6] = 1  # centres less than 2 from (4, 4)
     expected[6:8, 9] = expected[7, 10] = 1
     np.testing.assert_array_equal(masks(root)["a"], expected)
-    assert "1 shapes of the type line have no area and are left out" in caplog.text
-    assert "1 shapes of the type point have no area and are left out" in caplog.text
+    assert "1 shape has a type without an area and is left out: line" in caplog.text
+    assert "1 shape has a type without an area and is left out: point" in caplog.text
 
 
 def test_labelme_labels_file(tmp_path):
@@ -464,13 +528,15 @@ def test_labelme_mistakes(tmp_path):
     root = tmp_path / "data"
     refused(
         labelme(root, imageWidth=9),
-        "1 images have another size than when they were annotated",
+        "1 image has another size than when it was annotated",
         "a.jpg is 12x8, a.json says 9x8",
     )
     refused(labelme(root, shapes=[]), "(Labelme layout) holds no outline of any object")
     refused(labelme(root, shapes=[{"label": "x"}]), "a.json is no Labelme annotation: KeyError 'points'")
     refused(
-        labelme(root, shapes=[shape(" ", "polygon", [[0, 0]])]), "a.json is no Labelme annotation", "without a label"
+        labelme(root, shapes=[shape(" ", "polygon", [[0, 0]])]),
+        "a.json is no Labelme annotation",
+        "a class without a name",
     )
     labelme(root)
     write_json(root / "b.json", {"shapes": [], "imagePath": "..\\else\\b.jpg"})
@@ -510,7 +576,7 @@ def test_yolo(tmp_path, caplog):
     expected[:, 10:] = 1
     expected[0] = 2
     np.testing.assert_array_equal(np.asarray(Image.open(found.splits["validation"][0].mask)), expected)
-    assert "validation: 1 images have no label file and are all background: b" in caplog.text
+    assert "validation: 1 image has no label file and is all background: b" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -542,7 +608,7 @@ def test_yolo_mistakes(tmp_path, caplog):
     refused(yolo(root, ["0 0 0 1 0 1"]), "a.txt, line 1: after the class come x and y of each corner")
     refused(yolo(root, ["0 0 0 100 0 100 50"]), "a.txt, line 1", "shares of width and height")
     refused(yolo(root, ["0 0 0 wide 0 1 1"]), "a.txt, line 1: could not convert")
-    refused(yolo(root, ["0 0.5 0.5 1 1"]), "holds no outline of any object; 1 annotations have a box but no outline")
+    refused(yolo(root, ["0 0.5 0.5 1 1"]), "holds no outline of any object; 1 annotation has a box but no outline")
     refused(yolo(root, data={"nc": 2}), "data.yaml has no names")
     refused(yolo(root, data={"names": {1: "cat"}}), "ids from 0 without a gap")
     refused(yolo(root, data={"names": ["cat", "cat"]}), "names must be different")
@@ -555,7 +621,7 @@ def test_yolo_mistakes(tmp_path, caplog):
     refused(root, "none of the 1 images in", "has a label file in", "labels/train")
     yolo(root)
     find_dataset(root)
-    assert "1 label files in train have no image and are left out: b.txt" in caplog.text
+    assert "1 label file in train has no image and is left out: b.txt" in caplog.text
 
 
 @pytest.mark.parametrize("file", ["classes.txt", "labels/classes.txt", "obj.names"])
@@ -666,7 +732,7 @@ def test_supervisely(tmp_path, caplog):
     found = find_dataset(root)
     assert (found.layout, found.class_names) == ("Supervisely", {0: "background", 1: "road", 2: "car"})
     np.testing.assert_array_equal(masks(root)["ds0/img/a".replace("img/", "")], expected)
-    assert "1 shapes of the type point have no area and are left out" in caplog.text
+    assert "1 shape has a type without an area and is left out: point" in caplog.text
     supervisely(root, objects, "ds1", tags=[{"name": "val"}])
     assert {split: [pair.name for pair in pairs] for split, pairs in find_dataset(root).splits.items()} == {
         "train": ["ds0/a"],
@@ -698,7 +764,7 @@ def test_label_studio_brushes(tmp_path, caplog):
     np.testing.assert_array_equal(masks(root)["holiday"], expected)
     brushes(root / "masks", ("road", np.s_[:1]), annotation=12)
     assert (masks(root)["holiday"] > 0).sum() == WIDTH
-    assert "1 tasks have several annotations, of which the last counts" in caplog.text
+    assert "1 task has several annotations, of which the last counts" in caplog.text
 
 
 def test_label_studio_brushes_of_pictures_named_like_tasks(tmp_path):

@@ -179,15 +179,6 @@ def test_cityscapes_without_training_ids(make_dataset):
     assert class_map.id2label[13] == "car" and class_map.value_ids[26] == 13
 
 
-def test_the_void_of_camvid_is_named(make_dataset, caplog):
-    root = make_dataset("CamVid", values=(0, 3, 11))
-    load(root)
-    assert "value 11 is void in CamVid: --ignore_values 11" in caplog.text
-    caplog.clear()
-    load(root, ignore_values=[11])
-    assert "void" not in caplog.text
-
-
 def test_class_lists_of_programs(make_dataset, tmp_path):
     """Found by their names where they hold classes; other files of the name are passed over."""
     root = make_dataset(values=(0, 1, 2))
@@ -260,6 +251,16 @@ def test_metadata_mistakes(make_dataset):
     file.write_text(good)
     (root / "metadata.csv").rename(root / "metadata.jsonl")
     refused(root, "metadata.jsonl cannot be read")
+
+
+@pytest.mark.parametrize("cell", ["x" * 300, "x/" * 3000, "/", ".", "..", "a\0b", "C:\\con", "~nobody-at-all/x"])
+def test_cells_that_no_file_can_be_called(make_dataset, cell):
+    root = make_dataset("metadata")
+    file = root / "metadata.csv"
+    header, row, *rows = file.read_text().split("\n")
+    image, rest = row.split(",", 1)
+    file.write_text("\n".join([header, f"{cell},{rest}", row, *rows]))
+    refused(root, "names 1 file that are not there" if cell != "a\0b" else "metadata.csv")
 
 
 def test_two_layouts_in_a_folder_are_a_choice(make_dataset):

@@ -129,13 +129,15 @@ class ForkedRun:
         return self.poll() is None
 
     def send(self, signum, everybody=False):
-        """A signal to the main process, or to its workers, too, as a terminal does."""
+        """A signal to the main process, or to its workers, too, as a terminal does; whether there was anybody."""
+        if self.poll() is not None:  # another process may have its number by now
+            return False
         (os.killpg if everybody else os.kill)(self.pid, signum)
+        return True
 
     def kill(self):
         """As a lost machine: the main process and its workers at once."""
-        if self.poll() is None:
-            os.killpg(self.pid, signal.SIGKILL)
+        if self.send(signal.SIGKILL, everybody=True):
             self.wait()
 
     def text(self):

@@ -422,5 +422,8 @@ def test_files_that_are_no_dump(tmp_path, content):
         file.write_bytes(content)
     with pytest.raises(UserError, match="no such file" if content is None else "cannot be read as a batch"):
         divergence.main([str(file)])
+    for device in ("cudo", "cuda:99"):
+        with pytest.raises(UserError, match=f"--device {device} cannot be used here"):
+            divergence.main(["x.pt", "--device", device])
     with pytest.raises(UserError, match="which batch"):
         divergence.main([])

@@ -26,6 +26,10 @@ def sentences(*argv):
         (f"{TRAIN} --eval_strategy no --save_strategy no --eval_steps 4", "--eval_steps has .* --eval_strategy is no"),
         (f"{TRAIN} --eval_strategy no --eval_delay 4", "--eval_delay has no effect: --eval_strategy is no"),
         (f"{TRAIN} --logging_strategy epoch --logging_steps 4", "--logging_steps has .* --logging_strategy is epoch"),
+        (
+            f"{TRAIN} --eval_strategy no --load_best_model_at_end",
+            "--load_best_model_at_end has no effect: --eval_strategy is no",
+        ),
         (f"{TRAIN} --fp16", "--fp16 has no effect: a CPU computes in float32"),
         (f"{TRAIN} --lr_scheduler_type constant --warmup_steps 5", "--warmup_steps has .* constant knows no warm-up"),
         (
