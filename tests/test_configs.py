@@ -62,7 +62,9 @@ def test_every_published_variant_is_named_with_its_score(data, size):
     text = recipe(data, size).read_text(encoding="utf-8")
     (listed,) = re.findall(r"^# mIoU, single scale \(SegFormer paper, table 1\): (.*)$", text, re.MULTILINE)
     assert f"{size.upper()} {PUBLISHED[data][size]}" in listed.split(", ")
-    (row,) = re.findall(rf"^\| `{data}[^|]*\|(.*)\|$", (REPOSITORY / "README.md").read_text(), re.MULTILINE)
+    (row,) = re.findall(
+        rf"^\| `{data}[^|]*\|(.*)\|$", (REPOSITORY / "docs" / "training.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert [float(score) for score in row.split("|")] == list(PUBLISHED[data].values())
 
 
