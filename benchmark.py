@@ -26,6 +26,9 @@ Stock is what a user of transformers has without this project, ours what `run_se
 * predict: one photo of S x 4/3 S, in memory, to the mask of its size. Stock is image processor, model and
   `post_process_semantic_segmentation`, with the processor set to the very input size that our protocol chooses. The
   masks must agree but for a few pixels where classes tie.
+* export: the same photo through ONNX Runtime on the CPU. Stock is what `torch.onnx.export` makes of the transformers
+  model, with image processor before and upsampling and argmax after it; ours is a file of `export_onnx.py`, where all
+  of that is inside. Printed is also how much comes out of each graph.
 * data: files of 4:3 photos to training examples, in one process. Stock is the example's pipeline (pad to S, random
   crop, flip, normalise), with torchvision in place of albumentations. Ours is `TrainTransform` on a prepared dataset,
   which also scales at random, draws one-class crops again and distorts colours, as the published recipe does: two
@@ -68,7 +71,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from checks.judge import prepare_dataset
-from cli_utils import UserError, check_positive, nearest, parse_arguments, run_cli, write_text
+from cli_utils import UserError, check_installed, check_positive, nearest, parse_arguments, run_cli, write_text
 from data.augmentation import TrainTransform
 from data.classes import ClassMap
 from data.output_paths import check_files_writable
@@ -92,7 +95,8 @@ class BenchmarkArguments:
     """What is measured, with which model and sizes."""
 
     command: str = field(
-        default="", metadata={"help": "train-step, evaluate, predict, data, or all: those, and the step of mit-b2"}
+        default="",
+        metadata={"help": "train-step, evaluate, predict, export, data, or all: these, and mit-b2's step"},
     )
     variant: str = field(
         default="mit-b0",
@@ -137,6 +141,8 @@ class BenchmarkArguments:
             raise UserError(f"--device {self.device} is not available; torch finds {', '.join(devices)} here")
         if self.command in ("evaluate", "all") and not find_spec("evaluate"):
             raise UserError("the stock side of evaluate needs a package that is missing: pip install evaluate")
+        if self.command in ("export", "all"):
+            check_installed("benchmark.py export", "onnx", "onnxscript", "onnxruntime")
 
 
 # ---- what both sides get --------------------------------------------------------------------------------------------
@@ -367,14 +373,66 @@ def prediction(args: BenchmarkArguments, ours: bool) -> Callable[[], torch.Tenso
 
 
 def measure_predict(args: BenchmarkArguments) -> dict[str, dict]:
-    def same_pixels(stock: torch.Tensor, ours: torch.Tensor) -> dict[str, float]:
-        different = (stock != ours).double().mean().item()
-        if different > rounding(args)[1]:
-            raise RuntimeError(f"stock and ours predict different classes for {different:.1%} of the pixels")
-        return {"different_pixels": different}
-
-    times = paired(prediction(args, ours=False), prediction(args, ours=True), args, same_pixels)
+    times = paired(prediction(args, ours=False), prediction(args, ours=True), args, partial(same_pixels, args))
     return {"predict": times | peak_memory(args)}
+
+
+def same_pixels(args: BenchmarkArguments, stock: torch.Tensor, ours: torch.Tensor) -> dict[str, float]:
+    different = (stock != ours).double().mean().item()
+    if different > rounding(args)[1]:
+        raise RuntimeError(f"stock and ours predict different classes for {different:.1%} of the pixels")
+    return {"different_pixels": different}
+
+
+# ---- export ---------------------------------------------------------------------------------------------------------
+
+
+def exported_prediction(args: BenchmarkArguments, ours: bool) -> Callable[[], tuple[torch.Tensor, int]]:
+    """→ function: the mask of `prediction` through ONNX Runtime, and the bytes that come out of the graph."""
+    import onnxruntime
+
+    from models.onnx_export import export_network, with_images
+
+    model, protocol = new_model(args, ours).cpu(), EvaluationProtocol(args.size)
+    image = new_photo(np.random.default_rng(SEED), args.size, args.size * 4 // 3)
+    height, width = protocol.input_size(image.height, image.width)
+    processor = SegformerImageProcessor(size={"height": height, "width": width})
+    if ours:
+        graph = with_images(export_network(model, protocol), protocol)
+    else:
+        free = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+        example = {"pixel_values": torch.zeros(2, 3, 128, 192)}
+        model.config.return_dict = False
+        program = torch.onnx.export(
+            model, (), kwargs=example, dynamo=True, dynamic_shapes={"pixel_values": free}, verbose=False
+        )
+        graph = program.model_proto
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    def stock() -> tuple[torch.Tensor, int]:
+        pixel_values = processor(image, return_tensors="np")["pixel_values"]
+        (logits,) = session.run(None, {name: pixel_values})
+        upsampled = F.interpolate(torch.from_numpy(logits), size=(image.height, image.width), mode="bilinear")
+        return upsampled.argmax(dim=1)[0], logits.nbytes
+
+    def project() -> tuple[torch.Tensor, int]:
+        (ids,) = session.run(None, {name: np.asarray(image)[None]})
+        return torch.from_numpy(ids[0]), ids.nbytes
+
+    return project if ours else stock
+
+
+def measure_export(args: BenchmarkArguments) -> dict[str, dict]:
+    def compare(stock: tuple, ours: tuple) -> dict[str, float]:
+        found = same_pixels(args, stock[0], ours[0])
+        return found | {"stock_output_mb": stock[1] / 2**20, "ours_output_mb": ours[1] / 2**20}
+
+    with torch.no_grad():
+        sides = [exported_prediction(args, ours) for ours in (False, True)]
+    return {"export": paired(*sides, args, compare)}
 
 
 # ---- data -----------------------------------------------------------------------------------------------------------
@@ -423,6 +481,7 @@ MEASUREMENTS = {
     "train-step": (measure_train_step, training_step),
     "evaluate": (measure_evaluate, evaluation),
     "predict": (measure_predict, prediction),
+    "export": (measure_export, exported_prediction),
     "data": (measure_data, training_data),
 }
 
@@ -566,7 +625,9 @@ def main(argv: list[str] | None = None) -> dict:
             results["rows"]["train-step, mit-b2"] = step["train-step"]
     print(as_table(results["rows"]))
     for name, row in results["rows"].items():
-        agreement = {key: value for key, value in row.items() if key.endswith(("_difference", "different_pixels"))}
+        agreement = {
+            key: value for key, value in row.items() if key.endswith(("_difference", "different_pixels", "_output_mb"))
+        }
         if agreement:
             print(f"{name}: {', '.join(f'{key} {value:.2g}' for key, value in agreement.items())}")
     if args.json:

@@ -17,10 +17,18 @@ import threading
 import time
 import traceback
 import zlib
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
+from argparse import (
+    SUPPRESS,
+    ArgumentDefaultsHelpFormatter,
+    ArgumentParser,
+    ArgumentTypeError,
+    RawDescriptionHelpFormatter,
+)
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import get_origin
 
@@ -28,7 +36,6 @@ import psutil
 import yaml
 from huggingface_hub import constants, get_session, is_offline_mode
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
-from transformers import HfArgumentParser
 
 # What HfArgumentParser takes for the value of a switch.
 TRUTH_VALUES = {"yes", "true", "t", "y", "1", "no", "false", "f", "n", "0"}
@@ -370,6 +377,16 @@ def check_positive(args, *names: str) -> None:
             raise UserError(f"--{name} is {value}; it must be at least 1")
 
 
+def check_installed(what: str, *packages: str) -> None:
+    """Raises UserError where one of the optional packages is missing that `what` needs."""
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        verb = agree(len(missing), "is/are")
+        raise UserError(
+            f"{what} needs {' and '.join(missing)}, which {verb} not installed: pip install {' '.join(missing)}"
+        )
+
+
 # ---- log ------------------------------------------------------------------------------------------------------------
 
 
@@ -514,34 +531,40 @@ class _HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter)
     """The description's lines as they are, and every flag's default."""
 
 
-class _Parser(HfArgumentParser):
-    """HfArgumentParser that raises UserError instead of printing the usage of 150 flags."""
+@cache
+def _parser_class() -> type:
+    from transformers import HfArgumentParser  # most of a second, which a page of help does not need
 
-    positional = None
-    paths: frozenset[str] = frozenset()  # names of the flags that take files or folders
+    class _Parser(HfArgumentParser):
+        """HfArgumentParser that raises UserError instead of printing the usage of 150 flags."""
 
-    def add_argument(self, *names, **options):
-        """Numbers are finite."""
-        if options.get("type") is float:
-            options["type"] = _finite_number
-        return super().add_argument(*names, **options)
+        positional = None
+        paths: frozenset[str] = frozenset()  # names of the flags that take files or folders
 
-    def parse_known_args(self, args=None, namespace=None):
-        """`~` is the home folder, also where no shell has seen it, as in YAML and in --flag=~/photos."""
-        namespace, words = super().parse_known_args(args, namespace)
-        for name in self.paths:
-            value = getattr(namespace, name, None)
-            if value is not None:
-                values = value if isinstance(value, list) else [value]
-                values = [_local_path(name, entry) for entry in values]
-                setattr(namespace, name, values if isinstance(value, list) else values[0])
-        return namespace, words
+        def add_argument(self, *names, **options):
+            """Numbers are finite."""
+            if options.get("type") is float:
+                options["type"] = _finite_number
+            return super().add_argument(*names, **options)
 
-    def error(self, message):
-        misread = re.fullmatch(r"argument (--\w+)\S*: invalid (?:int|float) value: (.*)", message)
-        if misread and self.positional:
-            raise UserError(f"{misread[1]}: {misread[2]} is no number (name files and folders before this flag)")
-        raise UserError(f"{message}. See {self.prog} --help")
+        def parse_known_args(self, args=None, namespace=None):
+            """`~` is the home folder, also where no shell has seen it, as in YAML and in --flag=~/photos."""
+            namespace, words = super().parse_known_args(args, namespace)
+            for name in self.paths:
+                value = getattr(namespace, name, None)
+                if value is not None:
+                    values = value if isinstance(value, list) else [value]
+                    values = [_local_path(name, entry) for entry in values]
+                    setattr(namespace, name, values if isinstance(value, list) else values[0])
+            return namespace, words
+
+        def error(self, message):
+            misread = re.fullmatch(r"argument (--\w+)\S*: invalid (?:int|float) value: (.*)", message)
+            if misread and self.positional:
+                raise UserError(f"{misread[1]}: {misread[2]} is no number (name files and folders before this flag)")
+            raise UserError(f"{message}. See {self.prog} --help")
+
+    return _Parser
 
 
 def _finite_number(text: str) -> float:
@@ -616,6 +639,7 @@ def parse_arguments(
     description: str | None = None,
     exclusive: tuple[tuple[str, ...], ...] = (),
     positional: str | None = None,
+    others: Collection[str] = (),
 ) -> tuple:
     """Parses flags, and the YAML file of `--config`, into one instance of each dataclass. Flags win over the file.
 
@@ -626,18 +650,24 @@ def parse_arguments(
             the file.
         positional: the field that words without a flag are for, as in `check_dataset.py my_photos`: all of
             them if it is a list, else one.
+        others: names of flags that somebody else parses.
 
     Raises:
         UserError: unknown flag or key (with the nearest known one), a value that does not fit, or two flags of an
             exclusive group.
     """
-    parser = _Parser(dataclass_types, description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
+    parser = _parser_class()(
+        dataclass_types, description=description, allow_abbrev=False, formatter_class=_HelpFormatter
+    )
     parser.add_argument("--config", metavar="FILE.yaml", help="YAML file with any of these flags; flags here win")
     fields, aliases = _fields_and_aliases(dataclass_types)
     parser.paths = frozenset(name for name, field in fields.items() if is_path(field))
     for name, field in fields.items():
         if field.type == bool | None and "const" in field.metadata:
             parser.add_argument(f"--no_{name}", dest=name, action="store_false", default=None, help=f"not {name}")
+    for name in others:
+        names = [f"--{prefix}{spelt}" for prefix in ("", "no_") for spelt in {name, name.replace("_", "-")}]
+        parser.add_argument(*names, nargs="*", default=SUPPRESS)
 
     argv = list(sys.argv[1:] if argv is None else argv)
     if positional:
@@ -647,12 +677,14 @@ def parse_arguments(
         for i in reversed(range(1, len(argv))):
             if argv[i - 1] in switches and argv[i][:1] != "-" and argv[i].lower() not in TRUTH_VALUES:
                 argv.insert(i, "true")
-    tokens = _config_tokens(argv, {*fields, *aliases})
+    tokens = _config_tokens(argv, {*fields, *aliases, *others})
     # Unknown flags first: what is said of the others may be because one is misspelt.
     words = parser.parse_known_args([token for _, values in tokens for token in values] + argv)[1]
     unknown = next((word.split("=")[0] for word in words if word[:1] == "-" and word != "-"), None)
     if unknown:
-        raise UserError(f"unknown flag {unknown}{flag_hint(unknown.lstrip('-'), {*fields, *aliases, 'config'})}")
+        raise UserError(
+            f"unknown flag {unknown}{flag_hint(unknown.lstrip('-'), {*fields, *aliases, *others, 'config'})}"
+        )
     allowed = 0 if positional is None else len(words) if get_origin(fields[positional].type) is list else 1
     if words[allowed:]:
         is_config = Path(words[allowed]).suffix.lower() in (".json", ".yaml", ".yml")

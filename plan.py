@@ -13,6 +13,13 @@ with the plan kept as `outputs/mine/plan.yaml`:
 """
 
 import sys
+
+if __name__ == "__main__" and {"-h", "--help"}.intersection(sys.argv):
+    from training.early import help_page
+
+    print(help_page(__doc__))  # before the imports below, which take seconds
+    sys.exit()
+
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory

@@ -2,6 +2,7 @@
 
     python predict.py --model outputs/mine --output_dir predicted photo.jpg folder_of_photos
     python predict.py --model nvidia/segformer-b0-finetuned-ade-512-512 --output_dir predicted photo.jpg
+    python predict.py --model mine.onnx --output_dir predicted photo.jpg                # see export_onnx.py
 
 Folders are searched with their subfolders. Written to --output_dir, NAME being a file's name, or its path below the
 folder that was given, without the extension:
@@ -25,8 +26,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from transformers import PretrainedConfig
-from transformers.utils import cached_file
+import torch
 
 from cli_utils import (
     UserError,
@@ -38,7 +38,6 @@ from cli_utils import (
     shorten,
 )
 from data.arguments import EvaluationArguments
-from data.classes import ClassMap, read_class_list
 from data.image_files import read_channels
 from data.layouts import MASKS, Tree, read_name
 from data.output_paths import check_writable
@@ -47,6 +46,8 @@ from data.unread import describe_unread, unread_pictures
 from models.image_processor import load_image_processor
 from models.inference import evaluation_protocol, find_device, predict_ids
 from models.loading import describe_model, load_trained_model
+from models.onnx_model import OnnxModel
+from models.trained_classes import find_class_map
 from reports.predictions import prediction_files, write_predictions
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,12 @@ ENDINGS = f"({'|'.join(map(re.escape, sorted(MASK_SUFFIXES, key=len, reverse=Tru
 class PredictArguments:
     """What to segment, with which model, and where the results go."""
 
-    model: str = field(metadata={"help": "folder or Hub id of a trained model", "metavar": "DIR_OR_ID"})
+    model: str = field(
+        metadata={
+            "help": "folder or Hub id of a trained model, or a file of export_onnx.py",
+            "metavar": "DIR_OR_ID_OR_FILE",
+        }
+    )
     output_dir: Path = field(metadata={"help": "folder for predictions, overlays and the contact sheet"})
     inputs: list[Path] = field(
         default_factory=list,
@@ -148,45 +154,16 @@ def _masks_of(paths: list[Path]) -> set[Path]:
     return masks
 
 
-def find_class_map(
-    name_or_path: str, config: PretrainedConfig, image_processor, revision: str | None = None
-) -> ClassMap:
-    """A trained model's classes with their colours and the values that stand for them in annotation files.
-
-    Models trained here have the values in their configuration; of others the image processor says whether labels were
-    reduced. Colours are those of the model's `labels.json` or of a list in `labels/`, whichever has the model's class
-    names. A model with a single logit, whose configuration can name but one class, has the two of its `labels.json`.
-    """
-    files = sorted((Path(__file__).parent / "labels").glob("*.json"))
-    own_file = None
-    try:
-        own_file = cached_file(name_or_path, "labels.json", revision=revision)
-        files.insert(0, own_file)
-    except OSError:
-        pass  # only models trained here have it
-    id2label, palette = config.id2label, None
-    single_logit = len(id2label) == 1
-    if single_logit:
-        id2label = {0: "background", 1: id2label[0]}
-    for file in files:
-        try:
-            names, colors = read_class_list(file)
-        except UserError:  # somebody else's labels.json, in another format
-            continue
-        if names == id2label or (single_logit and file == own_file and len(names) == 2):
-            id2label, palette = names, colors
-            break
-    recorded = config.to_dict().get("segmentation_label_map")
-    if recorded is not None:
-        return ClassMap.from_config(recorded, id2label, palette)
-    try:
-        # As it stands in the file: older models, NVIDIA's own among them, say `reduce_labels`, which transformers 5
-        # reads without acting on it.
-        settings = type(image_processor).get_image_processor_dict(name_or_path, revision=revision)[0]
-    except OSError:
-        settings = {}  # a model without an image processor
-    reduced = settings.get("do_reduce_labels", settings.get("reduce_labels", False))
-    return ClassMap(id2label, palette, do_reduce_labels=bool(reduced))
+def load_graph(args: PredictArguments, evaluation_args: EvaluationArguments, device: torch.device) -> OnnxModel:
+    """A file of export_onnx.py; UserError where it does not fit the flags."""
+    if args.model_revision is not None:
+        raise UserError(f"--model_revision {args.model_revision} is for models of the Hub, and {args.model} is a file")
+    if not Path(args.model).is_file():
+        raise UserError(f"--model {args.model}: no such file; export_onnx.py writes one")
+    model = OnnxModel(args.model, device)
+    evaluation_args.check_classes(model.class_map.num_labels, args.model)
+    model.set_protocol(evaluation_args)
+    return model
 
 
 def main(argv: list[str] | None = None) -> list[Path]:
@@ -203,13 +180,19 @@ def main(argv: list[str] | None = None) -> list[Path]:
     check_writable(args.output_dir, "--output_dir", is_folder=True)
     device = find_device(args.device)
 
-    revision = args.model_revision
-    model = load_trained_model(args.model, args.fused_ops, revision=revision).to(device)
-    image_processor = load_image_processor(args.model, revision=revision, image_size=evaluation_args.image_size)
-    class_map = find_class_map(args.model, model.config, image_processor, revision)
-    evaluation_args.check_classes(class_map.num_labels, args.model)
-    protocol = evaluation_protocol(model.config, image_processor, evaluation_args)
-    logger.info(f"{describe_model(model)}, on {device}; short side {protocol.short_side}")
+    if args.model.endswith(".onnx"):
+        model = load_graph(args, evaluation_args, device)
+        class_map, protocol, predict, what = model.class_map, model.protocol, model.predict_ids, model.describe()
+    else:
+        revision = args.model_revision
+        model = load_trained_model(args.model, args.fused_ops, revision=revision).to(device)
+        image_processor = load_image_processor(args.model, revision=revision, image_size=evaluation_args.image_size)
+        class_map = find_class_map(args.model, model.config, image_processor, revision)
+        evaluation_args.check_classes(class_map.num_labels, args.model)
+        protocol = evaluation_protocol(model.config, image_processor, evaluation_args)
+        predict = partial(predict_ids, model, protocol=protocol, fused_ops=args.fused_ops)
+        what = describe_model(model)
+    logger.info(f"{what}, on {device}; short side {protocol.short_side}")
     values = [f"{value} {class_map.id2label[i]}" for i, value in enumerate(class_map.raw_values)]
     logger.info(f"values in the PNGs: {values[0]} … {values[-1]}")
 
@@ -222,7 +205,6 @@ def main(argv: list[str] | None = None) -> list[Path]:
             unreadable.append(str(error))
 
     contact_sheet = args.output_dir / CONTACT_SHEET
-    predict = partial(predict_ids, model, protocol=protocol, fused_ops=args.fused_ops)
     try:
         written = write_predictions(
             list(images), read, predict, class_map, args.output_dir, contact_sheet, inputs=paths

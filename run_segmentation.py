@@ -18,6 +18,11 @@ No network, no data, a few minutes on a CPU (`make demo`):
 Every flag can stand in the YAML file of `--config`; flags on the command line win.
 """
 
+if __name__ == "__main__":
+    from training.early import answer
+
+    answer(__doc__)  # before the imports below, which take seconds
+
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,7 +59,7 @@ from reports.intervals import bootstrap_interval, save_per_image
 from reports.model_card import write_model_card
 from reports.predictions import prediction_files, write_predictions
 from reports.publishing import check_hub_access, push_run
-from training.arguments import PLAN_FILE, Arguments, RunArguments, SegmentationTrainingArguments
+from training.arguments import PLAN_FILE, Arguments, SegmentationTrainingArguments
 from training.batches import check_batches
 from training.checkpoints import check_same_run, check_steps, started_with
 from training.divergence import SKIPPED, skipped_steps
@@ -72,6 +77,7 @@ from training.output_folder import (
     split_file,
 )
 from training.plan_file import Steps, make_plan
+from training.run_arguments import RunArguments
 from training.trainer import SegmentationTrainer
 
 logger = logging.getLogger(__name__)

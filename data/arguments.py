@@ -6,7 +6,9 @@ Each group checks what its flags alone show, and raises `cli_utils.UserError` fo
 from dataclasses import dataclass, field
 
 from cli_utils import UserError, check_positive
-from data.preprocessing import EvaluationProtocol
+
+# `EvaluationArguments.options` without any flag.
+NO_OPTIONS = {"slide_crop": None, "slide_stride": None, "scales": (1.0,), "flip": False, "threshold": 0.5}
 
 
 @dataclass
@@ -244,7 +246,11 @@ class EvaluationArguments:
         check_positive(self, "image_size")
         # Raises on values that do not fit together. What the sides must be multiples of, the model decides, and the
         # side of the training crop is not known here.
-        EvaluationProtocol(size_divisor=1, **self.options(self.slide_stride or self.slide_crop or 32))
+        options = self.options(self.slide_stride or self.slide_crop or 32)
+        if options != NO_OPTIONS:
+            from data.preprocessing import EvaluationProtocol  # imports torch
+
+            EvaluationProtocol(size_divisor=1, **options)
 
     def options(self, training_crop: int) -> dict:
         """What the flags add to the protocol that an image processor gives (`EvaluationProtocol`).

@@ -8,6 +8,7 @@ Training images are prepared as they are drawn, and judged by the function that 
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import torch
 from datasets import Dataset, DatasetDict, Features, IterableDataset
 from PIL import Image
 
-from cli_utils import UserError
+from cli_utils import UserError, count_of
 from data.arguments import DatasetArguments
 from data.augmentation import TrainTransform
 from data.classes import ClassMap
@@ -63,19 +64,21 @@ def open_streams(
     splits = DatasetDict()
     if evaluation and max_eval_samples is not None:
         rows = streams[evaluation]
-        taken = Dataset.from_list(list(rows.take(max_eval_samples)), features=rows.features)
+        taken = [{name: _with_bytes(file) for name, file in row.items()} for row in rows.take(max_eval_samples)]
+        taken = Dataset.from_list(taken, features=rows.features)
         splits[evaluation] = standard_columns(taken, evaluation, "image", "label")
         logger.info(f"the first {len(taken)} rows of the {evaluation} split of {args.dataset_name} are evaluated")
     return streams.get("train"), splits
 
 
 def _files(rows: IterableDataset, image_column: str, label_column: str) -> IterableDataset:
-    """The columns "image" and "label" alone, read but not decoded."""
+    """The columns "image" and "label" alone, not decoded, and not read yet where a row has but the address of a
+    file."""
     undecoded = datasets.Image(decode=False)
     rows = rows.select_columns([image_column, label_column])
     rows = rows.cast_column(image_column, undecoded).cast_column(label_column, undecoded)
     return rows.map(
-        lambda row: {"image": _with_bytes(row[image_column]), "label": _with_bytes(row[label_column])},
+        lambda row: {"image": row[image_column], "label": row[label_column]},
         remove_columns=[image_column, label_column],
         features=Features({"image": undecoded, "label": undecoded}),
     )
@@ -95,9 +98,13 @@ def _with_bytes(file: dict | None) -> dict | None:
 class StreamingDataset(torch.utils.data.IterableDataset):
     """Endless training examples, "pixel_values", "labels" and "name" as those of `data_utils.SegmentationDataset`.
 
-    Order and random transforms are a function of seed, pass, position in it and the loader's worker, each of which
-    reads files of its own. The Trainer sees one epoch of `--max_steps`, so that resuming skips the right batches:
-    it draws them again and throws them away.
+    The readers, which are the workers of all processes, share every pass: an image comes once, whatever the number of
+    files and readers. As far as the files can be dealt out evenly each reader has its own; readers that have to share
+    files go through the same shuffled rows and take turns, so they also read, and do not decode, what the others take.
+
+    Order and random transforms are a function of seed, pass, position in it and the numbers of readers and files. The
+    Trainer sees one epoch of `--max_steps`, so that resuming skips the right batches: it draws them again and throws
+    them away.
 
     Args:
         stream: of `open_streams`.
@@ -125,6 +132,23 @@ class StreamingDataset(torch.utils.data.IterableDataset):
         self.seed = seed
         self.buffer_size = buffer_size
         self.first_pass = 0
+        self.process, self.num_processes = 0, 1
+
+    def share_with(self, process: int, num_processes: int) -> None:
+        """From now on this is the part of one of several processes."""
+        self.process, self.num_processes = process, num_processes
+
+    def describe_sharing(self, workers: int) -> str:
+        """One line on how the files are dealt out. workers: of each process."""
+        files, readers = self.stream.num_shards, max(1, workers) * self.num_processes
+        sharing = readers // math.gcd(files, readers)
+        line = f"streaming from {count_of(files, 'file')} with {count_of(readers, 'reader')}"
+        if sharing == 1:
+            return f"{line}, each with files of its own"
+        return (
+            f"{line}: {sharing} at a time share files, so each row is fetched {sharing} times and decoded once; with "
+            f"files by multiples of {readers}, or another --dataloader_num_workers, it would be fetched once"
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the pass with which iteration starts."""
@@ -132,20 +156,33 @@ class StreamingDataset(torch.utils.data.IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         worker = torch.utils.data.get_worker_info()
-        worker = 0 if worker is None else worker.id
+        reader, readers = self.process, self.num_processes
+        if worker is not None:
+            reader, readers = self.process * worker.num_workers + worker.id, readers * worker.num_workers
+        # As many groups of readers as get the same number of files each; those of a group take turns.
+        groups = math.gcd(self.stream.num_shards, readers)
+        group, turn, turns = reader % groups, reader // groups, readers // groups
+        stream = self.stream.shard(groups, group, contiguous=False) if groups > 1 else self.stream
+        seen = 0  # in all passes, so that nobody has an image more than the others at the end of each
         for number in itertools.count(self.first_pass):
             # Not `IterableDataset.set_epoch`, whose number all workers share.
             order = int(np.random.default_rng([self.seed, number]).integers(2**32))
             position = -1
-            for position, row in enumerate(self.stream.shuffle(seed=order, buffer_size=self.buffer_size)):
-                name = f"row {position} of pass {number} (worker {worker})"
+            # `iter` alone does not deal out files among the workers by itself, and leave some without any.
+            rows = stream.shuffle(seed=order, buffer_size=self.buffer_size).iter(batch_size=1)
+            for position, row in enumerate(rows):
+                if (seen + position) % turns != turn:
+                    continue
+                row = {name: _with_bytes(file) for name, (file,) in row.items()}
+                name = f"row {position} of pass {number} (worker {reader})"
                 if row["image"] and row["image"]["path"]:
                     name = Path(row["image"]["path"]).stem
                 image, label = self._read(row, name)
-                rng = np.random.default_rng([self.seed, number, worker, position])
+                rng = np.random.default_rng([self.seed, number, group, position])
                 yield self.transform(image, label, rng) | {"name": name}
-            if position < 0:  # more workers than files
+            if position < 0:  # there is nothing
                 return
+            seen += position + 1
 
     def _read(self, row: dict, name: str) -> tuple[Image.Image | torch.Tensor, np.ndarray]:
         """Image, as `data_utils.SegmentationDataset.read` has it, and mask of training ids, uint8 (H, W), decoded and

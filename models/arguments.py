@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 
 from cli_utils import UserError
-from models.losses import WEIGHTED, parse_loss
 
 
 @dataclass
@@ -62,6 +61,10 @@ class LossArguments:
     )
 
     def __post_init__(self):
+        if self.loss == "ce":
+            return
+        from models.losses import WEIGHTED  # imports torch
+
         names = self.names  # raises for one that is unknown
         if self.class_weights and not set(names) & set(WEIGHTED):
             raise UserError(f"--class_weights apply to {', '.join(WEIGHTED)}, of which --loss {self.loss} names none")
@@ -69,4 +72,6 @@ class LossArguments:
     @property
     def names(self) -> tuple[str, ...]:
         """`--loss ce+dice` as ("ce", "dice"); UserError for a name that is none."""
+        from models.losses import parse_loss
+
         return parse_loss(self.loss)

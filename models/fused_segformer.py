@@ -179,6 +179,14 @@ class FusedSegformerDecodeHead(SegformerDecodeHead):
         )
 
 
+class FoldedSegformerDecodeHead(FusedSegformerDecodeHead):
+    """The fused head with its products worked out once, BatchNorm among them: for exporters, not for training."""
+
+    def _folded_weights(self, device_type: str) -> tuple[list[Tensor], Tensor]:
+        weights = [self.get_buffer(f"folded_{stage}") for stage in range(len(self.linear_projections))]
+        return weights, self.folded_bias
+
+
 # Where a module keeps what is called around its `forward`: hooks of modules, of state and of pruning do not matter.
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
@@ -202,6 +210,23 @@ def fuse_decode_head(model: PreTrainedModel) -> PreTrainedModel:
     """
     if isinstance(model, SegformerForSemanticSegmentation):
         _change_class(model.decode_head, SegformerDecodeHead, FusedSegformerDecodeHead)
+    return model
+
+
+@torch.no_grad()
+def fold_decode_head(model: PreTrainedModel) -> PreTrainedModel:
+    """Make a SegFormer segmentation model in evaluation mode use `FoldedSegformerDecodeHead`, in place; any other
+    model, and a head that does more than multiply by its weights, are left alone.
+
+    The model is to be exported: from now on its head does not notice when its weights change.
+    """
+    head = getattr(fuse_decode_head(model), "decode_head", None)
+    if type(head) is FusedSegformerDecodeHead and head._is_plain():
+        weights, bias = head._folded_weights("cpu")
+        for stage, weight in enumerate(weights):
+            head.register_buffer(f"folded_{stage}", weight, persistent=False)
+        head.register_buffer("folded_bias", bias, persistent=False)
+        _change_class(head, FusedSegformerDecodeHead, FoldedSegformerDecodeHead)
     return model
 
 

@@ -187,8 +187,7 @@ def predicted_ids(
     if not isinstance(logits, Tensor):
         return _score_passes(logits, size, None, fused_ops, threshold)[0][0]
     if threshold != 0.5:
-        # Shifted before upsampling, whose weights add up to one: z > log(t / (1 - t)) where sigmoid(z) > t.
-        logits = logits.float() + _class_weights(threshold, logits.device).log()[:, None, None]
+        logits = logits.float() + class_shift(threshold, logits.device)[:, None, None]
     if fused_ops:
         return upsampled_argmax(logits, size)[0]
     return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False).argmax(dim=1)[0]
@@ -204,7 +203,15 @@ def predict_ids(model, image: Image.Image | Tensor, protocol: EvaluationProtocol
     return predicted_ids(logits, tuple(tvF.get_size(image)), fused_ops, protocol.threshold).cpu()
 
 
-def _class_weights(threshold: float, device: torch.device) -> Tensor:
+def class_shift(threshold: float, device: torch.device | str = "cpu") -> Tensor:
+    """What is added to the logits of two classes (2,) so that their argmax is the threshold's decision.
+
+    Before upsampling, whose weights add up to one: z > log(t / (1 - t)) where sigmoid(z) > t.
+    """
+    return _class_weights(threshold, device).log()
+
+
+def _class_weights(threshold: float, device: torch.device | str) -> Tensor:
     """Weights (2,) of two probabilities p and 1 - p: the second product is the larger one where 1 - p > threshold."""
     return torch.tensor([threshold, 1 - threshold], device=device)
 

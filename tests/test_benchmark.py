@@ -69,6 +69,21 @@ def test_predict_and_data(tiny, without_children):
     assert set(row) == ROW | {"images"} and row["images"] == 3
 
 
+@pytest.mark.slow
+def test_export(tiny):
+    row = benchmark.main(["export", *tiny])["rows"]["export"]
+    assert set(row) == {
+        "stock_seconds",
+        "ours_seconds",
+        "ratio",
+        "different_pixels",
+        "stock_output_mb",
+        "ours_output_mb",
+    }
+    assert row["different_pixels"] < 0.01
+    assert row["ours_output_mb"] == pytest.approx(64 * 85 / 2**20)  # a byte a pixel
+
+
 def test_peak_of_evaluation_in_a_child(tiny, tmp_path):
     peaks = benchmark.peak_memory(as_args(tiny, tmp_path, "evaluate"))
     assert set(peaks) == {"stock_peak_mb", "ours_peak_mb"} and all(peak > 0 for peak in peaks.values())

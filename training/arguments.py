@@ -1,4 +1,4 @@
-"""The flags about training and about what a run does, and all groups of flags of `run_segmentation.py` together.
+"""The Trainer's flags with this project's defaults, and all groups of flags of `run_segmentation.py` together.
 
 Each group checks itself; what only several of them show together is checked by `Arguments`.
 """
@@ -11,18 +11,18 @@ from pathlib import Path
 
 import torch
 import yaml
-from PIL import Image
 from transformers import SchedulerType, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import IntervalStrategy
 
-from cli_utils import UserError, check_positive, given_flags, keep_secret, parse_arguments, write_text
+from cli_utils import UserError, given_flags, keep_secret, parse_arguments, write_text
 from data.arguments import AugmentationArguments, ClassArguments, DatasetArguments, EvaluationArguments
-from data.output_paths import check_writable
 from data.streaming import NO_CLASS_LIST
 from data_utils import ADE20K_ON_THE_HUB
 from models.arguments import LossArguments, ModelArguments
 from training.optimizer import check_schedule, check_stock_schedule
+from training.run_arguments import OptimizationArguments, RunArguments
+from training.workers import default_workers
 
 logger = logging.getLogger(__name__)
 
@@ -32,104 +32,6 @@ SECRETS = ("hub_token",)
 EXCLUSIVE = (("model_name_or_path", "from_scratch"), ("dataset_dir", "dataset_name"))
 # What is meant for one command and not for the next one that takes its arguments from the file.
 FOR_ONCE = ("resume_from_checkpoint", "overwrite_output_dir", "minutes")
-
-
-@dataclass
-class OptimizationArguments:
-    """What of the model is trained, and how."""
-
-    freeze_encoder: bool = field(default=False, metadata={"help": "train the head alone"})
-    lora_r: int | None = field(
-        default=None, metadata={"help": "train adapters of this rank in the encoder's attention, and the head (peft)"}
-    )
-    head_lr_multiplier: float = field(
-        default=1.0, metadata={"help": "factor on the learning rate of everything outside the encoder"}
-    )
-    ema_decay: float = field(
-        default=0.0,
-        metadata={"help": "evaluate and save an exponential moving average of the weights, as in 0.999; 0 for none"},
-    )
-    sync_bn: bool = field(
-        default=False, metadata={"help": "take BatchNorm statistics over the images of all GPUs (SyncBatchNorm)"}
-    )
-    early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "stop after this many evaluations without a new best"}
-    )
-    skip_nonfinite: int = field(
-        default=0,
-        metadata={"help": "leave out up to N steps whose loss or gradient is not finite before the run stops"},
-    )
-
-    def __post_init__(self):
-        check_positive(self, "lora_r", "early_stopping_patience")
-        if self.skip_nonfinite < 0:
-            raise UserError(f"--skip_nonfinite is {self.skip_nonfinite}; it must be at least 0")
-        if self.freeze_encoder and self.lora_r:
-            raise UserError(
-                "--freeze_encoder and --lora_r exclude each other: LoRA trains adapters in a frozen encoder"
-            )
-        if self.head_lr_multiplier <= 0:
-            raise UserError(f"--head_lr_multiplier is {self.head_lr_multiplier}; it must be positive, as in 10")
-        if not 0 <= self.ema_decay < 1:
-            raise UserError(f"--ema_decay is {self.ema_decay:g}; it must be at least 0 and below 1, as in 0.999")
-
-
-@dataclass
-class RunArguments:
-    """What a run does besides what the Trainer's `--do_train`, `--do_eval` and `--do_predict` say."""
-
-    max_train_samples: int | None = field(default=None, metadata={"help": "train on the first N images only"})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "evaluate the first N images only"})
-    max_predict_samples: int | None = field(default=None, metadata={"help": "predict the first N images only"})
-    eval_on_train: bool = field(
-        default=False,
-        metadata={"help": "at the end also evaluate the training images, unaugmented, as train_mean_iou"},
-    )
-    check_data: bool = field(
-        default=True, metadata={"help": "look for faults in a sample of the data before training (check_dataset.py)"}
-    )
-    preview: str | None = field(
-        default=None,
-        metadata={"help": "only write a picture of augmented training images to this file", "metavar": "FILE"},
-    )
-    overwrite_output_dir: bool = field(
-        default=False,
-        metadata={
-            "help": "replace the run that --output_dir holds; nothing of it goes before the new run has its first "
-            "checkpoint or result"
-        },
-    )
-    minutes: float | None = field(
-        default=None,
-        metadata={
-            "help": "with --config auto: minutes that training, evaluation and predictions may take on this machine; "
-            "as long as it pays if left out"
-        },
-    )
-    dry_run: bool = field(
-        default=False,
-        metadata={"help": "run every stage once on a few images, report time and memory, and keep nothing"},
-    )
-
-    def __post_init__(self):
-        check_positive(self, "max_train_samples", "max_eval_samples", "max_predict_samples")
-        if self.minutes is not None and self.minutes <= 0:
-            raise UserError(f"--minutes is {self.minutes:g}; it must be more than 0")
-        if self.preview is not None:
-            file = Path(self.preview)
-            if file.suffix.lower() not in Image.registered_extensions():
-                raise UserError(f"--preview {file}: the name must end in that of a picture, as in preview.png")
-            check_writable(file, "--preview")
-
-    @property
-    def keeps_nothing(self) -> bool:
-        """Whether what the run writes to its output folder is thrown away."""
-        return self.dry_run or self.preview is not None
-
-    def trains(self, training: TrainingArguments) -> bool:
-        """Whether a flag stands for `--do_train`, which was left out: a preview, and a dry run of nothing else."""
-        asked = training.do_train or training.do_eval or training.do_predict or self.eval_on_train
-        return not training.do_train and (self.preview is not None or (self.dry_run and not asked))
 
 
 def _default(name: str, value):
@@ -208,6 +110,8 @@ class SegmentationTrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = _default("ddp_find_unused_parameters", False)
     # torch warns of it where there is nothing to pin memory for.
     dataloader_pin_memory: bool = _default("dataloader_pin_memory", torch.accelerator.is_available())
+    # None: by the rule of `training.workers`.
+    dataloader_num_workers: int | None = _default("dataloader_num_workers", None)
     # Evaluation streams counts; the dataset hands out exactly what the model and the loss need.
     batch_eval_metrics: bool = _default("batch_eval_metrics", True)
     remove_unused_columns: bool = _default("remove_unused_columns", False)
@@ -227,6 +131,7 @@ class SegmentationTrainingArguments(TrainingArguments):
             if value is not None and not is_allowed(value):
                 raise UserError(f"--{name} is {value}; it must be {allowed}")
         self._check_features()
+        self._choose_workers()
         super().__post_init__()
         # Every run does what it is for (`training.interruption`). The Trainer's own way saves in the middle of a step,
         # resumes differently from there, and lets the run go on as if it were finished.
@@ -249,6 +154,17 @@ class SegmentationTrainingArguments(TrainingArguments):
             )
             self._n_gpu = 1
 
+    def _device_type(self) -> str:
+        """As the Trainer will choose it, which it does after it has looked at the workers."""
+        accelerator = None if self.use_cpu else torch.accelerator.current_accelerator(check_available=True)
+        return "cpu" if accelerator is None else accelerator.type
+
+    def _choose_workers(self) -> None:
+        if self.dataloader_num_workers is None:
+            batch_size = max(self.per_device_train_batch_size, self.per_device_eval_batch_size)
+            self.dataloader_num_workers = default_workers(self._device_type(), batch_size)
+            self.dataloader_persistent_workers = self.dataloader_num_workers > 0
+
     def _check_features(self) -> None:
         """Raises UserError for what the Trainer offers and cannot do here, or fails in long after the start."""
         for name in ("use_liger_kernel", "neftune_noise_alpha"):
@@ -259,7 +175,7 @@ class SegmentationTrainingArguments(TrainingArguments):
                 "evaluation counts the pixels of every batch in a way of its own: leave out --batch_eval_metrics and "
                 "--eval_use_gather_object"
             )
-        if not self.dataloader_num_workers:
+        if self.dataloader_num_workers == 0 or (self.dataloader_num_workers is None and self._device_type() == "cpu"):
             for name in ("dataloader_persistent_workers", "dataloader_multiprocessing_context"):
                 if getattr(self, name):
                     raise UserError(

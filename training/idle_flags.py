@@ -7,7 +7,8 @@ from transformers.trainer_utils import IntervalStrategy
 
 from data.arguments import AugmentationArguments
 from models.arguments import LossArguments
-from training.arguments import Arguments, OptimizationArguments
+from training.arguments import Arguments
+from training.run_arguments import OptimizationArguments
 
 # Besides those of augmentation, loss and optimisation, what says how to train; the more common of the Trainer's.
 OF_TRAINING = """single_logit check_data num_train_epochs max_steps learning_rate lr_scheduler_type lr_scheduler_kwargs

@@ -28,7 +28,8 @@ def deaf(loader: DataLoader) -> DataLoader:
     torch sets a handler of its own as a worker starts; what `worker_init_fn` does comes after it.
     """
     asked = getattr(loader, "base_dataloader", loader)  # accelerate wraps the one that has the workers
-    asked.worker_init_fn = partial(_ignore_signals, then=asked.worker_init_fn)
+    if getattr(asked.worker_init_fn, "func", None) is not _ignore_signals:  # a loader that is kept comes here again
+        asked.worker_init_fn = partial(_ignore_signals, then=asked.worker_init_fn)
     return loader
 
 

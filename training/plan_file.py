@@ -6,7 +6,6 @@ Flags that were given stand in it as they are, and the rules follow them.
 """
 
 import json
-import os
 import textwrap
 import time
 from collections.abc import Callable
@@ -29,9 +28,11 @@ from data.bulk import column_of
 from data.classes import ClassMap
 from data_utils import Data, SegmentationDataset, find_classes, load_data
 from training import planning
-from training.arguments import FOR_ONCE, GROUPS, PLAN_FILE, SECRETS, Arguments, RunArguments
+from training.arguments import FOR_ONCE, GROUPS, PLAN_FILE, SECRETS, Arguments
 from training.planning import ClassFacts, DataFacts, Goal, Machine, Measured, Setting, Time
-from training.probe import Request, measure_apart
+from training.probe import BATCHES, Request, measure_apart
+from training.run_arguments import RunArguments
+from training.workers import cpus_of_process, default_workers
 
 # Part of the time that may go into trying steps.
 PROBE_SHARE, PROBE_SECONDS = 0.05, (6.0, 60.0)
@@ -304,11 +305,13 @@ def median_side(split: Dataset, side: str) -> int:
 
 def this_machine(args: Arguments) -> Machine:
     device = args.training.device
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    machine = Machine(device.type, cpus=cpus_of_process(), threads=torch.get_num_threads())
+    if device.type != "cpu":
+        machine = replace(machine, workers=default_workers(device.type, max(BATCHES)))
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return Machine("cuda", torch.cuda.get_device_capability(device), free, cpus, torch.get_num_threads())
-    return Machine(device.type, cpus=cpus, threads=torch.get_num_threads())
+        machine = replace(machine, capability=torch.cuda.get_device_capability(device), memory=free)
+    return machine
 
 
 def fresh_part(args: Arguments, config: PretrainedConfig, class_map: ClassMap) -> str:

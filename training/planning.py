@@ -79,13 +79,14 @@ class DataFacts:
 @dataclass(frozen=True)
 class Machine:
     """device: torch's type. capability, memory: of a CUDA device; bytes that are free on it. cpus: that this process
-    may use. threads: of torch."""
+    may use. threads: of torch. workers: that may load images at most."""
 
     device: str = "cpu"
     capability: tuple[int, int] | None = None
     memory: int = 8 * 2**30
     cpus: int = 1
     threads: int = 1
+    workers: int = 8
 
 
 @dataclass(frozen=True)
@@ -409,7 +410,7 @@ def worker_settings(machine: Machine, measured: Measured, batch: int, accumulate
     """As many processes as keep up with the steps, within the CPUs that these leave."""
     free = machine.cpus - (machine.threads if machine.device == "cpu" else 1)
     loading, step = batch * measured.load_seconds, step_seconds(measured.steps, batch)
-    needed = min(8, math.ceil(1.3 * loading / step))
+    needed = min(machine.workers, math.ceil(1.3 * loading / step))
     said = f"loading an image takes {1000 * measured.load_seconds:.0f} ms, a step of {batch} {1000 * step:.0f} ms"
     workers = max(0, min(needed, free))
     if not workers:

@@ -17,9 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from PIL import Image
 from safetensors import SafetensorError
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
 from transformers import SchedulerType, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import PrinterCallback
@@ -27,6 +29,7 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from cli_utils import UserError, WriteError, one_line, remove, write_failure
 from data.preprocessing import EvaluationProtocol
+from data.streaming import StreamingDataset
 from data_utils import collate_eval, collate_train
 from metrics_utils import IGNORE_INDEX, ComputeMetrics, boundary_counts, confusion_matrix, without_per_category
 from models.adapters import merged_state_dict, save_adapters, with_adapters
@@ -40,6 +43,7 @@ from training.interruption import deaf, lost_workers_named
 from training.optimizer import groups_table, parameter_groups, poly_schedule, takes_parameter_groups
 from training.output_folder import NEW_RUN, checkpoints_after, move_in, save_results
 from training.run_loss import RunLoss
+from training.workers import describe_workers
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +148,8 @@ class SegmentationTrainer(Trainer):
         # (Upstream: huggingface/transformers#47688.)
         self.model_accepts_loss_kwargs = False
         self.run_loss = RunLoss(self.args.device)
+        workers = self.args.dataloader_num_workers, self.args.dataloader_persistent_workers
+        logger.info(describe_workers(*workers, self.args.dataloader_pin_memory, self.args.device.type))
         self.add_callback(self.weight_average)
         self.add_callback(_ResumedStateCallback())
         if self.train_dataset is not None:
@@ -285,8 +291,28 @@ class SegmentationTrainer(Trainer):
     # ---- the run ---------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self):
-        """The stock loader, whose workers outlive a signal; see `training.interruption`."""
-        return deaf(super().get_train_dataloader())
+        """The stock loader, whose workers outlive a signal; see `training.interruption`.
+
+        Of a stream every process reads its own part. accelerate would let the workers of the first process read for
+        all, or all of them read everything.
+        """
+        if not isinstance(self.train_dataset, StreamingDataset):
+            return deaf(super().get_train_dataloader())
+        args = self.args
+        self.train_dataset.share_with(args.process_index, args.world_size)
+        logger.info(self.train_dataset.describe_sharing(args.dataloader_num_workers))
+        loader = DataLoader(
+            self.train_dataset,
+            args.per_device_train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+        )
+        # As for a single process: moves batches to the device, and knows where an accumulation ends.
+        return deaf(prepare_data_loader(loader, args.device, num_processes=1, process_index=0, put_on_device=True))
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         """As `Trainer.train`. A checkpoint with all steps behind it is taken as it is, for the stock loop would take

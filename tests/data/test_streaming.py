@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+from collections import Counter
 
 import datasets
 import numpy as np
@@ -121,7 +122,35 @@ def test_workers_read_files_of_their_own(folder):
     assert sorted(map(sorted, halves)) == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
     assert len({random for _, random in examples}) == 20
     assert first(2) == examples
-    assert sorted(level for level, _ in first(3, 10)) == list(range(10))  # a worker without a file draws nothing
+
+
+@pytest.mark.parametrize(("processes", "workers"), [(1, 0), (1, 2), (1, 3), (1, 4), (2, 0), (3, 2), (2, 4)])
+@pytest.mark.parametrize("buffer_size", [1, 500])
+def test_an_image_comes_once_a_pass_whatever_the_number_of_readers(folder, processes, workers, buffer_size):
+    """Two files of five rows each."""
+    data, class_map = streamed(folder)
+    drawn_by, randoms = [], set()
+    for process in range(processes):
+        dataset = StreamingDataset(data.stream, class_map, Level(), judge_example, 0, buffer_size)
+        dataset.share_with(process, processes)
+        loader = DataLoader(dataset, batch_size=None, num_workers=workers)
+        examples = [(int(e["level"]), float(e["random"])) for e in itertools.islice(loader, 120 // processes)]
+        drawn_by.append([level for level, _ in examples])
+        randoms |= {random for _, random in examples}
+    assert set(Counter(itertools.chain(*drawn_by)).values()) == {12} and len(randoms) == 120
+    in_turn = list(itertools.chain(*zip(*drawn_by, strict=True)))  # as processes draw, one each
+    for end in range(1, 120):  # nor is one far behind or ahead on the way
+        counts = Counter(in_turn[:end])
+        assert max(counts.values()) - min(counts[level] for level in range(10)) <= 2
+
+
+def test_how_files_are_shared_is_told(folder):
+    data, class_map = streamed(folder)
+    dataset = StreamingDataset(data.stream, class_map, Level(), judge_example)
+    assert dataset.describe_sharing(0) == "streaming from 2 files with 1 reader, each with files of its own"
+    assert dataset.describe_sharing(2) == "streaming from 2 files with 2 readers, each with files of its own"
+    dataset.share_with(1, 3)
+    assert "with 6 readers: 3 at a time share files, so each row is fetched 3 times" in dataset.describe_sharing(2)
 
 
 def test_training_examples(folder):

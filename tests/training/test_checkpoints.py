@@ -182,7 +182,13 @@ def test_a_damaged_best_checkpoint_is_told_when_the_run_goes_on(flags, stopped, 
 
 @pytest.mark.parametrize(
     "options",
-    [[], ["--dataloader_num_workers", "2"], ["--ema_decay", "0.9"], ["--lr_scheduler_type", "polynomial"]],
+    [
+        [],
+        ["--dataloader_num_workers", "2"],
+        ["--dataloader_num_workers", "2", "--dataloader_persistent_workers"],
+        ["--ema_decay", "0.9"],
+        ["--lr_scheduler_type", "polynomial"],
+    ],
     ids=" ".join,
 )
 @pytest.mark.parametrize("step", [3, 5])

@@ -1,0 +1,111 @@
+"""The flags about optimisation and about what a run does, which need neither torch nor the Trainer."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from cli_utils import UserError, check_positive
+from data.output_paths import check_writable
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+
+@dataclass
+class OptimizationArguments:
+    """What of the model is trained, and how."""
+
+    freeze_encoder: bool = field(default=False, metadata={"help": "train the head alone"})
+    lora_r: int | None = field(
+        default=None, metadata={"help": "train adapters of this rank in the encoder's attention, and the head (peft)"}
+    )
+    head_lr_multiplier: float = field(
+        default=1.0, metadata={"help": "factor on the learning rate of everything outside the encoder"}
+    )
+    ema_decay: float = field(
+        default=0.0,
+        metadata={"help": "evaluate and save an exponential moving average of the weights, as in 0.999; 0 for none"},
+    )
+    sync_bn: bool = field(
+        default=False, metadata={"help": "take BatchNorm statistics over the images of all GPUs (SyncBatchNorm)"}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "stop after this many evaluations without a new best"}
+    )
+    skip_nonfinite: int = field(
+        default=0,
+        metadata={"help": "leave out up to N steps whose loss or gradient is not finite before the run stops"},
+    )
+
+    def __post_init__(self):
+        check_positive(self, "lora_r", "early_stopping_patience")
+        if self.skip_nonfinite < 0:
+            raise UserError(f"--skip_nonfinite is {self.skip_nonfinite}; it must be at least 0")
+        if self.freeze_encoder and self.lora_r:
+            raise UserError(
+                "--freeze_encoder and --lora_r exclude each other: LoRA trains adapters in a frozen encoder"
+            )
+        if self.head_lr_multiplier <= 0:
+            raise UserError(f"--head_lr_multiplier is {self.head_lr_multiplier}; it must be positive, as in 10")
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"--ema_decay is {self.ema_decay:g}; it must be at least 0 and below 1, as in 0.999")
+
+
+@dataclass
+class RunArguments:
+    """What a run does besides what the Trainer's `--do_train`, `--do_eval` and `--do_predict` say."""
+
+    max_train_samples: int | None = field(default=None, metadata={"help": "train on the first N images only"})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "evaluate the first N images only"})
+    max_predict_samples: int | None = field(default=None, metadata={"help": "predict the first N images only"})
+    eval_on_train: bool = field(
+        default=False,
+        metadata={"help": "at the end also evaluate the training images, unaugmented, as train_mean_iou"},
+    )
+    check_data: bool = field(
+        default=True, metadata={"help": "look for faults in a sample of the data before training (check_dataset.py)"}
+    )
+    preview: str | None = field(
+        default=None,
+        metadata={"help": "only write a picture of augmented training images to this file", "metavar": "FILE"},
+    )
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={
+            "help": "replace the run that --output_dir holds; nothing of it goes before the new run has its first "
+            "checkpoint or result"
+        },
+    )
+    minutes: float | None = field(
+        default=None,
+        metadata={
+            "help": "with --config auto: minutes that training, evaluation and predictions may take on this machine; "
+            "as long as it pays if left out"
+        },
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "run every stage once on a few images, report time and memory, and keep nothing"},
+    )
+
+    def __post_init__(self):
+        check_positive(self, "max_train_samples", "max_eval_samples", "max_predict_samples")
+        if self.minutes is not None and self.minutes <= 0:
+            raise UserError(f"--minutes is {self.minutes:g}; it must be more than 0")
+        if self.preview is not None:
+            file = Path(self.preview)
+            if file.suffix.lower() not in Image.registered_extensions():
+                raise UserError(f"--preview {file}: the name must end in that of a picture, as in preview.png")
+            check_writable(file, "--preview")
+
+    @property
+    def keeps_nothing(self) -> bool:
+        """Whether what the run writes to its output folder is thrown away."""
+        return self.dry_run or self.preview is not None
+
+    def trains(self, training: "TrainingArguments") -> bool:
+        """Whether a flag stands for `--do_train`, which was left out: a preview, and a dry run of nothing else."""
+        asked = training.do_train or training.do_eval or training.do_predict or self.eval_on_train
+        return not training.do_train and (self.preview is not None or (self.dry_run and not asked))
