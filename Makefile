@@ -22,6 +22,7 @@ demo: install
 		print("mean IoU on the 10 training images: %.3f, on the 10 validation images: %.3f" \
 		% (r["train_mean_iou"], r["eval_mean_iou"]))'
 	@echo "the pictures: $(CURDIR)/outputs/toy_overfit/contact_sheet.png"
+	@echo "the page of the run: $(CURDIR)/outputs/toy_overfit/report.html"
 
 test: install
 	$(BIN)/python -m pytest tests -m "not slow"

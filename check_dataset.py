@@ -34,7 +34,8 @@ from data.classes import ClassMap
 from data.output_paths import check_writable, refuse_inputs
 from data_utils import Data, find_classes, load_data
 from reports.check_page import write_html
-from reports.check_tables import ROWS_SHOWN, Share, Table, class_table, mode_table, more, size_table, value_table
+from reports.check_tables import ROWS_SHOWN, class_table, mode_table, size_table, value_table
+from reports.tables import Share, Table, more
 
 # Near the start of what `--json` and `--html` write.
 REPORT_MARKS = (b'{\n "dataset": ', b"<title>Check of ")

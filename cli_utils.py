@@ -63,12 +63,15 @@ _CALLED_ELSEWHERE = {
     "arch net network backbone encoder pretrained_model_name_or_path",
     "model": "model_name_or_path model_name model_path model_id model_dir weights ckpt checkpoint load",
     "model_revision": "revision model_version",
-    "images": "img_dir image_dir imgs",
-    "masks": "mask_dir ann_dir label_dir annotations",
+    "images": "img_dir image_dir images_dir imgs",
+    "masks": "mask_dir ann_dir label_dir masks_dir labels_dir annotations",
+    "mask_suffix": "seg_map_suffix label_suffix",
+    "image_suffix": "img_suffix",
+    "html": "report page",
     "inputs": "source input i image images img_dir image_dir imgs data dataset dataset_dir data_dir input_dir folder",
     "dataset_dir": "data dataset data_dir data_path data_root dataroot root dataset_path dataset_root train_dir "
-    "folder train_data_dir input_dir images img_dir image_dir imgs source input i masks mask_dir ann_dir label_dir "
-    "annotations",
+    "val_dir folder train_data_dir input_dir images img_dir image_dir imgs source input i masks mask_dir ann_dir "
+    "label_dir annotations",
     "resume_from_checkpoint last": "resume resume_from continue auto_resume",
     "output_dir": "output out o outdir out_dir output_path save_dir save_path work_dir logdir log_dir logging_dir "
     "name exp_name experiment experiment_name results_dir",
@@ -276,7 +279,7 @@ def shorten(names: Iterable[str], shown: int = 3) -> str:
 
 def count_of(count: int, phrase: str) -> str:
     """ "1 mask differs", "3 masks differ" for the phrase "mask/masks differs/differ"; "3 masks" for "mask"."""
-    plural = phrase if "/" in phrase else f"{phrase}/{phrase}s"
+    plural = phrase if "/" in phrase else f"{phrase}/{phrase.rpartition(' ')[2]}s"
     return f"{count:,} {agree(count, plural)}"
 
 
@@ -679,7 +682,14 @@ def parse_arguments(
                 argv.insert(i, "true")
     tokens = _config_tokens(argv, {*fields, *aliases, *others})
     # Unknown flags first: what is said of the others may be because one is misspelt.
-    words = parser.parse_known_args([token for _, values in tokens for token in values] + argv)[1]
+    all_words = [token for _, values in tokens for token in values] + argv
+    try:
+        words = parser.parse_known_args(all_words)[1]
+    except UserError:  # a flag that is missing may be the one that is misspelt
+        words = [word for word in argv if word[:2] == "--" and not _names_of_flags([word], fields, aliases)]
+        words = [word for word in words if word.partition("=")[0] not in ("--config", "--help")]
+        if not words:
+            raise
     unknown = next((word.split("=")[0] for word in words if word[:1] == "-" and word != "-"), None)
     if unknown:
         raise UserError(

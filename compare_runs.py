@@ -1,7 +1,7 @@
 """Says whether run B beats run A, or whether the images are too few to tell.
 
     python compare_runs.py outputs/b0 outputs/b2
-    python compare_runs.py outputs/b0 outputs/b2 --json comparison.json
+    python compare_runs.py outputs/b0 outputs/b2 --html comparison.html --json comparison.json
 
 Both folders must hold the `per_image.npz` of an evaluation on the same images (`run_segmentation.py --do_eval` writes
 it). The difference is B minus A; its 95 % interval is a paired bootstrap over the images, so it speaks about other
@@ -18,16 +18,10 @@ import numpy as np
 from cli_utils import UserError, parse_arguments, printable, run_cli, write_text
 from data.output_paths import check_files_writable
 from metrics_utils import per_category_iou, score_images
-from reports.intervals import PerImage, load_per_image, match_images, paired_bootstrap
+from reports.compare_page import write_compare_page
+from reports.intervals import MEASURES, PerImage, load_per_image, match_images, paired_bootstrap
 
 CLASSES_SHOWN = 10
-# Row of the table → counts and statistic it is made of.
-ROWS = {
-    "mean_iou": ("counts", "mean_iou"),
-    "boundary_mean_iou": ("boundary", "mean_iou"),
-    "per_image_mean_iou": ("counts", "per_image_mean_iou"),
-    "overall_accuracy": ("counts", "overall_accuracy"),
-}
 
 
 @dataclass
@@ -40,6 +34,10 @@ class CompareArguments:
     )
     json: str | None = field(
         default=None, metadata={"help": "also write the comparison to this file, for programs", "metavar": "FILE"}
+    )
+    html: str | None = field(
+        default=None,
+        metadata={"help": "also write it as a page, with what changed by class and by image", "metavar": "FILE"},
     )
     resamples: int = field(default=2000, metadata={"help": "draws of the bootstrap"})
     seed: int = field(default=0, metadata={"help": "seed of the draws"})
@@ -65,7 +63,7 @@ def read_protocol(folder: str) -> str | None:
 def compare(a: PerImage, b: PerImage, resamples: int, seed: int) -> dict[str, dict[str, float]]:
     """For each row of the table the two scores, `difference`, `low`, `high` and `p_value`; images must be matched."""
     table = {}
-    for row, (kind, statistic) in ROWS.items():
+    for row, (kind, statistic) in MEASURES.items():
         counts_a, counts_b = getattr(a, kind), getattr(b, kind)
         table[row] = {"a": score_images(counts_a, statistic), "b": score_images(counts_b, statistic)}
         table[row] |= paired_bootstrap(counts_a, counts_b, statistic, resamples, seed)._asdict()
@@ -131,7 +129,7 @@ def main(argv: list[str] | None = None) -> dict:
     Raises `cli_utils.UserError` where a folder holds no evaluation, or the two are not about the same images.
     """
     (args,) = parse_arguments((CompareArguments,), argv, description=__doc__, positional="runs")
-    check_files_writable(args, "json")
+    check_files_writable(args, "json", "html")
     name_a, name_b = args.runs
     a = load_per_image(name_a)
     b = match_images(a, load_per_image(name_b), name_a, name_b)
@@ -151,6 +149,8 @@ def main(argv: list[str] | None = None) -> dict:
     print(printable(as_text(result), lines=True))
     if args.json:
         write_text(args.json, json.dumps(without_nan(result), indent=2) + "\n")
+    if args.html:
+        write_compare_page(args.html, result, a, b, args.resamples)
     return result
 
 

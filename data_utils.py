@@ -40,7 +40,7 @@ from data.classes import (
 )
 from data.hub_datasets import class_list_folder, load_through_datasets, standard_columns, standard_splits
 from data.image_files import StoredFile, decode_image, rgb_view
-from data.layouts import Pair, visible_files
+from data.layouts import Pair, visible_folders
 from data.mask_values import SAMPLE, annotation_values, are_binary, looks_published, read_mask_values
 from data.pairing import PairingFlags, find_dataset
 from data.preparation import undecoded
@@ -238,10 +238,11 @@ def find_classes(
             published dataset with masks that may be anything.
     """
     mapping = read_label_mapping(args.label_map) if args.label_map else None
-    data, reduces, reason = _settle_published(data, args, mapping, cache_dir, num_proc)
+    own_list = _class_list_file(data, args.id2label)
+    data, reduces, reason = _settle_published(data, args, mapping, own_list, cache_dir, num_proc)
     logger.info(f"label reduction (raw 0 ignored, others down by one): {'on' if reduces else 'off'}, {reason}")
 
-    classes = _known_classes(data, args.id2label, reduces, mapping)
+    classes = _known_classes(data, own_list, reduces, mapping)
     ignore_values = tuple(args.ignore_values)
     may_be_binary = (
         mapping is None and data.stream is None and not reduces and not {0, IGNORE_INDEX} & {*ignore_values}
@@ -256,7 +257,7 @@ def find_classes(
     elif data.stream is not None:
         raise UserError(NO_CLASS_LIST)
     else:
-        values = annotation_values(data.splits, cache_dir, num_proc)
+        values = annotation_values(data.splits, cache_dir, num_proc, {*ignore_values, *[0] * reduces})
         class_map = _infer_classes(values, reduces, ignore_values, may_be_binary)
 
     if mapping is not None:
@@ -279,11 +280,11 @@ def _is_binary(splits: DatasetDict, cache_dir, num_proc) -> bool:
 def reduces_labels(data: Data, args: ClassArguments) -> bool:
     """Whether labels are to be reduced, as `find_classes` decides it."""
     mapping = read_label_mapping(args.label_map) if args.label_map else None
-    return _settle_published(data, args, mapping, None, None)[1]
+    return _settle_published(data, args, mapping, _class_list_file(data, args.id2label), None, None)[1]
 
 
 def _settle_published(
-    data: Data, args: ClassArguments, mapping: dict | None, cache_dir, num_proc
+    data: Data, args: ClassArguments, mapping: dict | None, own_list: str | Path | None, cache_dir, num_proc
 ) -> tuple[Data, bool, str]:
     """The data, with `published` None where it is not to be taken for that; whether to reduce labels, and why.
 
@@ -295,7 +296,6 @@ def _settle_published(
     reduces = default if asked is None else asked
     reason = "asked for" if asked is not None else f"default for {published or data.layout}"
     by_value = mapping is not None and not any(isinstance(key, str) for key in mapping)
-    own_list = _class_list_file(data, args.id2label)
     if published is None or data.stream is not None or (by_value and own_list is None and asked is None):
         return replace(data, published=None if by_value else published), reduces, reason
     masks = read_mask_values(data.splits, cache_dir, num_proc, SAMPLE)
@@ -335,10 +335,9 @@ def _class_list_file(data: Data, id2label_file: str | None) -> str | Path | None
 
 
 def _known_classes(
-    data: Data, id2label_file: str | None, reduces: bool, mapping: dict | None
+    data: Data, file: str | Path | None, reduces: bool, mapping: dict | None
 ) -> tuple[dict[int, str], list[list[int]] | None] | None:
-    """Names and colours by training id, from the first place that has them; None where none has."""
-    file = _class_list_file(data, id2label_file)
+    """Names and colours by training id, from the first place that has them; None where none has. file: the user's."""
     first = int(reduces)
     own = {value - first: name for value, name in (data.class_names or {}).items() if value >= first}
     if own and file is None:
@@ -375,7 +374,7 @@ def _class_list_in(folder: Path, has_names: bool) -> Path | None:
     found = next((folder / name for name in certain if (folder / name).is_file()), None)
     if found is not None or has_names:
         return found
-    folders = [folder, *(path for path in visible_files(folder) if path.is_dir())]
+    folders = [folder, *visible_folders(folder)]
     for path in [below / name for name in POSSIBLE_CLASS_LIST_FILES for below in folders]:
         if not path.is_file():
             continue
@@ -463,16 +462,20 @@ class SegmentationDataset(torch.utils.data.Dataset):
         Raises:
             UserError: the image cannot be read, or is not the one that it was as this was made; names its file.
         """
-        image, label, _ = self._decode(index)
+        image, label, _ = self._decode(index, reduces=False)
         return image, Image.fromarray(label)
 
-    def _decode(self, index: int) -> tuple[Image.Image | torch.Tensor, np.ndarray, str]:
-        """As `read`, with the mask as uint8 (H, W), and the name."""
+    def _decode(self, index: int, reduces: bool) -> tuple[Image.Image | torch.Tensor, np.ndarray, str]:
+        """As `read`, with the mask as uint8 (H, W), and the name.
+
+        reduces: the image may be as much smaller as the transform lets it be.
+        """
         row = self._rows[index]
         label, file = decode_mask(row["label"]["bytes"]), StoredFile.of(row["image"], row["name"])
-        image = decode_image(file, self.protocol.num_channels)
+        reduction = self.transform.reduction(*label.shape) if reduces else 1
+        image = decode_image(file, self.protocol.num_channels, reduction)
         height, width = tvF.get_size(image)
-        if (height, width) != label.shape:
+        if (height, width) not in (label.shape, tuple(side // reduction for side in label.shape)):
             raise UserError(
                 f"{file.location} has changed since it was prepared: it is {width}x{height} "
                 f"now, its mask {label.shape[1]}x{label.shape[0]}; put the old file back and go on with "
@@ -500,8 +503,9 @@ class SegmentationDataset(torch.utils.data.Dataset):
         shown_class, rng = None, np.random.default_rng([self.seed, int(self._epoch), index])
         if self.rare_crops is not None:
             index, shown_class = self.rare_crops.draw(index, rng)
-        image, label, name = self._decode(index)
-        if isinstance(self.transform, TrainTransform):
+        trains = isinstance(self.transform, TrainTransform)
+        image, label, name = self._decode(index, reduces=trains)
+        if trains:
             return self.transform(image, label, rng, shown_class) | {"name": name}
         return {"pixel_values": self.transform.preprocess(image), "labels": torch.from_numpy(label)}
 

@@ -321,12 +321,12 @@ class ComputeMetrics:
 
     It takes what `SegmentationTrainer.prediction_step` returns for n images, gathered over all processes, as tensors:
     `predictions = (confusion int64 (n, C, C), mean cross-entropy float32 (n,), valid pixels int64 (n,), boundary
-    counts int64 (n, 3, C))`. Returned are flat scalars: the pixel-exact loss, the scores of `summarize_images`, and
+    counts int64 (n, 3, C), …)`. Returned are flat scalars: the pixel-exact loss, the scores of `summarize_images`, and
     IoU and accuracy of every category that occurs.
 
     Of the evaluation that ended last it keeps `confusion_matrix` (int64 (C, C), rows truth), and of each image in the
     dataset's order `losses` (float32 (n,)), `counts` and `boundary` (int64 (n, 3, C)): 48 C bytes an image, 7 KB for
-    150 classes.
+    150 classes; and `others`, whatever else came along, in arrays of n rows.
     """
 
     def __init__(self, id2label: dict[int, str]):
@@ -339,14 +339,15 @@ class ComputeMetrics:
         return self._mean_iou.confusion_matrix
 
     def __call__(self, eval_prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
-        matrices, mean_losses, valid_pixels, boundary = (part.cpu().numpy() for part in eval_prediction.predictions)
+        arrays = (part.cpu().numpy() for part in eval_prediction.predictions)
+        matrices, mean_losses, valid_pixels, boundary, *others = arrays
         self._mean_iou.add_confusion_matrix(matrices.sum(axis=0))
-        self._batches.append((per_image_counts(matrices), boundary, mean_losses, valid_pixels))
+        self._batches.append((per_image_counts(matrices), boundary, mean_losses, valid_pixels, *others))
         if not compute_result:
             return {}
 
         parts = [np.concatenate(part) for part in zip(*self._batches, strict=True)]
-        self.counts, self.boundary, self.losses, valid_pixels = parts
+        self.counts, self.boundary, self.losses, valid_pixels, *self.others = parts
         self._batches = []
         # One image at a time in float64 on the host: the sum has the same order, hence the same rounding, for any
         # batch size and number of processes.

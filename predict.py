@@ -10,51 +10,70 @@ folder that was given, without the extension:
     NAME.png            class of every pixel at the image's size: an indexed PNG in the annotation files' own values
     overlays/NAME.jpg   image and prediction side by side, with the names of the classes
     contact_sheet.png   a grid of these, at most 24
+    NAME.tif            of a GeoTIFF, with rasterio: the same as the PNG, in its place on the earth, nodata kept as 255
 
 Where a name is no file name on every system, or two differ in capitals alone, a line says what they became. Files of
 kinds that are not read, and masks in the folders of a dataset, are passed over with a warning, and the exit code is 0;
 it is 1 where a file that should have been read could not be.
+
+Images of more than 89 million pixels are predicted a band of rows after the other, with the same result and in little
+memory: TIFF files are also read so, through rasterio (pip install rasterio); others are decoded at once.
 
 Photos are turned upright first, as their EXIF orientation says, and predictions are upright too. A model that was
 evaluated with --slide_crop, --eval_scales and so on predicts as it was evaluated when it is given the same flags here.
 """
 
 import logging
-import re
 import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
+from PIL import Image
 
+import visual_utils
 from cli_utils import (
     UserError,
     WriteError,
+    check_installed,
     count_of,
     parse_arguments,
     run_cli,
     set_up_logging,
     shorten,
+    written_aside,
 )
 from data.arguments import EvaluationArguments
 from data.image_files import read_channels
-from data.layouts import MASKS, Tree, read_name
-from data.output_paths import check_writable
-from data.synonyms import IMAGE_EXTENSIONS, MASK_SUFFIXES
+from data.large_images import LargeImage, open_large
+from data.layouts import Tree
+from data.output_paths import check_writable, refuse_inputs
+from data.synonyms import IMAGE_EXTENSIONS
+from data.trial_pairing import masks_among
 from data.unread import describe_unread, unread_pictures
+from metrics_utils import IGNORE_INDEX
+from models.banded import predict_bands
 from models.image_processor import load_image_processor
-from models.inference import evaluation_protocol, find_device, predict_ids
+from models.inference import evaluation_protocol, find_device, predict_confidence, predict_ids
 from models.loading import describe_model, load_trained_model
 from models.onnx_model import OnnxModel
 from models.trained_classes import find_class_map
+from reports.prediction_outputs import (
+    Areas,
+    Georeference,
+    geojson,
+    geotiff,
+    read_georeference,
+    without_small_areas,
+)
 from reports.predictions import prediction_files, write_predictions
 
 logger = logging.getLogger(__name__)
 
-CONTACT_SHEET = "contact_sheet.png"
-# What datasets add to the name of an image, to name a mask or another picture of it.
-ENDINGS = f"({'|'.join(map(re.escape, sorted(MASK_SUFFIXES, key=len, reverse=True)))}|_gtFine_.*|_leftImg8bit)$"
+CONTACT_SHEET, AREAS = "contact_sheet.png", "areas.csv"
 
 
 @dataclass
@@ -79,6 +98,32 @@ class PredictArguments:
         default=None, metadata={"help": "branch, tag or commit of a model on the Hub; main if left out"}
     )
     fused_ops: bool = field(default=True, metadata={"help": "the exact speed-ups of the head and the upsampling"})
+    skip_existing: bool = field(
+        default=False, metadata={"help": "leave out images whose PNG and overlay are there, to go on after a stop"}
+    )
+    min_area: int = field(
+        default=0,
+        metadata={"help": "connected areas of fewer pixels get the class of the largest one around (needs rasterio)"},
+    )
+    save_confidence: bool = field(
+        default=False,
+        metadata={"help": "also write confidence/NAME.png: how likely each pixel's class is, 255 for certainty"},
+    )
+    save_areas: bool = field(
+        default=False, metadata={"help": "also write areas.csv: pixels, share and square metres by image and class"}
+    )
+    save_polygons: str | None = field(
+        default=None, metadata={"help": "geojson: also write NAME.geojson, the areas as polygons (needs rasterio)"}
+    )
+
+    def __post_init__(self):
+        if self.min_area < 0:
+            raise UserError(f"--min_area is {self.min_area}; it is a number of pixels, 0 or more")
+        if self.save_polygons not in (None, "geojson"):
+            raise UserError(f"--save_polygons {self.save_polygons}: the format that is written is geojson")
+        for flag in ("min_area", "save_polygons"):
+            if getattr(self, flag):
+                check_installed(f"--{flag}", "rasterio")
 
 
 def find_images(inputs: list[Path], output_dir: Path) -> dict[str, Path]:
@@ -112,46 +157,23 @@ def find_images(inputs: list[Path], output_dir: Path) -> dict[str, Path]:
 
 def _images_in(folder: Path) -> list[tuple[str, Path]]:
     """Name and path of the images below a folder; says what else lies there."""
-    below = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
-    below = [
-        path
-        for path in below
-        if path.suffix.lower() in IMAGE_EXTENSIONS and not any(part.startswith(".") for part in path.parts)
-    ]
-    unread = unread_pictures(Tree(folder))
+    tree = Tree(folder)
+    below = [picture.path.relative_to(folder) for picture in tree.pictures if picture.extension in IMAGE_EXTENSIONS]
+    unread = unread_pictures(tree)
     passed_over = f"{folder}: {': '.join(describe_unread(unread))}" if unread else ""
     if not below:
         extensions = " ".join(sorted(IMAGE_EXTENSIONS))
         raise UserError(passed_over or f"no images in {folder} and its subfolders (looked for {extensions})")
     if unread:
         logger.warning(passed_over)
-    masks = _masks_of(below)
+    masks = masks_among(tree)
     if masks:
-        folders = sorted({str(folder / path.parent) for path in masks})
+        folders = sorted({str(path.parent) for path in masks})
         logger.warning(
             f"{folder} is a dataset: {count_of(len(masks), 'mask')} in {shorten(folders)} passed over; name such a "
-            "folder itself where its files are images"
+            "folder or file itself where it is an image"
         )
-    return [(path.with_suffix("").as_posix(), folder / path) for path in below if path not in masks]
-
-
-def _holds_masks(folder: str) -> bool:
-    """By the folder's name; those of VOC's objects hold no classes, but no photos either."""
-    return read_name(folder).role == MASKS or "segmentation" in folder.lower()
-
-
-def _masks_of(paths: list[Path]) -> set[Path]:
-    """Those of the files of a folder that are masks of others there, by the names of their folders or their own."""
-
-    def bare(path: Path) -> str:
-        return re.sub(ENDINGS, "", path.stem)
-
-    in_mask_folder = {path for path in paths if any(_holds_masks(part) for part in path.parts[:-1])}
-    images = {bare(path) for path in paths if path not in in_mask_folder}
-    masks = {path for path in in_mask_folder if bare(path) in images}
-    stems = {path.with_suffix("") for path in paths}
-    masks |= {path for path in paths if bare(path) != path.stem and path.with_name(bare(path)) in stems}
-    return masks
+    return [(path.with_suffix("").as_posix(), folder / path) for path in sorted(below) if folder / path not in masks]
 
 
 def load_graph(args: PredictArguments, evaluation_args: EvaluationArguments, device: torch.device) -> OnnxModel:
@@ -166,6 +188,47 @@ def load_graph(args: PredictArguments, evaluation_args: EvaluationArguments, dev
     return model
 
 
+def confidence_file(png: Path, output_dir: Path) -> Path:
+    return output_dir / "confidence" / png.relative_to(output_dir)
+
+
+def check_outputs(images: dict[str, Path], output_dir: Path) -> None:
+    """Raises UserError where one of the files besides PNGs and overlays would replace an input, or a PNG."""
+    pngs = [png for png, _ in prediction_files(list(images), output_dir, [output_dir / CONTACT_SHEET])]
+    others = [confidence_file(png, output_dir) for png in pngs]
+    twice = set(pngs) & set(others)
+    if twice:
+        raise UserError(f"{min(twice)} would be both a prediction and a map of confidence; rename the input's folder")
+    others += [png.with_suffix(suffix) for png in pngs for suffix in (".tif", ".geojson")]
+    refuse_inputs([*others, output_dir / AREAS], images.values(), "--output_dir")
+
+
+def files_there(images: dict[str, Path], output_dir: Path) -> set[int]:
+    """Positions of the images whose files are there already; says how many."""
+    files = prediction_files(list(images), output_dir, [output_dir / CONTACT_SHEET])
+    there = {index for index, pair in enumerate(files) if all(file.is_file() for file in pair)}
+    logger.info(f"--skip_existing: {len(there)} of {len(images)} images are predicted already")
+    return there
+
+
+def with_nodata(bands: Iterable[torch.Tensor], place: Georeference | None) -> Iterator[torch.Tensor]:
+    """Bands of ids (n, W), 255 where the image states that it knows nothing."""
+    top = 0
+    for ids in bands:
+        if place and place.nodata:
+            ids = ids.masked_fill(torch.from_numpy(~place.known(top, top + len(ids))), IGNORE_INDEX)
+        yield ids
+        top += len(ids)
+
+
+@contextmanager
+def confidence_map(path: Path, confidences: list[torch.Tensor]) -> Iterator[Callable]:
+    """Writes the confidence of the image that was predicted last."""
+    yield lambda ids: None
+    with written_aside(path) as partial:
+        Image.fromarray(confidences.pop().numpy()).save(partial)
+
+
 def main(argv: list[str] | None = None) -> list[Path]:
     """Predicts all images and returns the files written: PNGs, overlays and the contact sheet.
 
@@ -177,12 +240,16 @@ def main(argv: list[str] | None = None) -> list[Path]:
     )
     set_up_logging()
     images = find_images(args.inputs, args.output_dir)
+    check_outputs(images, args.output_dir)
     check_writable(args.output_dir, "--output_dir", is_folder=True)
     device = find_device(args.device)
 
     if args.model.endswith(".onnx"):
         model = load_graph(args, evaluation_args, device)
-        class_map, protocol, predict, what = model.class_map, model.protocol, model.predict_ids, model.describe()
+        network = None if model.takes_images else model.network
+        if args.save_confidence and network is None:
+            raise UserError(f"--save_confidence: {args.model} gives classes alone; export the model with --logits")
+        class_map, protocol, predict, what = model.class_map, model.protocol, model.predict, model.describe()
     else:
         revision = args.model_revision
         model = load_trained_model(args.model, args.fused_ops, revision=revision).to(device)
@@ -190,32 +257,79 @@ def main(argv: list[str] | None = None) -> list[Path]:
         class_map = find_class_map(args.model, model.config, image_processor, revision)
         evaluation_args.check_classes(class_map.num_labels, args.model)
         protocol = evaluation_protocol(model.config, image_processor, evaluation_args)
-        predict = partial(predict_ids, model, protocol=protocol, fused_ops=args.fused_ops)
-        what = describe_model(model)
+        what, network = describe_model(model), model
+
+        def predict(image):
+            if isinstance(image, LargeImage):
+                return predict_bands(model, image, protocol)
+            return predict_ids(model, image, protocol, args.fused_ops)
+
     logger.info(f"{what}, on {device}; short side {protocol.short_side}")
     values = [f"{value} {class_map.id2label[i]}" for i, value in enumerate(class_map.raw_values)]
     logger.info(f"values in the PNGs: {values[0]} … {values[-1]}")
 
-    paths, unreadable = list(images.values()), []
+    paths, unreadable, places = list(images.values()), [], {}
+    areas = Areas(class_map)
+    palette = visual_utils.raw_palette(class_map.colors(), class_map.raw_values)
+
+    there = files_there(images, args.output_dir) if args.skip_existing else set()
 
     def read(index: int):
+        if index in there:
+            return None
         try:
-            return read_channels(paths[index], protocol.num_channels), None
+            large = open_large(paths[index], protocol.num_channels)
+            places[index] = read_georeference(paths[index])
+            if large is None:
+                return read_channels(paths[index], protocol.num_channels), None
+            height, width = large.size
+            logger.info(f"{paths[index]}: {width:,}x{height:,} pixels, read and predicted in bands of rows")
+            return large, None
         except UserError as error:
             unreadable.append(str(error))
 
+    def predict_and_tidy(image):
+        place = places[max(places)]  # of the image that was read last
+        if isinstance(image, LargeImage):
+            if args.min_area or args.save_confidence or args.save_polygons:
+                raise UserError(
+                    f"{place.path if place else 'an image'} is read in bands, and --min_area, --save_confidence and "
+                    "--save_polygons need the whole: leave them out for images of this size"
+                )
+            return with_nodata(predict(image), place)
+        ids = predict(image).to(torch.uint8)
+        if args.save_confidence:
+            confidences.append(predict_confidence(network, image, protocol, ids))
+        if args.min_area:
+            ids = torch.from_numpy(without_small_areas(ids.numpy(), args.min_area))
+        return next(iter(with_nodata([ids], place)))
+
+    def also(index: int, png: Path):
+        place = places[index]
+        if place:
+            yield geotiff(png.with_suffix(".tif"), place, class_map, palette)
+        if args.save_areas:
+            yield areas.of(list(images)[index], place)
+        if args.save_polygons:
+            yield geojson(png.with_suffix(".geojson"), class_map, place)
+        if args.save_confidence:
+            yield confidence_map(confidence_file(png, args.output_dir), confidences)
+
+    confidences: list[torch.Tensor] = []
     contact_sheet = args.output_dir / CONTACT_SHEET
     try:
         written = write_predictions(
-            list(images), read, predict, class_map, args.output_dir, contact_sheet, inputs=paths
+            list(images), read, predict_and_tidy, class_map, args.output_dir, contact_sheet, inputs=paths, also=also
         )
+        if args.save_areas:
+            areas.save(args.output_dir / AREAS, gather_object(areas.rows))
     except WriteError as error:
         raise UserError(
             f"{error}. What was predicted before is in {args.output_dir}; make room, then give the same command again"
         ) from None
     if unreadable:
         sys.exit(f"error: {len(unreadable)} of {len(images)} files were skipped: {shorten(unreadable)}")
-    return [*(png for png, _ in written), *(overlay for _, overlay in written), contact_sheet]
+    return [*(png for png, _ in written), *(overlay for _, overlay in written), *([contact_sheet] if written else [])]
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from transformers import EarlyStoppingCallback, PretrainedConfig, PreTrainedMode
 from transformers.image_processing_base import ImageProcessingMixin
 
 from checks.judge import judge_example, prepare_and_judge, prepare_dataset
+from checks.records import Finding
 from checks.values import MOSTLY_IGNORED
 from cli_utils import UserError, run_cli, set_up_logging, write_text, written_aside, written_together
 from data.augmentation import TrainTransform
@@ -59,6 +60,7 @@ from reports.intervals import bootstrap_interval, save_per_image
 from reports.model_card import write_model_card
 from reports.predictions import prediction_files, write_predictions
 from reports.publishing import check_hub_access, push_run
+from reports.run_record import RunPage, evaluated_images, new_record
 from training.arguments import PLAN_FILE, Arguments, SegmentationTrainingArguments
 from training.batches import check_batches
 from training.checkpoints import check_same_run, check_steps, started_with
@@ -114,7 +116,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             )
             check_plan(data, args, output_dir)
             class_map = find_classes(data, args.classes)
-            dataset = prepare(data, class_map, args)
+            dataset, findings = prepare(data, class_map, args)
         logger.info(f"annotation value -> training id\n{class_map.table()}")
         args.evaluation.check_classes(class_map.num_labels)
         train_split, eval_split = choose_splits(dataset, args.run)
@@ -153,11 +155,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         )
         if args.run.dry_run:
             return dry_run(trainer)
+        page = RunPage(trainer, new_record(args, data, dataset, class_map, findings), class_map)
+        trainer.add_callback(page)
 
-        # Train, evaluate, predict, publish.
+        # Train, evaluate, predict, report, publish.
         train_metrics, eval_metrics = {}, {}
         if args.training.do_train:
-            train_metrics = train(trainer, args, class_map)
+            train_metrics = train(trainer, args, class_map, page)
         if args.training.do_eval:
             eval_metrics = evaluate(trainer, class_map, output_dir)
         if args.run.eval_on_train:
@@ -166,6 +170,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             names = eval_split["name"][: args.run.max_predict_samples]
             files = predicted(output_dir)
             write_predictions(names, trainer.eval_dataset.read, trainer.predict_ids, class_map, *files, data.files())
+        page.finish(output_dir, evaluated=args.training.do_eval)
         if args.training.do_train and trainer.is_world_process_zero():
             write_model_card(output_dir, repo_id)
             if repo_id:
@@ -236,8 +241,13 @@ def open_repository(args: Arguments) -> str | None:
     )
 
 
-def prepare(data: Data, class_map: ClassMap, args: Arguments) -> DatasetDict:
-    """Prepares the data and judges it; raises UserError for what is wrong with it."""
+def prepare(data: Data, class_map: ClassMap, args: Arguments) -> tuple[DatasetDict, list[Finding] | None]:
+    """Prepares the data and judges it; raises UserError for what is wrong with it.
+
+    Returns:
+        The data, and what was found; None where nobody looked.
+    """
+    findings = [] if args.run.check_data and args.training.do_train and data.stream is None else None
     if args.training.do_train and data.stream is None:
         dataset = prepare_and_judge(
             data.splits,
@@ -246,6 +256,7 @@ def prepare(data: Data, class_map: ClassMap, args: Arguments) -> DatasetDict:
             data.num_channels,
             check_data=args.run.check_data,
             layout=data.layout,
+            findings=findings,
         )
     else:
         dataset = prepare_dataset(data.splits, class_map, num_channels=data.num_channels)
@@ -253,7 +264,7 @@ def prepare(data: Data, class_map: ClassMap, args: Arguments) -> DatasetDict:
         raise UserError(
             f"there is but one class ({class_map.id2label[0]}): nothing to tell apart; see check_dataset.py"
         )
-    return dataset
+    return dataset, findings
 
 
 def check_plan(data: Data, args: Arguments, output_dir: Path) -> None:
@@ -347,7 +358,7 @@ def build_model(args: Arguments, class_map: ClassMap) -> PreTrainedModel:
     return model
 
 
-def train(trainer: SegmentationTrainer, args: Arguments, class_map: ClassMap) -> dict[str, float]:
+def train(trainer: SegmentationTrainer, args: Arguments, class_map: ClassMap, page: RunPage) -> dict[str, float]:
     """Trains; leaves the model, its image processor, the Trainer's state and `train_results.json`."""
     folder, checkpoint = Path(trainer.args.output_dir), trainer.args.resume_from_checkpoint
     in_main_process(lambda: check_before_training(trainer, checkpoint), trainer.args)
@@ -373,6 +384,7 @@ def train(trainer: SegmentationTrainer, args: Arguments, class_map: ClassMap) ->
                 save_processor_config(new, trainer.processing_class, trainer.protocol, sizes)
                 trainer.state.save_to_json(str(new / "trainer_state.json"))
                 save_results(new, "train", metrics)
+                page.write_trained(new)
     return metrics
 
 
@@ -390,7 +402,9 @@ def check_before_training(trainer: SegmentationTrainer, checkpoint: str | None) 
 
 def evaluate(trainer: SegmentationTrainer, class_map: ClassMap, output_dir: Path) -> dict[str, float]:
     """Scores the evaluation images; leaves the scores, the confusion matrix and the counts of every image."""
+    trainer.finds_suspects = True
     metrics = without_per_category(trainer.evaluate())
+    trainer.finds_suspects = False
     statistics = trainer.compute_metrics
     interval = bootstrap_interval(statistics.counts)
     metrics |= dict(zip(("eval_mean_iou_low", "eval_mean_iou_high"), interval, strict=True))
@@ -398,12 +412,11 @@ def evaluate(trainer: SegmentationTrainer, class_map: ClassMap, output_dir: Path
     metrics["eval_protocol"] = trainer.protocol.describe()
     trainer.save_metrics("eval", metrics)
     if trainer.is_world_process_zero():
-        class_names = [name for _, name in sorted(class_map.id2label.items())]
-        names = trainer.eval_dataset.split["name"]
+        images = evaluated_images(trainer, class_map)
         log_ignored(statistics.confusion_matrix, trainer.eval_dataset.split)
         with written_together(output_dir) as folder:
             save_confusion(folder, statistics.confusion_matrix, class_map.id2label)
-            save_per_image(folder, names, statistics.counts, statistics.boundary, class_names)
+            save_per_image(folder, images.names, images.counts, images.boundary, images.class_names, **images.others)
         logger.info(f"\n{per_category_table(statistics.confusion_matrix, class_map.id2label)}")
     return metrics
 

@@ -4,6 +4,8 @@ A palette is a uint8 array (num_labels, 3) of RGB colours by training id. Ids ar
 training ids with `ignore_index` where nothing is known.
 """
 
+import struct
+import zlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -86,6 +88,46 @@ def save_indexed_png(path: str | Path, mask: np.ndarray, palette: np.ndarray) ->
     image.save(path, format="PNG")
 
 
+class IndexedPngWriter:
+    """`save_indexed_png` for masks that come a band of rows after the other; a context.
+
+    Source: ISO/IEC 15948 (PNG): chunks of length, type, content and CRC; rows that each begin with the filter 0.
+
+    Args:
+        size: height and width. palette: (256, 3).
+    """
+
+    def __init__(self, path: str | Path, size: tuple[int, int], palette: np.ndarray):
+        self.path, self.size, self.palette = path, size, palette
+        self.packer = zlib.compressobj(6)
+
+    def __enter__(self) -> "IndexedPngWriter":
+        self.file = open(self.path, "wb")
+        self.file.write(b"\x89PNG\r\n\x1a\n")
+        height, width = self.size
+        self._chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0))
+        self._chunk(b"PLTE", np.asarray(self.palette, np.uint8).tobytes())
+        return self
+
+    def write(self, rows: np.ndarray) -> None:
+        """uint8 (n, width), the next rows."""
+        self._data(self.packer.compress(np.pad(rows, ((0, 0), (1, 0))).tobytes()))
+
+    def __exit__(self, kind, *_) -> None:
+        with self.file:
+            if kind is None:
+                self._data(self.packer.flush())
+                self._chunk(b"IEND", b"")
+
+    def _data(self, content: bytes) -> None:
+        if content:
+            self._chunk(b"IDAT", content)
+
+    def _chunk(self, kind: bytes, content: bytes) -> None:
+        self.file.write(struct.pack(">I", len(content)) + kind + content)
+        self.file.write(struct.pack(">I", zlib.crc32(kind + content)))
+
+
 def _colors(ids: np.ndarray, palette: np.ndarray, ignore_index: int) -> tuple[np.ndarray, np.ndarray]:
     """RGB uint8 (H, W, 3) and the bool mask (H, W) of labelled pixels; the colour of the others is meaningless."""
     labelled = ids != ignore_index
@@ -102,6 +144,12 @@ def colorize(
     colors, labelled = _colors(np.asarray(ids), palette, ignore_index)
     colors[~labelled] = ignore_color
     return Image.fromarray(colors)
+
+
+def sampled(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Ids (H, W) as a picture of `size` (width, height) shows them: those at the centres of its pixels."""
+    places = [((np.arange(n) + 0.5) * side / n).astype(int) for n, side in zip(size[::-1], ids.shape, strict=True)]
+    return ids[places[0][:, None], places[1]]
 
 
 def overlay(
@@ -129,7 +177,7 @@ def overlay(
     return Image.fromarray(blended.round().astype(np.uint8))
 
 
-def _line(text) -> str:
+def drawable(text) -> str:
     """Text that can be drawn: without line breaks and without what fonts have no sign for."""
     return "".join(letter if letter.isprintable() else " " for letter in str(text))
 
@@ -143,7 +191,7 @@ def _legend(width: int, all_ids: Sequence[np.ndarray], palette, id2label, ignore
     """Colour and name of the classes in the arrays, largest first, in at most MAX_LEGEND_LINES lines."""
     counts = sum(np.bincount(ids.ravel(), minlength=256) for ids in all_ids)
     ids = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i] and i != ignore_index]
-    names = [_line(id2label[i]) for i in ids]
+    names = [drawable(id2label[i]) for i in ids]
     names = [n if len(n) <= MAX_NAME_LENGTH else n[: MAX_NAME_LENGTH - 1] + "…" for n in names]
 
     swatch, gap = 16, 6
@@ -198,8 +246,6 @@ def side_by_side(
         scale = min(1.0, MAX_PANEL_SIDE / long_side)
     size = tuple(max(1, round(side * scale)) for side in image.size)
     photo = image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
-    rows = ((np.arange(size[1]) + 0.5) * image.height / size[1]).astype(int)
-    columns = ((np.arange(size[0]) + 0.5) * image.width / size[0]).astype(int)
 
     panels, all_ids = {"image": photo}, []
     for caption, ids in (("truth", truth), ("prediction", prediction)):
@@ -208,7 +254,7 @@ def side_by_side(
             if ids.shape != image.size[::-1]:
                 raise ValueError(f"{caption} of {ids.shape} (height, width) and image of {image.size[::-1]}")
             all_ids.append(ids)
-            shown = ids[rows[:, None], columns]
+            shown = sampled(ids, size)
             # Stronger than `overlay`'s default: the photo is shown beside it, and colours should match the legend.
             panels[caption] = overlay(photo, shown, palette, alpha=0.65, ignore_index=ignore_index)
 
@@ -247,7 +293,7 @@ def augmentation_sheet(
     draw = ImageDraw.Draw(canvas)
     for row, (name, original, draws) in enumerate(rows):
         top = row * (LINE_HEIGHT + cell)
-        draw.text((MARGIN, top + LINE_HEIGHT // 2), _line(name), fill=TEXT_COLOR, font=_font(), anchor="lm")
+        draw.text((MARGIN, top + LINE_HEIGHT // 2), drawable(name), fill=TEXT_COLOR, font=_font(), anchor="lm")
         panels = [(original, Image.Resampling.LANCZOS)]
         for image, ids in draws:
             mask = colorize(ids, palette, ignore_index)

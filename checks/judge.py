@@ -42,6 +42,7 @@ def prepare_and_judge(
     cache_dir: str | os.PathLike | None = None,
     num_proc: int | None = None,
     layout: str | None = None,
+    findings: list[Finding] | None = None,
 ) -> DatasetDict:
     """Looks closely at a seeded sample, prepares all pairs, each decoded once, and judges them.
 
@@ -51,6 +52,7 @@ def prepare_and_judge(
         check_data: False: no close look, and nothing said but errors.
         cache_dir, num_proc, num_channels: as for `data.preparation.prepare_pairs`.
         layout: of `data_utils.Data`.
+        findings: a list that what is found in all of the dataset is added to.
 
     Returns:
         Columns "image" (as it was), "label" (PIL L of training ids, upright like the image), "name", "height" and
@@ -63,13 +65,15 @@ def prepare_and_judge(
     if check_data:
         sample, known = scan_sample(splits, class_map, QUICK_SAMPLE, seed, num_channels)
         complete = len(sample) == sum(len(rows) for rows in splits.values())
-        findings = find_faults(sample, class_map, image_size, complete, layout)
-        raise_on_errors([found for found in findings if found.severity == ERROR], ALL_OF_IT)
+        faults = find_faults(sample, class_map, image_size, complete, layout)
+        raise_on_errors([found for found in faults if found.severity == ERROR], ALL_OF_IT)
     prepared, records = prepare_pairs(splits, class_map, cache_dir, num_proc, num_channels, known)
     looked_at = {record.key: record for record in sample}
     records = [looked_at.get(record.key) or ImageRecord(**vars(record)) for record in records]
-    findings = find_faults(records, class_map, image_size, layout=layout)
-    raise_on_errors([found for found in findings if check_data or found.severity == ERROR], ALL_OF_IT)
+    faults = find_faults(records, class_map, image_size, layout=layout)
+    raise_on_errors([found for found in faults if check_data or found.severity == ERROR], ALL_OF_IT)
+    if findings is not None:
+        findings += faults
     return prepared
 
 
@@ -125,7 +129,7 @@ def find_faults(
         *file_faults(records),
         *exif_faults(records),
         *image_faults(records, image_size),
-        *mask_form_faults(records),
+        *mask_form_faults(records, class_map),
         *alignment_faults(readable),
         *duplicate_faults(records),
     ]

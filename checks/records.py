@@ -15,7 +15,7 @@ HOW_READ = {
     ReadBy.COLOR: "read by the colours of the classes",
     ReadBy.CHANNEL: "read from one of several equal channels",
     ReadBy.PALETTE: "read by the colours in the palette, as the indices belong to no class",
-    ReadBy.INDEX: "read by index, although the palette has the colours of other classes",
+    ReadBy.PALETTE_NOT_INDEX: "read by the colours in the palette, although the indices belong to other classes",
     Turned.LIKE_IMAGE: "turned like the image, as the EXIF orientation of the image says",
     Turned.AGAINST_ENTRY: "not turned, against the EXIF orientation of the mask, to fit the image",
 }

@@ -17,11 +17,12 @@ from checks.records import (
     part_finding,
 )
 from cli_utils import count_of, shorten
+from data.classes import ClassMap
 from data.image_files import Problem, ReadBy, Turned, describe_problem
 
 TINY_SIDE, MAX_ASPECT, MAX_UPSAMPLING = 32, 4, 2
 # Colours in some masks are evidence against ids in others that could be either.
-CONTRADICTIONS = ((ReadBy.COLOR, ReadBy.CHANNEL), (ReadBy.PALETTE, ReadBy.INDEX))
+CONTRADICTIONS = ((ReadBy.COLOR, ReadBy.CHANNEL),)
 
 
 def file_faults(records: Sequence[ImageRecord]) -> list[Finding]:
@@ -104,7 +105,7 @@ def _short_side(record: ImageRecord) -> int:
     return min(record.width, record.height)
 
 
-def mask_form_faults(records: Sequence[ImageRecord]) -> list[Finding]:
+def mask_form_faults(records: Sequence[ImageRecord], class_map: ClassMap | None) -> list[Finding]:
     """How masks are stored: colours instead of ids, palettes that contradict each other, several frames."""
     looked = looked_at(records)
     animated = [record for record in looked if "animated mask" in record.oddities]
@@ -115,7 +116,8 @@ def mask_form_faults(records: Sequence[ImageRecord]) -> list[Finding]:
     # Programs that save "indexed colours" number them by how often they occur, in every file anew.
     colors_of, first = defaultdict(Counter), {}
     for record in looked:
-        for value, color in {} if record.read_by is ReadBy.PALETTE else record.palette.items():
+        by_color = record.read_by in (ReadBy.PALETTE, ReadBy.PALETTE_NOT_INDEX)
+        for value, color in {} if by_color else record.palette.items():
             colors_of[value][color] += 1
             first.setdefault((value, color), record)
     differing = {value: colors for value, colors in colors_of.items() if len(colors) > 1}
@@ -128,8 +130,12 @@ def mask_form_faults(records: Sequence[ImageRecord]) -> list[Finding]:
             f"indexed masks give {count_of(len(differing), 'value')} different colours in different files (value "
             f"{value}: {listed}), so a value may stand for another class in each"
         )
-        fix = "export masks of class ids, or RGB masks together with a list of classes and their colours (--id2label)"
-        findings.append(finding("mask-palettes-differ", WARNING, message, fix, keys_of(odd)))
+        fix = (
+            "if the colours tell the classes, give the list of these: --id2label FILE, a CSV with the columns "
+            "name,r,g,b; if the values do, one with names alone"
+        )
+        severity = ERROR if class_map is None or class_map.is_named_after_values else WARNING
+        findings.append(finding("mask-palettes-differ", severity, message, fix, keys_of(odd)))
 
     usable = [record for record in records if not record.problem]
     by_reading = defaultdict(list)
@@ -150,7 +156,12 @@ def mask_form_faults(records: Sequence[ImageRecord]) -> list[Finding]:
     for kind, severity, ways, fix in (
         ("mask-channels", INFO, (ReadBy.CHANNEL,), f"nothing for training; {CLEAN_COPY} writes one channel"),
         ("mask-by-color", INFO, (ReadBy.COLOR, ReadBy.PALETTE), f"nothing for training; {CLEAN_COPY} writes ids"),
-        ("mask-palette-contradicts", WARNING, (ReadBy.INDEX,), "check the order of the list of classes (--id2label)"),
+        (
+            "mask-palette-contradicts",
+            WARNING,
+            (ReadBy.PALETTE_NOT_INDEX,),
+            "right if the masks were drawn in colours; else give a list of classes without colours (--id2label)",
+        ),
     ):
         for way in ways:
             findings += part_finding(kind, severity, by_reading[way], usable, f"mask was/were {HOW_READ[way]}", fix)

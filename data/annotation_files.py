@@ -144,7 +144,7 @@ def _read_object(path: Path) -> dict:
     return content
 
 
-def _begins_with(path: Path, *keys: str) -> bool:
+def begins_with(path: Path, *keys: str) -> bool:
     """Whether the first part of a JSON file has one of some keys."""
     try:
         with path.open("rb") as file:
@@ -176,6 +176,17 @@ class PictureFinder:
         return found[0].path if len(found) == 1 else None
 
 
+def _leave_out_missing(root: Path, missing: Sequence[str], found: int, notes: Counter) -> None:
+    """Images that annotations name and that are not there are a note, and an error where they are most."""
+    if len(missing) > found:
+        raise UserError(
+            f"{root}: annotations name {count_of(len(missing), 'image/images that is/are')} not there: "
+            f"{shorten(missing)}; export with images, or put them beside the annotations"
+        )
+    if missing:
+        notes[f"images that annotations name are not there and are left out: {shorten(missing)}"] = len(missing)
+
+
 # ---- COCO -----------------------------------------------------------------------------------------------------------
 
 
@@ -202,7 +213,7 @@ def coco_files(tree: Tree, panoptic: bool = False) -> list[tuple[str, Path]]:
 
 
 def _is_coco(path: Path, panoptic: bool) -> bool:
-    if not _begins_with(path, "images", "annotations", "categories"):
+    if not begins_with(path, "images", "annotations", "categories"):
         return False
     try:
         content = read_json(path)
@@ -394,13 +405,13 @@ def labelme_files(tree: Tree) -> list[tuple[str, tuple[str, ...], Path]]:
     found = []
     for parts, paths in folders.items():
         is_beside = any((parts, path.stem) in images for path in paths)
-        if is_beside or any(_begins_with(path, "shapes") and _begins_with(path, "imagePath") for path in paths[:3]):
+        if is_beside or any(begins_with(path, "shapes") and begins_with(path, "imagePath") for path in paths[:3]):
             found += [(tree.places[parts].split or "train", parts, path) for path in paths]
     return found
 
 
 def _read_labelme(tree: Tree) -> Annotations:
-    images, notes, finder = {}, Counter(), PictureFinder(tree)
+    images, notes, finder, missing = {}, Counter(), PictureFinder(tree), []
     beside: dict[tuple[str, ...], dict[str, Path]] = defaultdict(dict)
     for picture in tree.pictures:
         beside[picture.parts][picture.stem] = picture.path
@@ -412,6 +423,9 @@ def _read_labelme(tree: Tree) -> Annotations:
         folders[parts] = split
         try:
             image = _labelme_image(path, content, beside[parts], finder, split)
+            if image is None:
+                missing.append(f"{content.get('imagePath')} of {path.name}")
+                continue
             size = (content.get("imageWidth"), content.get("imageHeight"))
             shapes = [shape for entry in content["shapes"] if (shape := _labelme_shape(entry, notes))]
         except UserError:
@@ -422,6 +436,7 @@ def _read_labelme(tree: Tree) -> Annotations:
         if (split, name) in images:
             raise UserError(f"{tree.root} has {path.name} twice in the {split} split, the second in {path.parent}")
         images[split, name] = AnnotatedImage(split, name, image, path, size if None not in size else None, shapes)
+    _leave_out_missing(tree.root, missing, len(images), notes)
     used = {item.image for item in images.values()}
     for parts, split in folders.items():
         alone = [path.name for path in beside[parts].values() if path not in used]
@@ -430,14 +445,13 @@ def _read_labelme(tree: Tree) -> Annotations:
     return Annotations(list(images.values()), class_values(_labelme_labels(tree.root, images.values())), notes)
 
 
-def _labelme_image(path: Path, content: dict, beside: dict[str, Path], finder: PictureFinder, split: str) -> Path:
+def _labelme_image(
+    path: Path, content: dict, beside: dict[str, Path], finder: PictureFinder, split: str
+) -> Path | None:
     stated = path.parent / str(content.get("imagePath") or "").replace("\\", "/")
     if os.path.isfile(stated):
         return stated
-    found = beside.get(path.stem) or finder.find(stated.name, split) or finder.find(path.stem, split, by_stem=True)
-    if found is None:
-        raise UserError(f"{path} annotates {content.get('imagePath')}, which is not there")
-    return found
+    return beside.get(path.stem) or finder.find(stated.name, split) or finder.find(path.stem, split, by_stem=True)
 
 
 def _labelme_shape(entry: dict, notes: Counter) -> Shape | None:
@@ -495,7 +509,8 @@ def _read_yolo(tree: Tree) -> Annotations:
     root, labels = tree.root, _yolo_labels(tree)
     images, notes, seen = [], Counter(), set()
     for split, image_folder, label_folder in yolo_folders(tree):
-        image_files, label_files = files_by_stem(image_folder, IMAGE_EXTENSIONS), files_by_stem(label_folder, {".txt"})
+        image_files = files_by_stem(image_folder, IMAGE_EXTENSIONS, tree)
+        label_files = files_by_stem(label_folder, {".txt"}, tree)
         for name in YOLO_CLASS_FILES:  # what some programs add
             label_files.pop(split_extension(name)[0], None)
         if not label_files.keys() & image_files.keys():
@@ -570,7 +585,9 @@ def yolo_folders(tree: Tree) -> list[tuple[str, Path, Path]]:
                 raise UserError(f"{yolo_file(tree)}: {key}: {entry} is no folder (images are read from folders)")
     if not folders:
         plain = [
-            folder for folder in (actual.get(("images",)), root) if folder and files_by_stem(folder, IMAGE_EXTENSIONS)
+            folder
+            for folder in (actual.get(("images",)), root)
+            if folder and files_by_stem(folder, IMAGE_EXTENSIONS, tree)
         ]
         if not plain:
             raise UserError(f"{yolo_file(tree)} names no folder of images, and {root} has no images/train")
@@ -619,14 +636,14 @@ def _yolo_shapes(path: Path, labels: list[str], notes: Counter) -> list[Shape]:
 
 def supervisely_files(tree: Tree) -> list[tuple[tuple[str, ...], Path]]:
     """(folders, file) of the annotations, if there is a meta.json that names classes."""
-    if not any(_begins_with(path, "classes") for _, path in tree.named("meta.json")):
+    if not any(begins_with(path, "classes") for _, path in tree.named("meta.json")):
         return []
     return tree.named("*.json", within=["ann"])
 
 
 def _read_supervisely(tree: Tree) -> Annotations:
     meta = next(path for _, path in tree.named("meta.json"))
-    notes, images, finder = Counter(), [], PictureFinder(tree)
+    notes, images, finder, missing = Counter(), [], PictureFinder(tree), []
     try:
         labels = [check_name(entry["title"]) for entry in _read_object(meta)["classes"]]
     except UserError:
@@ -651,10 +668,12 @@ def _read_supervisely(tree: Tree) -> Annotations:
         split = split or next(filter(None, tags), "train")
         image = image or finder.find(path.stem, split)
         if image is None:
-            raise UserError(f"{path} annotates {path.stem}, which is not there: export the project with its images")
+            missing.append(path.stem)
+            continue
         folders = [name for name in parts[:-1] if name not in tree.places[parts].split_names]
         name = "/".join((*folders, split_extension(path.stem)[0]))
         images.append(AnnotatedImage(split, name, image, path, size, shapes))
+    _leave_out_missing(tree.root, missing, len(images), notes)
     return Annotations(images, class_values(labels), notes)
 
 
@@ -726,7 +745,7 @@ def _task_pictures(tree: Tree) -> dict[int, list[str]]:
     """Task → names that its picture may have, from JSON exports of the project."""
     found: dict[int, list[str]] = {}
     for _, path in tree.named("*.json")[:SNIFFED_FILES]:
-        if not _begins_with(path, "data"):
+        if not begins_with(path, "data"):
             continue
         content = read_json(path)
         for entry in content if isinstance(content, list) else []:
@@ -765,5 +784,5 @@ def annotation_sources(tree: Tree, layout: str) -> Sequence[Path]:
     folders = {folder for _, *both in yolo_folders(tree) for folder in both if os.path.isdir(folder)}
     return [
         yolo_file(tree),
-        *(path for folder in sorted(folders) for path in sorted(folder.rglob("*")) if path.is_file()),
+        *(folder.joinpath(*parts, name) for folder in sorted(folders) for parts, name in tree.below(folder)),
     ]

@@ -196,6 +196,14 @@ class AugmentationArguments:
         },
     )
 
+    reduced_decoding: bool = field(
+        default=True,
+        metadata={
+            "help": "decode JPEG photos for training at a half, a quarter or an eighth of their size where they are "
+            "that much larger than the scale jitter makes them at most; evaluation reads all of them"
+        },
+    )
+
     def __post_init__(self):
         if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
             raise UserError(f"--scale_range is {self.scale_range}; it takes two factors, low and high, as in 0.5 2.0")

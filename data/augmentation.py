@@ -10,6 +10,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvF
 
+from data.image_files import reduction_for
 from data.preprocessing import MAX_ASPECT_RATIO, EvaluationProtocol
 from metrics_utils import IGNORE_INDEX
 
@@ -34,6 +35,8 @@ class TrainTransform:
         flip_probability: of the horizontal flip. vertical_flip_probability: of the other one.
         quarter_turns: whether the crop is turned by 0, 90, 180 or 270 degrees, each as likely as the others.
         photometric_distortion: whether colours are changed.
+        reduced_decoding: whether JPEG files far larger than any crop needs are decoded at a part of their size, see
+            `reduction`.
 
     Raises:
         UserError: a crop that the architecture cannot take.
@@ -47,6 +50,7 @@ class TrainTransform:
     crop_size: int | None = None
     vertical_flip_probability: float = 0.0
     quarter_turns: bool = False
+    reduced_decoding: bool = True
 
     def __post_init__(self):
         object.__setattr__(self, "crop_size", self.protocol.training_crop(self.crop_size))
@@ -58,8 +62,8 @@ class TrainTransform:
         rng: np.random.Generator,
         shown_class: int | None = None,
     ) -> dict[str, torch.Tensor]:
-        """RGB image, or uint8 (C, H, W), and mask of training ids of one size, uint8 (H, W) → float32 "pixel_values"
-        (C, S, S) and uint8 "labels" (S, S), where S is `crop_size`.
+        """RGB image, or uint8 (C, H, W), and mask of training ids, uint8 (H, W) → float32 "pixel_values" (C, S, S) and
+        uint8 "labels" (S, S), where S is `crop_size`. The image has the size of its mask, or a part of it.
 
         shown_class: the crop is laid around a random pixel of this class, if the mask has one.
         """
@@ -101,8 +105,17 @@ class TrainTransform:
         values[:, :, pixels.shape[-1] :] = 0
         return values
 
+    def reduction(self, height: int, width: int) -> int:
+        """By how much an image of this size may be reduced as it is decoded: 1, 2, 4 or 8. What is left is no smaller
+        than the scale jitter makes it at most, so that nothing is ever enlarged on account of it."""
+        if not self.reduced_decoding:
+            return 1
+        return reduction_for((height, width), self._scaled_size(height, width, self.scale_range[1]))
+
     def _jittered_size(self, height: int, width: int, rng: np.random.Generator) -> list[int]:
-        ratio = rng.uniform(*self.scale_range)
+        return self._scaled_size(height, width, rng.uniform(*self.scale_range))
+
+    def _scaled_size(self, height: int, width: int, ratio: float) -> list[int]:
         short, long = (
             int(side * ratio) for side in (self.protocol.short_side, self.protocol.short_side * MAX_ASPECT_RATIO)
         )

@@ -73,6 +73,12 @@ class ClassMap:
         return len(self.id2label)
 
     @property
+    def is_named_after_values(self) -> bool:
+        """Whether nobody said what the classes are called."""
+        names = {f"class_{raw}" for raw in self.class_values}
+        return names.issuperset(self.id2label.values())
+
+    @property
     def label2id(self) -> dict[str, int]:
         return {name: i for i, name in self.id2label.items()}
 

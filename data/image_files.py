@@ -65,7 +65,7 @@ class ReadBy(str, Enum):
     COLOR = "color"  # of the pixel, as the class list has it
     CHANNEL = "channel"  # one of several equal ones
     PALETTE = "palette"  # the colour in it, as the indices belong to no class
-    INDEX = "index"  # although the palette has the colours of other classes
+    PALETTE_NOT_INDEX = "palette, not index"  # the colour in it, although the indices belong to other classes
 
 
 class Turned(str, Enum):
@@ -188,14 +188,19 @@ class StoredFile(NamedTuple):
     def stream(self) -> BinaryIO:
         return open(self.path, "rb") if self.bytes is None else io.BytesIO(self.bytes)
 
-    def open(self) -> Image.Image:
-        """Decodes all of it, as stored: neither turned nor converted. Raises FileProblem."""
+    def open(self, reduction: int = 1) -> Image.Image:
+        """Decodes all of it, as stored: neither turned nor converted. Raises FileProblem.
+
+        reduction: 2, 4 or 8: a JPEG is decoded at that part of its size; others as they are.
+        """
         if self.source is None:
             detail = f"{self.name} (the image or the mask of this row is empty)"
             raise FileProblem(Problem.UNREADABLE, self, detail)
         try:
             try:
                 with self.stream() as file, Image.open(file, formats=FORMATS) as image:
+                    if reduction > 1 and image.format == "JPEG":
+                        image.draft(None, tuple(side // reduction for side in image.size))
                     image.load()
                     _forget_damaged_exif(image)
             except PIL.UnidentifiedImageError:
@@ -522,7 +527,7 @@ def ids_of(mask: Image.Image, file: StoredFile, class_map: ClassMap | None = Non
     `COLOR_TOLERANCE` in a channel are those of the only class that is near.
 
     No data is what a TIFF file states as such (`mask.info["nodata"]`), -9999, NaN and infinities: 255, unless the
-    value is a class.
+    value is a class. Without a class list 0 is kept, as programs state it of masks whose background it is.
 
     Raises:
         FileProblem: it has neither ids nor colours of classes, or the class list has one colour for several classes.
@@ -537,7 +542,7 @@ def ids_of(mask: Image.Image, file: StoredFile, class_map: ClassMap | None = Non
     has_colors = class_map is not None and (class_map.palette is not None or class_map.raw_colors is not None)
     if mask.mode == "P":
         found = _ids_of_indices(mask, array, class_map) if has_colors else MaskIds(array, ReadBy.IDS)
-        if found.read_by is ReadBy.PALETTE:
+        if found.read_by is not ReadBy.IDS:
             return found
         return _ids_and_nodata(array, found.read_by, mask.info.get("nodata"), class_map)
     if mask.mode not in ("LA", "RGB", "RGBA"):
@@ -589,7 +594,7 @@ def _whole_numbers(array: np.ndarray, file: StoredFile) -> np.ndarray:
 
 def _ids_and_nodata(ids: np.ndarray, read_by: ReadBy, stated: float | None, class_map: ClassMap | None) -> MaskIds:
     """Values of which the file says, or their kind, that they stand for nothing become 255."""
-    classes = class_map.class_values if class_map else []
+    classes = class_map.class_values if class_map else [0]
     candidates = {NODATA}
     if stated is not None and math.isfinite(stated) and stated == int(stated):
         candidates.add(int(stated))
@@ -682,29 +687,34 @@ def _stray_colors(packed: np.ndarray, is_stray: np.ndarray, class_map: ClassMap,
 
 
 def _ids_of_indices(mask: Image.Image, indices: np.ndarray, class_map: ClassMap) -> MaskIds:
-    """An indexed mask: programs number colours as they please, but then its palette has the colours of the classes."""
+    """An indexed mask. Where its palette has the colours of classes, these say more than the indices: programs that
+    make files smaller number the colours as they occur."""
     used = np.unique(indices)
     embedded = np.zeros((256, 3), np.uint8)
     stored = np.array(mask.getpalette("RGB"), np.uint8).reshape(-1, 3)
     embedded[: len(stored)] = stored
-    if len(class_map.unknown_values(used)):
-        with suppress(UserError):  # several classes have one colour
-            packed, values = packed_colors(embedded[used]), class_map.values_by_color()
-            ids, is_stray = _look_up(packed, values)
-            is_near = is_stray.copy()
-            _take_near_colors(packed, ids, is_stray, values)
-            if not is_stray.any():
-                near = int(np.isin(indices, used[is_near]).sum())
-                table = np.zeros(256, ids.dtype)
-                table[used] = ids
-                return MaskIds(table[indices], ReadBy.PALETTE, near_colors=near)
-    elif class_map.palette is not None:
-        value_ids = class_map.value_ids
-        shown = [(embedded[value].tolist(), value_ids[value]) for value in used.tolist()]
-        shown = [(color, i) for color, i in shown if i != IGNORE_INDEX]
-        are_classes = all(color in class_map.palette for color, _ in shown)
-        if are_classes and any(color != class_map.palette[i] for color, i in shown):
-            return MaskIds(indices, ReadBy.INDEX)
+    are_values, value_ids = not len(class_map.unknown_values(used)), class_map.value_ids
+    with suppress(UserError):  # several classes have one colour
+        packed, values = packed_colors(embedded[used]), class_map.values_by_color()
+        ids, is_stray = _look_up(packed, values)
+        if are_values:
+            # What is ignored may have any colour.
+            counts = np.array([value_ids[value] != IGNORE_INDEX for value in used.tolist()], bool)
+            is_same = [
+                value_ids[value] == value_ids[raw] for value, raw in zip(used.tolist(), ids.tolist(), strict=True)
+            ]
+            if is_stray[counts].any() or np.array(is_same)[counts].all():
+                return MaskIds(indices, ReadBy.IDS)
+            ids = np.where(counts, ids, used)
+            is_stray[:] = False
+        is_near = is_stray.copy()
+        _take_near_colors(packed, ids, is_stray, values)
+        if not is_stray.any():
+            near = int(np.isin(indices, used[is_near]).sum())
+            table = np.zeros(256, ids.dtype)
+            table[used] = ids
+            read_by = ReadBy.PALETTE_NOT_INDEX if are_values else ReadBy.PALETTE
+            return MaskIds(table[indices], read_by, near_colors=near)
     return MaskIds(indices, ReadBy.IDS)
 
 
@@ -744,9 +754,20 @@ def _decode_channels(source: str | os.PathLike | bytes, num_channels: int) -> to
     return channels
 
 
-def decode_image(image: StoredFile, num_channels: int = 3) -> Image.Image | torch.Tensor:
+def reduction_for(size: Sequence[int], least: Sequence[int]) -> int:
+    """8, 4, 2 or 1: by how much an image of a size may be reduced and still be no smaller than another.
+
+    It divides both sides, or what is left would not lie exactly on the mask; those of cameras it mostly does.
+    """
+    room = min(side // smallest for side, smallest in zip(size, least, strict=True))
+    return next((factor for factor in (8, 4, 2) if factor <= room and not any(side % factor for side in size)), 1)
+
+
+def decode_image(image: StoredFile, num_channels: int = 3, reduction: int = 1) -> Image.Image | torch.Tensor:
     """An image as models are to see it, upright: PIL RGB, or uint8 (num_channels, H, W) for other numbers than three
     (see `read_channels`).
+
+    reduction: as for `StoredFile.open`, of RGB images.
 
     Raises:
         UserError: it cannot be read; names the file.
@@ -754,7 +775,7 @@ def decode_image(image: StoredFile, num_channels: int = 3) -> Image.Image | torc
     if num_channels != 3:
         return read_channels(image.source, num_channels, image.location)
     try:
-        picture = image.open()
+        picture = image.open(reduction)
     except FileProblem as problem:
         raise UserError(f"{image.location} can no longer be read: {problem.detail}") from None
     if picture.getexif().get(EXIF_ORIENTATION) is not None:

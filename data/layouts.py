@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -218,6 +219,23 @@ class Tree:
             parts = prefix + (() if relative == "." else tuple(relative.split(os.sep)))
             self.files += [(parts, name) for name in sorted(names) if not is_litter(name)]
 
+    def below(self, folder: Path) -> list[tuple[tuple[str, ...], str]]:
+        """(folders from there, name) of all files below a folder, sorted; one outside the root is listed for it."""
+        path, root = Path(os.path.abspath(folder)), Path(os.path.abspath(self.root))
+        if not path.is_relative_to(root):
+            return sorted(Tree(folder).files) if folder.is_dir() else []
+        start = path.relative_to(root).parts
+        below = [parts for parts in self._names if parts[: len(start)] == start]
+        return sorted((parts[len(start) :], name) for parts in below for name in self._names[parts])
+
+    @cached_property
+    def _names(self) -> dict[tuple[str, ...], list[str]]:
+        """Folder → the files in it."""
+        names = defaultdict(list)
+        for parts, name in self.files:
+            names[parts].append(name)
+        return names
+
     def path(self, parts: tuple[str, ...], name: str) -> Path:
         return self.root.joinpath(*parts, name)
 
@@ -357,26 +375,38 @@ def is_within(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
-def files_by_stem(folder: Path, extensions: set[str]) -> dict[str, Path]:
-    """Relative path without extension → file, for all files below `folder`, sorted by name."""
+def files_by_stem(folder: Path, extensions: set[str], tree: Tree) -> dict[str, Path]:
+    """Relative path without extension → file, for all files below `folder`, sorted by name.
+
+    tree: what was listed already, and is not listed again.
+    """
     files: dict[str, Path] = {}
-    if not folder.is_dir():
-        return files
-    tree = Tree(folder)
-    for parts, name in sorted(tree.files):
+    for parts, name in tree.below(folder):
         stem, extension = split_extension(name)
         if extension not in extensions:
             continue
         key = "/".join((*parts, stem))
         if key in files:
             raise UserError(f"{folder} holds {files[key].name} and {name}, which differ in the extension alone")
-        files[key] = tree.path(parts, name)
+        files[key] = folder.joinpath(*parts, name)
     return files
 
 
 def visible_files(folder: Path) -> list[Path]:
     """What a person sees in a folder, sorted: without dot files and what macOS and Windows leave behind."""
     return sorted(path for path in folder.iterdir() if not is_litter(path.name))
+
+
+def first_visible(folder: Path, count: int) -> list[Path]:
+    """Some of `visible_files`, of folders that may hold millions."""
+    with os.scandir(folder) as entries:
+        return [folder / name for name in islice((e.name for e in entries if not is_litter(e.name)), count)]
+
+
+def visible_folders(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted."""
+    with os.scandir(folder) as entries:
+        return sorted(folder / entry.name for entry in entries if entry.is_dir() and not is_litter(entry.name))
 
 
 def is_litter(name: str) -> bool:

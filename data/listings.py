@@ -8,29 +8,70 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from cli_utils import UserError, count_of, parse_json, read_text, shorten
 from data.columns import find_columns, has_column
-from data.layouts import Pair, Picture, Tree, split_extension, standard_split_name
+from data.layouts import SPLIT_OF, Pair, Picture, Tree, split_extension, standard_split_name, words_of
 from data.output_paths import inner_names
-from data.synonyms import DEFAULT_LISTS, LIST_FOLDERS, NO_FILE, SPLIT_COLUMNS, SPLIT_NAMES
+from data.synonyms import DEFAULT_LISTS, LIST_FOLDERS, LIST_WORDS, NO_FILE, SPLIT_COLUMNS, SPLIT_NAMES
 
 logger = logging.getLogger(__name__)
 
+TABLES = (".csv", ".tsv", ".jsonl")
+MOST_SNIFFED = 1 << 26  # bytes of a file that is looked into, as it may be a table of images and masks
 MAX_LINE = 1 << 13  # letters of two paths
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 
 def metadata_files(tree: Tree) -> list[tuple[str, Path]]:
-    """(split, metadata file): one in the folder itself, or one in each split's folder."""
-    return [
+    """(split, table): `metadata.csv` in the folder itself or in that of each split, or else tables of any name in the
+    folder whose columns are called after images and masks and name files that are there.
+
+    Raises:
+        UserError: several such tables for a split.
+    """
+    usual = [
         (tree.places[parts].split or "train", path)
-        for parts, path in tree.named("metadata.csv", "metadata.tsv", "metadata.jsonl")
+        for parts, path in tree.named(*(f"metadata{kind}" for kind in TABLES))
         if not parts or (len(parts) == 1 and tree.places[parts].split)
     ]
+    if usual:
+        return usual
+    found = [(split_of_list(path.stem), path) for path in _tables(tree) if _names_pairs(path)]
+    found = [item for item in found if item[0]] or [("train", path) for _, path in found]
+    counts = Counter(split for split, _ in found)
+    for split, count in counts.items():
+        if count > 1:
+            listed = shorten(path.name for of, path in found if of == split)
+            raise UserError(
+                f"{tree.root} has {count} tables that name images and masks of the {split} split: {listed}; rename "
+                f"the one that is meant to metadata{found[0][1].suffix.lower()}"
+            )
+    return found
+
+
+def _tables(tree: Tree) -> list[Path]:
+    """Tables in the folder itself that are looked into."""
+    found = [path for parts, path in tree.named(*(f"*{kind}" for kind in TABLES)) if not parts]
+    return [path for path in found if path.stat().st_size <= MOST_SNIFFED]
+
+
+def _names_pairs(path: Path) -> bool:
+    """Whether the first row of a table names an image and a mask that are there."""
+    try:
+        [row, *_] = _rows(path)
+        usable = [name for name in row if Path(_cell(row, name)).suffix]
+        if not all(has_column(kind, usable) for kind in ("image", "label")):
+            return False
+        keys = find_columns(dict.fromkeys(row, ""), usable)
+    except (UserError, OSError, ValueError):
+        return False
+    return _outer_folders(path, [_cell(row, key) for key in keys]) is not None
 
 
 @dataclass(frozen=True)
@@ -69,15 +110,20 @@ def read_tables(files: Sequence[tuple[str, Path]], image_column: str | None, lab
 
 
 def _read_rows(table: Table, file: Path, file_split: str, rows: list[dict], image_key: str, mask_key: str) -> None:
-    split_key = next((name for name in rows[0] if str(name).strip().lower() in SPLIT_COLUMNS), None)
+    split_key = _split_column(rows)
     missing, alone = [], defaultdict(list)
+    outer = _outer_folders(file, [_cell(row, key) for row in rows[:20] for key in (image_key, mask_key)])
+    if outer:
+        logger.info(
+            f"{file} was written on another machine: its files are looked for without the first {outer} folders"
+        )
     for row in rows:
         stated = _cell(row, split_key) if split_key else ""
         split = standard_split_name(stated) if stated else file_split
         if split is None:
             raise UserError(f"{file}: split {stated!r} is none of {', '.join(SPLIT_NAMES)}")
         cells = {key: _cell(row, key) for key in (image_key, mask_key)}
-        paths = {key: _path(file, cell) for key, cell in cells.items() if cell.lower() not in NO_FILE}
+        paths = {key: _path(file, cell, outer or 0) for key, cell in cells.items() if cell.lower() not in NO_FILE}
         missing += [cells[key] for key, path in paths.items() if not os.path.isfile(path)]
         if len(paths) == 2:
             name = split_extension(Path(cells[image_key].replace("\\", "/")).as_posix())[0]
@@ -102,9 +148,29 @@ def _cell(row: dict, key: str) -> str:
     return "" if value is None or isinstance(value, list) else str(value).strip()
 
 
-def _path(file: Path, cell: str) -> Path:
+def _split_column(rows: Sequence[dict]) -> str | None:
+    return next((name for name in rows[0] if str(name).strip().lower() in SPLIT_COLUMNS), None)
+
+
+def _path(file: Path, cell: str, outer: int = 0) -> Path:
+    """outer: so many folders are left out in front."""
+    if outer:
+        return file.parent.joinpath(*_folders_and_name(cell)[outer:])
     path = file.parent / cell
     return path if os.path.isfile(path) or "\\" not in cell else file.parent / cell.replace("\\", "/")
+
+
+def _folders_and_name(cell: str) -> list[str]:
+    return [part for part in cell.replace("\\", "/").split("/") if part not in ("", ".")] or [""]
+
+
+def _outer_folders(file: Path, cells: Sequence[str]) -> int | None:
+    """How many folders of another machine stand in front of files that a table names; None: these are not there."""
+    cells = [cell for cell in cells if cell.lower() not in NO_FILE]
+    depth = min((len(_folders_and_name(cell)) for cell in cells), default=0)
+    return next(
+        (outer for outer in range(depth) if all(os.path.isfile(_path(file, cell, outer)) for cell in cells)), None
+    )
 
 
 def _rows(file: Path) -> list[dict]:
@@ -143,21 +209,61 @@ class ListedImage:
     mask: Picture | None = None
 
 
-def find_lists(tree: Tree) -> dict[str, Path]:
-    """Split → the list of its images; none where there are no lists.
+def split_of_list(stem: str) -> str | None:
+    """ "val", "val_list" → "validation"; None for a name that says more."""
+    words = words_of(stem)
+    splits = [SPLIT_OF[word] for word in words if word in SPLIT_OF]
+    return splits[0] if len(splits) == 1 and all(word in SPLIT_OF or word in LIST_WORDS for word in words) else None
+
+
+class SplitList(NamedTuple):
+    """names: its lines, or, of a table, the cells that name images."""
+
+    file: Path
+    names: list[str]
+
+
+def find_lists(tree: Tree) -> dict[str, SplitList]:
+    """Split → the list of its images, of files or of a table that names images and their splits; none where there are
+    no lists.
 
     Raises:
         UserError: a folder of lists in which none has the name of a split.
     """
+    files = _list_files(tree)
+    return {split: SplitList(file, read_text(file).splitlines()) for split, file in files.items()} or _split_table(
+        tree
+    )
+
+
+def _split_table(tree: Tree) -> dict[str, SplitList]:
+    there = {name for picture in tree.pictures for name in (picture.stem, picture.path.name)}
+    for file in _tables(tree):
+        with suppress(UserError):
+            rows = _rows(file)
+            split_key = _split_column(rows) if rows else None
+            splits = [standard_split_name(_cell(row, split_key)) for row in rows] if split_key else [None]
+            keys = [key for key in rows[0] if _folders_and_name(_cell(rows[0], key))[-1] in there] if rows else []
+            if keys and None not in splits:
+                lists = {split: SplitList(file, []) for split in splits}
+                for row, split in zip(rows, splits, strict=True):
+                    lists[split].names.append(_cell(row, keys[0]))
+                return lists
+    return {}
+
+
+def _list_files(tree: Tree) -> dict[str, Path]:
+    """As `find_lists`, of text files."""
     lists: dict[str, dict[str, Path]] = defaultdict(dict)
     for parts, path in tree.named("*.txt"):
         lists["/".join(parts).lower()][path.stem.lower()] = path
     for folder in LIST_FOLDERS:
         there = lists.get(folder.lower(), {})
+        are_plain = any(standard_split_name(stem) for stem in there)
         found: dict[str, Path] = {}
         others = []
         for stem, path in there.items():
-            split = standard_split_name(stem)
+            split = standard_split_name(stem) if are_plain else split_of_list(stem)
             if split is None or stem in DEFAULT_LISTS:
                 others.append(path)
             elif split in found:
@@ -199,11 +305,11 @@ class ListReader:
         path = "/".join((*picture.parts, picture.stem))
         return [path, path + picture.path.suffix, picture.stem, picture.path.name]
 
-    def read(self, file: Path) -> tuple[dict[Picture, ListedImage], list[str]]:
-        """What a list names, and lines that name nothing that is there."""
+    def read(self, names: Iterable[str]) -> tuple[dict[Picture, ListedImage], list[str]]:
+        """What the lines of a list name, and those that name nothing that is there."""
         found: dict[Picture, ListedImage] = {}
         missing = []
-        for line in map(str.strip, read_text(file).splitlines()):
+        for line in map(str.strip, names):
             if not line or line.startswith("#"):
                 continue
             listed = self._listed(line)

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +42,7 @@ FEATURES = Features(
         "colors": List(Value("int64")),
         "lossy": Value("bool"),
         "nodata": Value("int64"),
+        "nodata_class": Value("int64"),
         "problem": Value("string"),
         "detail": Value("string"),
     }
@@ -56,13 +57,14 @@ RARE_SHARE, MIN_RARE, RARE_PER_MASK, MANY_PER_MASK = 0.001, 8, 4, 24
 
 
 class MaskValues(NamedTuple):
-    """key: split and name. pixels: raw value → pixels. lossy: compressed with loss. nodata: ignored pixels, see
+    """key: split and name. pixels: raw value → pixels. lossy: compressed with loss. nodata, nodata_class: see
     `data.image_files.MaskIds`. problem, detail: why it cannot be read."""
 
     key: str
     pixels: dict[int, int]
     lossy: bool = False
     nodata: int = 0
+    nodata_class: int | None = None
     problem: Problem | None = None
     detail: str = ""
 
@@ -88,7 +90,7 @@ def read_mask_values(
         for key, row in zip(split["name"], found, strict=True):
             pixels = dict(zip(row["values"], row["pixels"], strict=True))
             problem = row["problem"] and Problem(row["problem"])
-            facts = row["lossy"], row["nodata"], problem, f"{name}/{row['detail']}"
+            facts = row["lossy"], row["nodata"], row["nodata_class"], problem, f"{name}/{row['detail']}"
             masks.append(MaskValues(f"{name}/{key}", pixels, *facts))
     return masks
 
@@ -96,7 +98,8 @@ def read_mask_values(
 def mask_values(image: dict, label: dict, name: str) -> dict:
     """The values of a mask and how often they occur, the packed colours of one with several channels, unless these are
     too many for classes; and why it cannot be read."""
-    result = {"values": [], "pixels": [], "colors": [], "lossy": False, "nodata": 0, "problem": None, "detail": None}
+    result = {"values": [], "pixels": [], "colors": [], "lossy": False, "nodata": 0, "nodata_class": None}
+    result |= {"problem": None, "detail": None}
     file = StoredFile.of(label, name)
     try:
         header = file.header()
@@ -109,19 +112,26 @@ def mask_values(image: dict, label: dict, name: str) -> dict:
         found = ids_of(mask, file)
         counts = count_values(found.ids)
         result |= {"values": list(counts), "pixels": list(counts.values())}
-        result |= {"lossy": file.is_lossy(), "nodata": found.nodata}
+        result |= {"lossy": file.is_lossy(), "nodata": found.nodata, "nodata_class": found.nodata_class}
     except FileProblem as caught:
         result |= {"problem": caught.problem, "detail": caught.detail}
     return result
 
 
 def annotation_values(
-    dataset: DatasetDict, cache_dir: str | os.PathLike | None = None, num_proc: int | None = None
+    dataset: DatasetDict,
+    cache_dir: str | os.PathLike | None = None,
+    num_proc: int | None = None,
+    ignore_values: Collection[int] = (),
 ) -> set[int]:
-    """The distinct raw values of all masks that can be read, to make classes of. Arguments as for `read_mask_values`.
+    """The distinct raw values of all masks that can be read, to make classes of.
+
+    Args:
+        dataset, cache_dir, num_proc: as for `read_mask_values`.
+        ignore_values: those that are no class in any case.
 
     Raises:
-        UserError: masks show classes in colours, or hold values that cannot be classes.
+        UserError: masks show classes in colours, hold values that cannot be classes, or one that may be one or not.
     """
     masks = read_mask_values(dataset, cache_dir, num_proc)
     for problem in UNREADABLE_VALUES:
@@ -132,7 +142,16 @@ def annotation_values(
     doubt = doubt_values(masks)
     if doubt:
         raise UserError("[{}] {}: {}".format(*doubt))
-    return set().union(*(mask.pixels for mask in masks))
+    values = set().union(*(mask.pixels for mask in masks))
+    stated = [mask.key for mask in masks if mask.nodata_class is not None and mask.nodata_class not in ignore_values]
+    # With one class alone there is nothing to learn, so what the masks have besides it is the other one.
+    if stated and len(values - {0, IGNORE_INDEX, *ignore_values}) > 1:
+        raise UserError(
+            f"[mask-nodata-class] {count_of(len(stated), 'mask/masks states/state')} that 0 means no data "
+            f"({shorten(stated)}), which programs also write where 0 is the background. Say what it is: "
+            "--ignore_values 0 if nothing is known there, --id2label FILE with a name for 0 if it is a class"
+        )
+    return values
 
 
 def values_by_image(split: Dataset) -> list[set[int]]:

@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from cli_utils import UserError, count_of, nearest, shorten
-from data.annotation_files import outline_layout
+from data.annotation_files import SNIFFED_FILES, begins_with, outline_layout
 from data.layouts import (
     LAYOUTS,
     OTHER,
@@ -25,12 +25,14 @@ from data.layouts import (
     Pair,
     Picture,
     Tree,
+    first_visible,
     read_name,
     visible_files,
+    visible_folders,
 )
-from data.listings import ListReader, find_lists, metadata_files, read_tables
+from data.listings import ListReader, SplitList, find_lists, metadata_files, read_tables
 from data.outlines import draw_masks
-from data.synonyms import IMAGE_EXTENSIONS, PREFERRED_SUFFIXES, SPLIT_NAMES, UNREADABLE_EXPORTS
+from data.synonyms import IMAGE_EXTENSIONS, PREFERRED_SUFFIXES, SPLIT_NAMES, UNREADABLE_EXPORTS, UNREADABLE_JSON
 from data.trial_pairing import (
     Candidate,
     Entry,
@@ -40,6 +42,7 @@ from data.trial_pairing import (
     described_unclear,
     pair_by_extension,
     sides_of,
+    title_of,
     told_by_content,
 )
 from data.unread import describe_unread, unread_pictures
@@ -108,7 +111,7 @@ def _listed(dataset_dir: str | Path | None, flags: PairingFlags) -> tuple[Path, 
     root = Path(dataset_dir)
     _check_folder(root)
     # An archive that was unpacked into a folder of its own.
-    while len(inside := visible_files(root)) == 1 and inside[0].is_dir() and visible_files(inside[0]):
+    while len(inside := first_visible(root, 2)) == 1 and inside[0].is_dir() and first_visible(inside[0], 1):
         said = read_name(inside[0].name)
         if said.role or said.split:
             break
@@ -122,9 +125,9 @@ def _check_folder(root: Path) -> None:
     if root.is_file():
         raise UserError(f"--dataset_dir {root} is a file; give the folder with the images and masks")
     if not root.is_dir():
-        siblings = [path.name for path in visible_files(root.parent) if path.is_dir()] if root.parent.is_dir() else []
+        siblings = [path.name for path in visible_folders(root.parent)] if root.parent.is_dir() else []
         raise UserError(f"--dataset_dir {root}: no such folder{nearest(root.name, siblings)}")
-    if not visible_files(root):
+    if not first_visible(root, 1):
         raise UserError(f"--dataset_dir {root} is empty")
 
 
@@ -136,7 +139,7 @@ def _existing(text: str, root: Path | None, flag: str) -> list[Path]:
         hits = [path for path in hits if path.is_dir()] or ([base / text] if (base / text).is_dir() else [])
         if hits:
             return hits
-    siblings = [path.name for path in visible_files(root)] if root is not None else []
+    siblings = [path.name for path in visible_folders(root)] if root is not None else []
     where = f" in {root} or here" if root is not None else ""
     raise UserError(f"--{flag} {text}: no such folder{where}{nearest(text, siblings)}")
 
@@ -309,6 +312,10 @@ def _unreadable_export(tree: Tree) -> str:
         for pattern, advice in UNREADABLE_EXPORTS.items():
             if fnmatchcase(name.lower(), pattern):
                 return f"{'/'.join((*parts, name))} is {advice}"
+    for parts, path in tree.named("*.json")[:SNIFFED_FILES]:
+        for keys, advice in UNREADABLE_JSON.items():
+            if all(begins_with(path, key) for key in keys):
+                return f"{'/'.join((*parts, path.name))} is {advice}"
     return ""
 
 
@@ -447,13 +454,23 @@ def _judge_split(
         )
         raise UserError(
             f"the {split} split would be empty: of {images_said} and {masks_said} no two have the same name; add what "
-            "is missing, or move these files out of the dataset's folder to do without them"
+            f"is missing, or do without that split: {_without(split, best)}"
         )
     if pairs and best.unclear:
         paths = {*images_alone, *masks_alone}
         for case in best.unclear:
             if {entry.picture.path for entries in case for entry in entries} & paths:
                 raise UserError(f"{root}: {described_unclear(replace(best, unclear=[case]))}")
+
+
+def _without(split: str, best: Candidate) -> str:
+    """The flags that leave a split out, or what else does."""
+    kept = [pair for pair in best.matches if (pair.image.split or pair.mask.split or split) != split]
+    if not kept:
+        return "move these files out of the dataset's folder"
+    images, masks = (title_of([getattr(pair, side) for pair in kept]) for side in ("image", "mask"))
+    sides = replace(best.images, title=images), replace(best.masks, title=masks)
+    return replace(best, images=sides[0], masks=sides[1]).flags
 
 
 def _names(files: Sequence[Path]) -> str:
@@ -498,7 +515,7 @@ def _ordered(pairs: list[Pair]) -> list[Pair]:
     return [replace(pair, name=pair.image.relative_to(base).with_suffix("").as_posix()) for pair in pairs]
 
 
-def _by_lists(root: Path, tree: Tree, best: Candidate, lists: dict[str, Path], found: FoundDataset) -> set[Path]:
+def _by_lists(root: Path, tree: Tree, best: Candidate, lists: dict[str, SplitList], found: FoundDataset) -> set[Path]:
     """Splits as lists say; what no list names is left out. Returns pictures that are spoken of."""
     name_of = {pair.image.picture: pair.name for pair in best.matches}
     mask_of = {pair.image.picture: pair.mask.picture for pair in best.matches}
@@ -510,8 +527,8 @@ def _by_lists(root: Path, tree: Tree, best: Candidate, lists: dict[str, Path], f
     reader = ListReader(tree, images, [picture for picture in tree.pictures if picture not in names])
     listed_in: dict[Picture, str] = {}
     for split in [name for name in SPLIT_NAMES if name in lists]:
-        file = lists[split]
-        listed, missing = reader.read(file)
+        file = lists[split].file
+        listed, missing = reader.read(lists[split].names)
         if missing:
             raise UserError(
                 f"{file} names {count_of(len(missing), 'image/images that is/are')} not in "

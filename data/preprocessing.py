@@ -184,6 +184,12 @@ class EvaluationProtocol:
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
         return self._rgb_or_bgr(tvF.to_dtype((pixel_values * std + mean).clamp(0, 1), torch.uint8, scale=True))
 
+    def brightness(self, pixel_values: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
+        """Mean over all pixels and channels of what `preprocess` made, before it was normalised: 0 (black) to 1."""
+        first = pixel_values if isinstance(pixel_values, torch.Tensor) else pixel_values[0]
+        mean, std = (torch.tensor(values, device=first.device) for values in (self.image_mean, self.image_std))
+        return (first.mean(dim=(1, 2)) * std + mean).mean()
+
     def _rgb_or_bgr(self, image: torch.Tensor) -> torch.Tensor:
         """From the order of the image's first three channels to that of the network's, or back."""
         if not self.flip_channels:

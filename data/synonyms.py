@@ -111,7 +111,9 @@ POSSIBLE_COCO_FILES = ("result.json", "labels.json", "coco*.json", "*.json")  # 
 YOLO_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 YOLO_CLASS_FILES = ("classes.txt", "obj.names", "predefined_classes.txt")
 # Lists of the images of a split, one a line.
-LIST_FOLDERS = ("ImageSets/Segmentation", "ImageSets", "splits", "")
+LIST_FOLDERS = ("ImageSets/Segmentation", "ImageSets", "ImageSets/Main", "splits", "")
+# Words that may stand beside the split's in the name of a list: `train_list.txt`.
+LIST_WORDS = FILLERS | {"list", "lists", "image", "images", "img", "imgs", "ids", "names", "pairs"}
 DEFAULT_LISTS = ("default", "trainval", "all")  # the training split, where it is the only list
 # Class lists in a dataset's folder, ours first, then those of programs. Those of the second kind have names that other
 # files have as well: they count only if they hold classes.
@@ -131,6 +133,20 @@ UNREADABLE_EXPORTS = {
     "*.geojson": "vector data of a GIS: burn it into PNG or GeoTIFF masks first (gdal_rasterize -ot Byte)",
     "*.xml": "XML annotations: export them as COCO or as PNG masks",
     "*.tfrecord": "TensorFlow records: export the data as COCO or as PNG masks",
+    "*.zip": "an archive: unpack it first",
+    "*.tar": "an archive: unpack it first",
+    "*.tar.gz": "an archive: unpack it first",
+}
+
+# The same of JSON files, by keys that they begin with.
+UNREADABLE_JSON = {
+    (
+        "categories",
+        "items",
+    ): "Datumaro's own format: `datum convert -i FOLDER -if datumaro -f coco_instances -o coco -- "
+    "--save-media` makes COCO of it",
+    ("_via_img_metadata",): "of the VGG Image Annotator: export it as COCO",
+    ("openlabel",): "OpenLABEL: export it as COCO or as PNG masks",
 }
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
@@ -146,7 +162,7 @@ COLUMNS = {
         *("mask_file_name", "label_file_name", "mask_path", "label_path"),
     ),
 }
-SPLIT_COLUMNS = ("split", "subset")
+SPLIT_COLUMNS = ("split", "subset", "partition")
 NO_FILE = {"", "nan", "none", "null", "na", "n/a", "-"}  # cells that stand for no file
 CLASS_COLUMNS = {
     "id": ("id", "value", "pixel value", "pixel_value", "index", "idx", "class_id", "label_id", "class id", "pixel"),

@@ -5,25 +5,30 @@ or prefix is taken off. The candidate that makes the most pairs is taken; anothe
 and about as many, makes the choice a guess, and that is an error which names both.
 """
 
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from os.path import commonprefix
+from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 
 from cli_utils import UserError, shorten
 from data.image_files import FORMATS
-from data.layouts import IMAGES, MASKS, Picture, Tree, read_name
+from data.layouts import IMAGES, MASKS, OTHER, SPLIT_OF, Picture, Tree, read_name, words_of
 from data.synonyms import (
     IMAGE_EXTENSIONS,
     IMAGE_PREFIXES,
     IMAGE_SUFFIXES,
+    IMAGE_WORDS,
     MASK_EXTENSIONS,
     MASK_PREFIXES,
     MASK_SUFFIXES,
+    MASK_WORDS,
+    OTHER_SUFFIXES,
     PREFERRED_SUFFIXES,
 )
 
@@ -61,6 +66,8 @@ class Rule(NamedTuple):
     mask_suffix: str = ""
     takes_extension: bool = False  # a.jpg.png belongs to a.jpg
     differs_in_extension: bool = False  # a.png belongs to a.jpg, in one folder
+    image_word: str = ""  # cam_rgb_1 belongs to cam_label_1
+    mask_word: str = ""
 
     def __str__(self) -> str:
         parts = [
@@ -70,6 +77,8 @@ class Rule(NamedTuple):
                 ("images", self.image_suffix, "at the end"),
                 ("masks", self.mask_prefix, "in front"),
                 ("masks", self.mask_suffix, "at the end"),
+                ("images", self.image_word, "within"),
+                ("masks", self.mask_word, "within"),
             )
             if text
         ]
@@ -78,10 +87,10 @@ class Rule(NamedTuple):
         return ", ".join(["by name", *parts])
 
     def image_key(self, stem: str) -> str | None:
-        return _stripped(stem, self.image_prefix, self.image_suffix)
+        return _without_word(_stripped(stem, self.image_prefix, self.image_suffix), self.image_word)
 
     def mask_key(self, stem: str) -> str | None:
-        key = _stripped(stem, self.mask_prefix, self.mask_suffix)
+        key = _without_word(_stripped(stem, self.mask_prefix, self.mask_suffix), self.mask_word)
         if key is None or not self.takes_extension:
             return key
         name, _, extension = key.rpartition(".")
@@ -138,6 +147,23 @@ def _stripped(stem: str, prefix: str, suffix: str) -> str | None:
     return stem[len(prefix) : len(stem) - len(suffix)]
 
 
+def _parts(stem: str) -> list[str]:
+    """Words, and what stands between them, in turn."""
+    return re.split(r"([\W_]+)", stem)
+
+
+def _without_word(stem: str | None, word: str) -> str | None:
+    """A stem without a word, which must stand in it once, and without what parts it from the one before."""
+    if stem is None or not word:
+        return stem
+    parts = _parts(stem)
+    places = [i for i in range(0, len(parts), 2) if parts[i].casefold() == word]
+    if len(places) != 1 or len(parts) == 1:
+        return None
+    [at] = places
+    return "".join(parts[: at - 1] + parts[at + 1 :] if at else parts[2:])
+
+
 # ---- sides ----------------------------------------------------------------------------------------------------------
 
 
@@ -147,13 +173,13 @@ def sides_of(tree: Tree) -> tuple[list[Side], list[Side], list[Side]]:
     for picture in tree.pictures:
         place = picture.place
         groups[place.role, place.side].append(Entry(picture, place.split, place.rest))
-    images = [Side(title_of(tree, entries), entries) for (role, _), entries in groups.items() if role == IMAGES]
-    masks = [Side(title_of(tree, entries), entries) for (role, _), entries in groups.items() if role == MASKS]
+    images = [Side(title_of(entries), entries) for (role, _), entries in groups.items() if role == IMAGES]
+    masks = [Side(title_of(entries), entries) for (role, _), entries in groups.items() if role == MASKS]
     unknown = groups.get((None, ()), [])
     sides = []
     plain = [entry for entry in unknown if not entry.rest]
     if plain:
-        sides.append(Side(title_of(tree, plain), plain, 1))
+        sides.append(Side(title_of(plain), plain, 1))
     words = Counter(word for entry in unknown for word in dict.fromkeys(entry.rest))
     if len(words) <= MAX_UNKNOWN:
         for word in words:
@@ -162,13 +188,13 @@ def sides_of(tree: Tree) -> tuple[list[Side], list[Side], list[Side]]:
                 for entry in unknown
                 if word in entry.rest
             ]
-            sides.append(Side(title_of(tree, entries), entries, 2))
+            sides.append(Side(title_of(entries), entries, 2))
     if words and len(unknown) > max([len(plain), *words.values()]):
-        sides.append(Side(title_of(tree, unknown), unknown, 2))
+        sides.append(Side(title_of(unknown), unknown, 2))
     return images, masks, sides
 
 
-def title_of(tree: Tree, entries: Sequence[Entry]) -> str:
+def title_of(entries: Sequence[Entry]) -> str:
     """The folder of some files, with * for what differs: `*/images` for train/images and val/images."""
     folders = list(dict.fromkeys(entry.picture.parts for entry in entries))
     if len({len(parts) for parts in folders}) > 1 or len(folders) > 1 and _role_depth(folders[0]) is not None:
@@ -288,6 +314,37 @@ def _guesses(longer: Sequence[str], shorter: set[str], support: int) -> list[tup
     return [affix for affix, count in counts.most_common(4) if count >= support]
 
 
+def _shared_endings(stems: Sequence[str]) -> list[tuple[str, str]]:
+    """("", what all names end with, from a word on); none where that is a number."""
+    ending = commonprefix([stem[::-1] for stem in stems])[::-1]
+    start = next((i for i, sign in enumerate(ending) if re.match(r"[\W_]", sign)), None)
+    return [("", ending[start:])] if start is not None and re.search(r"[^\W\d_]", ending[start:]) else []
+
+
+def _shared_words(stems: Sequence[str]) -> set[str]:
+    """Words that all names have, but for numbers and letters."""
+    shared = set.intersection(*({*_parts(stem.casefold())[::2]} for stem in stems))
+    return {word for word in shared if len(word) > 1 and not word.isdigit() and word not in SPLIT_OF}
+
+
+def _rules_of_words(image_stems: Sequence[str], mask_stems: Sequence[str]) -> list[Rule]:
+    """What all names of a side share, and none of the other, is not what pairs them, if a word of it says which side
+    it is: `cam_rgb_1` and `cam_label_1`, `a_rgb_anon` and `a_gt_labelTrainIds`."""
+
+    def tells(*texts: str) -> bool:
+        words = {word for text in texts for word in words_of(text)}
+        return bool(words & (IMAGE_WORDS | MASK_WORDS))
+
+    if min(len(image_stems), len(mask_stems)) < 2:  # all names of one are no rule
+        return []
+    endings = _shared_endings(image_stems), _shared_endings(mask_stems)
+    rules = [Rule(*image, *mask) for image in endings[0] for mask in endings[1] if tells(image[1], mask[1])]
+    of_images, of_masks = _shared_words(image_stems), _shared_words(mask_stems)
+    of_images, of_masks = of_images - of_masks or {""}, of_masks - of_images or {""}
+    rules += [Rule(image_word=a, mask_word=b) for a in of_images for b in of_masks if tells(a, b)]
+    return rules
+
+
 def rules_for(images: Sequence[Entry], masks: Sequence[Entry], is_one_folder: bool, tier: int) -> list[Rule]:
     """What might make the names of two sides equal, but for what already does. tier: see `Side`."""
     step = max(1, len(images) // SAMPLE), max(1, len(masks) // SAMPLE)
@@ -306,6 +363,7 @@ def rules_for(images: Sequence[Entry], masks: Sequence[Entry], is_one_folder: bo
     has_extension = any(f".{stem.rpartition('.')[2].lower()}" in IMAGE_EXTENSIONS for stem in mask_stems)
     plain = [Rule("", "", *affix) for affix in [("", ""), *of_masks]]
     rules += [rule._replace(takes_extension=True) for rule in plain] * has_extension
+    rules += _rules_of_words(image_stems, mask_stems) if not is_one_folder else []
     # `_Mask` in the table and guessed are one.
     return list({tuple(map(_rule_key, rule)): rule for rule in rules}.values())
 
@@ -380,24 +438,32 @@ def best_of(candidates: Sequence[Candidate]) -> Candidate | None:
         return None
     # Of equals the one that takes least off.
     best = max(candidates, key=lambda candidate: (len(candidate.matches), -sum(map(bool, candidate.rule))))
+    rival = next((other for other in candidates if _is_rival(other, best)), None)
+    if rival is None:
+        return best
+    # In one folder, masks in colours may have the names of images: `a.jpg`, `a_mask.png`, `a_color.png`.
+    clear = [found for found in candidates if not found.is_one_folder or _looks_right(found.matches)]
+    if 0 < len(clear) < len(candidates):
+        return best_of(clear)
+    said = f"{best} make {len(best.matches)} pairs, and {rival} make {len(rival.matches)}; "
+    if best.flags == rival.flags:  # which say no more than that
+        raise UserError(f"{said}join the masks of an image in one file, or move those away that are not meant")
+    raise UserError(f"{said}say which are meant: {best.flags}, or {rival.flags}")
+
+
+def _is_rival(other: Candidate, best: Candidate) -> bool:
     mask_of = {id(pair.image.picture): id(pair.mask.picture) for pair in best.matches}
     image_of = {mask: image for image, mask in mask_of.items()}
-    for other in candidates:
-        pairs = {id(pair.image.picture): id(pair.mask.picture) for pair in other.matches}
-        shared = sum(mask_of.get(image) == mask for image, mask in pairs.items())
-        contrary = sum(
-            (image in mask_of and mask_of[image] != mask) or (mask in image_of and image_of[mask] != image)
-            for image, mask in pairs.items()
-        )
-        apart = len(pairs) - shared - contrary
-        is_rival = contrary and len(pairs) >= RIVAL_SHARE * len(best.matches)
-        elsewhere = (other.images.title, other.masks.title) != (best.images.title, best.masks.title)
-        if is_rival or (elsewhere and apart == len(pairs) == len(best.matches)):
-            raise UserError(
-                f"{best} make {len(best.matches)} pairs, and {other} make {len(pairs)}; say which are meant: "
-                f"{best.flags}, or {other.flags}"
-            )
-    return best
+    pairs = {id(pair.image.picture): id(pair.mask.picture) for pair in other.matches}
+    shared = sum(mask_of.get(image) == mask for image, mask in pairs.items())
+    contrary = sum(
+        (image in mask_of and mask_of[image] != mask) or (mask in image_of and image_of[mask] != image)
+        for image, mask in pairs.items()
+    )
+    if contrary and len(pairs) >= RIVAL_SHARE * len(best.matches):
+        return True
+    elsewhere = (other.images.title, other.masks.title) != (best.images.title, best.masks.title)
+    return elsewhere and not shared and not contrary and len(pairs) == len(best.matches)
 
 
 # ---- looking into files ---------------------------------------------------------------------------------------------
@@ -439,6 +505,24 @@ def pair_by_extension(side: Side) -> Candidate | None:
         return None
     sides = replace(side, entries=images), replace(side, entries=masks)
     return Candidate(*sides, Rule(differs_in_extension=True), matches, unclear, 2)
+
+
+def masks_among(tree: Tree) -> set[Path]:
+    """Pictures that are masks of others there, or another form of these: those in folders called after masks by their
+    names alone, all others if their pixels say so, too."""
+    images, masks, unknown = sides_of(tree)
+    found = [made for a in [*images, *unknown] for b in masks for made in candidates_of(a, b)]
+    sides = [*images, *unknown]
+    found += told_by_content((made for side in sides for made in candidates_of(side, side)), names_tell=True)
+    found += told_by_content(made for a in sides for b in unknown if a is not b for made in candidates_of(a, b))
+    found += filter(None, map(pair_by_extension, sides))
+    pairs = [pair for made in found for pair in made.matches]
+    known = {pair.mask.picture.path for pair in pairs}
+    stems = {picture.stem for pair in pairs for picture in (pair.image.picture, pair.mask.picture)}
+    others = (picture for picture in tree.pictures if picture.place.role == OTHER)
+    return known | {
+        picture.path for picture in others if picture.stem in stems or picture.stem.endswith(OTHER_SUFFIXES)
+    }
 
 
 def described_unclear(candidate: Candidate) -> str:

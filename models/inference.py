@@ -203,6 +203,20 @@ def predict_ids(model, image: Image.Image | Tensor, protocol: EvaluationProtocol
     return predicted_ids(logits, tuple(tvF.get_size(image)), fused_ops, protocol.threshold).cpu()
 
 
+@torch.inference_mode()
+def predict_confidence(model, image: Image.Image | Tensor, protocol: EvaluationProtocol, ids: Tensor) -> Tensor:
+    """How likely the classes `ids` (H, W) are that `predict_ids` gave: uint8 (H, W), 255 for certainty, on the CPU."""
+    logits = protocol_logits(model, protocol.preprocess(image), protocol)
+    if isinstance(logits, Tensor):
+        logits = [PassLogits(logits, [slice(0, 1)], [slice(0, 1)])]
+    confidence, target = torch.empty(ids.shape, dtype=torch.uint8), ids.long()
+    with full_precision(logits[0].logits.device.type):
+        for pixels, probabilities in _mean_probabilities(logits, tuple(ids.shape)):
+            likely = probabilities.cpu().gather(-1, target[pixels][..., None])[..., 0]
+            confidence[pixels] = (likely * 255).round().to(torch.uint8)
+    return confidence
+
+
 def class_shift(threshold: float, device: torch.device | str = "cpu") -> Tensor:
     """What is added to the logits of two classes (2,) so that their argmax is the threshold's decision.
 
@@ -256,12 +270,12 @@ def _score_passes(
     if not fused_ops:
         probabilities = sum(_full_logits(one, size).softmax(1) for one in passes) / len(passes)
         likelihood = None if target is None else probabilities.gather(1, target[:, None])[:, 0].clamp(min=smallest)
-        return _most_likely(probabilities, 1, threshold), likelihood
+        return most_likely(probabilities, 1, threshold), likelihood
     prediction = empty_prediction(logits, size)
     likelihood = None if target is None else torch.empty(prediction.shape, device=logits.device)
     with full_precision(logits.device.type):
         for pixels, probabilities in _mean_probabilities(passes, size):
-            prediction[0][pixels] = _most_likely(probabilities, -1, threshold)
+            prediction[0][pixels] = most_likely(probabilities, -1, threshold)
             if target is not None:
                 of_target = probabilities.gather(-1, target[0][pixels][..., None])[..., 0]
                 likelihood[0][pixels] = of_target.clamp(min=smallest)
@@ -284,7 +298,7 @@ def _mean_probabilities(
         yield tile.pixels, probabilities.div_(len(passes))
 
 
-def _most_likely(probabilities: Tensor, dim: int, threshold: float) -> Tensor:
+def most_likely(probabilities: Tensor, dim: int, threshold: float) -> Tensor:
     """argmax along `dim`, as the threshold between two classes moves it."""
     if threshold != 0.5:
         probabilities = probabilities.movedim(dim, -1) * _class_weights(threshold, probabilities.device)

@@ -155,12 +155,16 @@ class TiledUpsampling:
         num_classes = self.logits.shape[-1]
         for rows in self.rows:
             for columns in self.columns:
-                low = self.logits[image][rows.input][:, columns.input].to(self.dtype)
+                low = self.low_rows(image, rows.input)[:, columns.input].to(self.dtype)
                 wide = _first(self._wide, low.shape[0], columns.weights.shape[0], num_classes)
                 torch.matmul(columns.weights, low, out=wide)
                 tile = _first(self._tile, rows.weights.shape[0], columns.weights.shape[0] * num_classes)
                 torch.mm(rows.weights, wide.flatten(1), out=tile)
                 yield Tile(rows, columns, tile.unflatten(1, (-1, num_classes)))
+
+    def low_rows(self, image: int, rows: slice | Tensor) -> Tensor:
+        """Rows (n, w, C) of the logits of an image."""
+        return self.logits[image][rows]
 
     def softmax(self, tile: Tile) -> Tensor:
         """Probabilities (rows, columns, C) of a tile, overwritten by the next call."""

@@ -6,8 +6,6 @@ The page needs nothing but itself: its style is inside, its pictures are data UR
 anything else. All that comes from the data is escaped, as file names may hold anything.
 """
 
-import base64
-import io
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -27,9 +25,11 @@ from data.image_files import FileProblem, StoredFile, ids_of, read_channels, rgb
 from data.preparation import decode_pair, undecoded
 from data_utils import Data
 from metrics_utils import IGNORE_INDEX
-from reports.check_tables import NamedClass, class_table, size_table, value_table
+from reports.check_tables import class_table, size_table, value_table
+from reports.pictures import encoded, hex_color
+from reports.tables import NamedClass
 from reports.templates import render
-from visual_utils import colorize, default_palette, overlay
+from visual_utils import colorize, default_palette, overlay, sampled
 
 SIDE = 240  # of a picture, in pixels
 PICTURES, PAIRS = 6, 3  # of a finding
@@ -106,9 +106,7 @@ def _samples(records: Sequence[ImageRecord], class_map: ClassMap, draw: Callable
     shown = [usable[i] for i in np.unique(np.linspace(0, len(usable) - 1, PICTURES).round().astype(int))]
     value_ids, colors = class_map.value_ids, class_map.colors()
     ids = {value_ids.get(value, IGNORE_INDEX) for record in shown for value in record.raw_values}
-    classes = [
-        NamedClass(class_map.id2label[i], color=f"#{bytes(colors[i]).hex()}") for i in sorted(ids - {IGNORE_INDEX})
-    ]
+    classes = [NamedClass(class_map.id2label[i], color=hex_color(colors[i])) for i in sorted(ids - {IGNORE_INDEX})]
     return {
         "figures": [draw(record.key, "") for record in shown],
         "classes": classes,
@@ -216,10 +214,8 @@ def _mask_view(ids: np.ndarray, photo: Image.Image | None, class_map: ClassMap |
     Args:
         ids: raw values (H, W). photo: of the size that is shown.
     """
-    width, height = _shown_size(ids.shape[::-1])
-    rows = ((np.arange(height) + 0.5) * ids.shape[0] / height).astype(int)
-    columns = ((np.arange(width) + 0.5) * ids.shape[1] / width).astype(int)
-    small = ids[rows[:, None], columns]
+    size = _shown_size(ids.shape[::-1])
+    small = sampled(ids, size)
     if class_map is None:
         palette = default_palette(COLORS_WITHOUT_CLASSES)
         shown, strays = small % COLORS_WITHOUT_CLASSES, None
@@ -236,13 +232,11 @@ def _mask_view(ids: np.ndarray, photo: Image.Image | None, class_map: ClassMap |
     if strays is not None:
         # However few they are in the pixels that become one.
         pixels = np.array(picture)
-        pixels[np.asarray(strays.resize((width, height), Image.Resampling.BOX)) > 0] = NO_CLASS_COLOR
+        pixels[np.asarray(strays.resize(size, Image.Resampling.BOX)) > 0] = NO_CLASS_COLOR
         picture = Image.fromarray(pixels)
     return picture
 
 
 def _jpeg(picture: Image.Image, alt: str) -> dict:
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=85, subsampling=0)  # colours of thin areas stay what they are
-    content = base64.b64encode(file.getvalue()).decode()
+    content = encoded(picture, format="JPEG", quality=85, subsampling=0)  # colours of thin areas stay what they are
     return {"content": content, "width": picture.width, "height": picture.height, "alt": alt}

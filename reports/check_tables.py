@@ -2,57 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from checks.records import DatasetReport, ImageRecord
 from data.classes import ClassMap
+from reports.tables import NamedClass, Share, Table, more
 
 ROWS_SHOWN, SIZES_SHOWN = 40, 10
-
-
-@dataclass(frozen=True)
-class Share:
-    """A cell: a count, and what share of `total` it is; `percent` says whether the page writes the share out, too."""
-
-    count: int
-    total: int
-    percent: bool = True
-
-    @property
-    def share(self) -> float:
-        return self.count / max(self.total, 1)
-
-    def __str__(self) -> str:
-        return f"{self.share:.3%}"
-
-
-@dataclass(frozen=True)
-class NamedClass:
-    """A cell: a class by its name, with its training id or its colour ("#rrggbb") if that is to be shown."""
-
-    name: str
-    id: int | None = None
-    color: str | None = None
-
-    def __str__(self) -> str:
-        return self.name if self.id is None else f"{self.id} {self.name}"
-
-
-@dataclass(frozen=True)
-class Table:
-    """note: what the rows do not say, as how many more there are; may be empty."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: list[tuple[str | int | float | Share | NamedClass, ...]]
-    note: str = ""
-
-
-def more(count: int, noun: str) -> str:
-    """ "and 3 more values"; an empty string for none."""
-    return f"and {count} more {noun}{'s' * (count != 1)}" if count > 0 else ""
 
 
 def size_table(records: Sequence[ImageRecord]) -> Table:
@@ -110,3 +67,9 @@ def class_table(report: DatasetReport, class_map: ClassMap | None) -> Table:
             rows.append((i, name, *counts, *map(float, report.class_weights[i : i + 1])))
     weight = ["weight with --class_weights auto"] if report.class_weights else []
     return Table("Classes", ("id", "class", *(f"{split} pixels" for split in splits), *weight), rows)
+
+
+def finding_table(report: DatasetReport) -> Table:
+    """What a check found, errors first."""
+    rows = [(found.severity, found.kind, f"{found.message}. Fix: {found.fix}") for found in report.findings]
+    return Table("Findings", ("severity", "kind", "what was found, and how to fix it"), rows)

@@ -8,18 +8,28 @@ A run writes them to `per_image.npz`; `compare_runs.py` reads two of those files
 
 import zipfile
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from cli_utils import UserError, written_aside
-from metrics_utils import score_images, summands
+from metrics_utils import category_ratios, score_images, summands
 
 PER_IMAGE_FILE = "per_image.npz"
+# What else is known of each image: its height and width in pixels, int32 (n, 2); its brightness, float32 (n,), 0 to 1;
+# and regions where its annotation may be wrong, float32 (n, FOUND, FIELDS), of `checks.suspects`.
+OTHERS = ("sizes", "brightness", "suspects")
 CONFIDENCE = 0.95
+# What is said of an evaluation in a few numbers → the counts of `PerImage` and the statistic that each is made of.
+MEASURES = {
+    "mean_iou": ("counts", "mean_iou"),
+    "boundary_mean_iou": ("boundary", "mean_iou"),
+    "per_image_mean_iou": ("counts", "per_image_mean_iou"),
+    "overall_accuracy": ("counts", "overall_accuracy"),
+}
 # Numbers held at a time while resampling; 8 MB of float64 each for the drawn images and their sums.
 BLOCK_VALUES = 2**20
 
@@ -28,29 +38,33 @@ BLOCK_VALUES = 2**20
 
 
 def _resampled(samples: Sequence[np.ndarray], statistic: str, resamples: int, seed: int) -> np.ndarray:
-    """The statistic of each sample, counts (n, 3, C), on the same random draws of n images with replacement.
+    """The statistic of each sample, counts (n, 3, C), on the same random draws of n images with replacement: float64
+    (len(samples), resamples)."""
+    parts = [summands(sample, statistic) for sample in samples]
+    blocks = _sums_of_draws([added for added, _ in parts], resamples, seed)
+    functions = [function for _, function in parts]
+    values = [[function(sums) for function, sums in zip(functions, block, strict=True)] for block in blocks]
+    return np.concatenate(values, axis=1)
+
+
+def _sums_of_draws(added: Sequence[np.ndarray], resamples: int, seed: int) -> Iterator[list[np.ndarray]]:
+    """Of each array (n, …) the sums over n images drawn with replacement, the same for all arrays: float64 (draws, …),
+    a block of draws after the other.
 
     How often each image was drawn, as a matrix (draws, n), times the counts gives the sums of all draws at once. In
     float64 they are exact: integers below 2**53.
-
-    Returns:
-        float64 (len(samples), resamples).
     """
-    images = len(samples[0])
+    images = len(added[0])
     if images == 0 or resamples < 1:
         raise ValueError(f"{resamples} resamples of {images} images; at least one of each is needed")
-    parts = [summands(sample, statistic) for sample in samples]
-    parts = [(added.reshape(images, -1).astype(np.float64), added.shape[1:], function) for added, function in parts]
+    flat = [values.reshape(images, -1).astype(np.float64) for values in added]
     rng = np.random.default_rng(seed)
-    values = np.empty((len(samples), resamples))
-    block = max(1, BLOCK_VALUES // max(images, parts[0][0].shape[1]))
+    block = max(1, BLOCK_VALUES // max(images, flat[0].shape[1]))
     for start in range(0, resamples, block):
         size = min(block, resamples - start)
         drawn = rng.integers(images, size=(size, images)) + images * np.arange(size)[:, None]
         times_drawn = np.bincount(drawn.ravel(), minlength=size * images).reshape(size, images).astype(np.float64)
-        for row, (added, shape, function) in zip(values, parts, strict=True):
-            row[start : start + size] = function((times_drawn @ added).reshape(size, *shape))
-    return values
+        yield [(times_drawn @ row).reshape(size, *values.shape[1:]) for row, values in zip(flat, added, strict=True)]
 
 
 def _percentile_interval(values: np.ndarray) -> tuple[float, float]:
@@ -79,6 +93,27 @@ def bootstrap_interval(
         (low, high), the same for the same seed.
     """
     return _percentile_interval(_resampled([counts], statistic, resamples, seed)[0])
+
+
+def class_intervals(counts: np.ndarray, resamples: int = 1000, seed: int = 0) -> np.ndarray:
+    """`bootstrap_interval` of the IoU of each class: float64 (C, 2), NaN for a class that does not occur.
+
+    Args:
+        counts: int64 (n, 3, C).
+    """
+    blocks = _sums_of_draws([counts], resamples, seed)
+    values = np.concatenate([category_ratios(sums)["iou"] for (sums,) in blocks])
+    return np.array([_percentile_interval(column) for column in values.T])
+
+
+def paired_class_intervals(
+    counts_a: np.ndarray, counts_b: np.ndarray, resamples: int = 1000, seed: int = 0
+) -> np.ndarray:
+    """95 % intervals of the difference in IoU, B minus A, of each class, as `paired_bootstrap` has that of a score:
+    float64 (C, 2), NaN where a class has no IoU in both."""
+    blocks = _sums_of_draws([counts_a, counts_b], resamples, seed)
+    values = [category_ratios(sums_b)["iou"] - category_ratios(sums_a)["iou"] for sums_a, sums_b in blocks]
+    return np.array([_percentile_interval(column) for column in np.concatenate(values).T])
 
 
 class PairedDifference(NamedTuple):
@@ -125,12 +160,14 @@ class PerImage:
         names: of the n images, in the dataset's order.
         class_names: of the C classes, by training id.
         counts, boundary: int64 (n, 3, C) from `per_image_counts` and `boundary_counts`.
+        others: of `OTHERS`, those that are known.
     """
 
     names: list[str]
     class_names: list[str]
     counts: np.ndarray
     boundary: np.ndarray
+    others: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def save_per_image(
@@ -139,6 +176,7 @@ def save_per_image(
     counts: np.ndarray,
     boundary: np.ndarray,
     class_names: Sequence[str],
+    **others: np.ndarray,
 ) -> None:
     """Writes `per_image.npz`, compressed (a few hundred bytes an image); an interrupted run leaves no half a file.
 
@@ -149,7 +187,7 @@ def save_per_image(
         raise ValueError(f"counts {counts.shape} and boundary {boundary.shape}; {expected} is needed")
     content = {"names": np.array(names, str), "class_names": np.array(class_names, str)}
     with written_aside(Path(output_dir, PER_IMAGE_FILE)) as partial:
-        np.savez_compressed(partial, **content, counts=counts, boundary=boundary)
+        np.savez_compressed(partial, **content, counts=counts, boundary=boundary, **others)
 
 
 def load_per_image(folder: str | Path) -> PerImage:
@@ -159,7 +197,9 @@ def load_per_image(folder: str | Path) -> PerImage:
         raise UserError(f"{folder} is not a folder; give the --output_dir of a run")
     try:
         with np.load(path, allow_pickle=False) as file:
-            return PerImage(file["names"].tolist(), file["class_names"].tolist(), file["counts"], file["boundary"])
+            names, class_names = file["names"].tolist(), file["class_names"].tolist()
+            others = {name: file[name] for name in OTHERS if name in file.files}
+            return PerImage(names, class_names, file["counts"], file["boundary"], others)
     except FileNotFoundError:
         raise UserError(
             f"{path} is missing; an evaluation writes it: python run_segmentation.py --model_name_or_path {folder} "

@@ -4,17 +4,21 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from torch import Tensor
 from tqdm import tqdm
 
 import visual_utils
 from cli_utils import count_of, printable, shorten, written_aside
 from data.classes import ClassMap
 from data.image_files import rgb_view
+from data.large_images import LargeImage
 from data.output_paths import output_names, refuse_inputs
 
 logger = logging.getLogger(__name__)
@@ -51,19 +55,23 @@ def write_predictions(
     contact_sheet: Path,
     sample: Path | None = None,
     inputs: Iterable[str | os.PathLike] = (),
+    also: Callable[[int, Path], Iterable] = lambda index, png: (),
 ) -> list[tuple[Path, Path]]:
     """Predicts images one by one, each process its share, and writes what is to be looked at and used.
 
     Args:
         names: of the images; "/" makes subfolders.
-        read: index → image (PIL RGB, or uint8 (C, H, W)) and truth, training ids (H, W) or None where there is none;
-            None instead of both leaves the image out.
-        predict: image → training ids (H, W), as `models.inference.predict_ids` does.
+        read: index → image (PIL RGB, uint8 (C, H, W), or a `LargeImage`) and truth, training ids (H, W) or None where
+            there is none; None instead of both leaves the image out.
+        predict: image → training ids (H, W), as `models.inference.predict_ids` does; of a `LargeImage`, which has no
+            truth, some rows of them after the other, as `models.banded.predict_bands` does.
         folder: for `prediction_files`: the class of every pixel in the annotation files' own values, and image, truth
             and prediction side by side.
         contact_sheet: file for a grid of some of the overlays.
         sample: file for a copy of the first overlay.
         inputs: files that must not be replaced.
+        also: index and PNG → what else is written of that image: contexts of functions that take the ids, uint8
+            (n, W), some rows after the other, see `reports.prediction_outputs`.
 
     Returns:
         PNG and overlay of every image that was not left out, of all processes, in the order of `names`.
@@ -90,10 +98,17 @@ def write_predictions(
         if found is None:
             continue
         image, truth = found
-        ids = np.asarray(predict(image)).astype(np.uint8)
         png, overlay = places[index]
-        with written_aside(png) as partial:
-            visual_utils.save_indexed_png(partial, class_map.to_raw(ids), raw_palette)
+        with ExitStack() as outputs:
+            partial = outputs.enter_context(written_aside(png))
+            takers = [outputs.enter_context(output) for output in also(index, png)]
+            if isinstance(image, LargeImage):
+                image, ids = _save_bands(partial, image, predict(image), class_map, raw_palette, takers)
+            else:
+                ids = np.asarray(predict(image)).astype(np.uint8)
+                visual_utils.save_indexed_png(partial, class_map.to_raw(ids), raw_palette)
+                for take in takers:
+                    take(ids)
         truth = None if truth is None else np.asarray(truth)
         panels = visual_utils.side_by_side(rgb_view(image), truth, ids, palette, class_map.id2label)
         with written_aside(overlay) as partial:
@@ -109,3 +124,23 @@ def write_predictions(
         images = "1 image" if len(files) == 1 else f"{len(files)} images"
         logger.info(f"predictions of {images} in {folder}; at a glance: {contact_sheet}")
     return files
+
+
+def _save_bands(
+    path: Path, image: LargeImage, bands: Iterable, class_map: ClassMap, palette: np.ndarray, takers: list[Callable]
+) -> tuple[Tensor, np.ndarray]:
+    """Writes the PNG as the rows come. Returns every n-th pixel of the image, uint8 (C, h, w), and of its ids (h, w),
+    to be looked at."""
+    step = -(-max(image.size) // visual_utils.MAX_PANEL_SIDE)
+    pixels, shown, top = [], [], 0
+    with visual_utils.IndexedPngWriter(path, image.size, palette) as png:
+        for rows in bands:
+            ids = np.asarray(rows).astype(np.uint8)
+            png.write(class_map.to_raw(ids))
+            for take in takers:
+                take(ids)
+            for row in range(-top % step, len(ids), step):
+                pixels.append(image.read(top + row, top + row + 1)[..., ::step])
+                shown.append(ids[row, ::step])
+            top += len(ids)
+    return torch.cat(pixels, dim=1), np.stack(shown)

@@ -1,5 +1,7 @@
 """The Jinja2 templates beside this file: HTML pages, in which all values are escaped, and the model card."""
 
+import base64
+import hashlib
 import html
 import re
 from pathlib import Path
@@ -22,6 +24,12 @@ def render(template: str, **values) -> bytes:
     """A template of this folder, filled in, as UTF-8; characters of names that nobody can see are written out, as
     `cli_utils.printable` does."""
     return printable(_environment.get_template(template).render(**values), lines=True).encode()
+
+
+def page_script() -> dict[str, str]:
+    """The script of pages, and its hash, by which a page's rule lets browsers run it and no other."""
+    text = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
+    return {"text": text, "digest": base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}
 
 
 def plain(value) -> str:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import runpy
 import shutil
 from pathlib import Path
@@ -282,3 +283,33 @@ def test_findings_stand_in_the_order_of_what_they_cost(clean, tmp_path):
     assert [(found.severity, found.kind) for found in findings[:1]] == [("warning", "image-upsampled")]
     order = [("error", "warning", "info").index(found.severity) for found in findings]
     assert order == sorted(order) and {"mask-without-image", "image-blank"} < {found.kind for found in findings}
+
+
+def test_the_example_in_the_docs_is_what_is_printed(toy_dataset_dir, tmp_path, capsys):
+    """Twenty pictures with a few things done to them; numbers may differ, as libraries compress differently."""
+    root = tmp_path / "my_photos"
+    for split, folder, scene in (("train", "training", "street"), ("val", "validation", "park")):
+        for kind in ("images", "masks"):
+            (root / split / kind).mkdir(parents=True)
+        for i, image in enumerate(sorted((toy_dataset_dir / "images" / folder).iterdir())):
+            shutil.copy(image, root / split / "images" / f"{scene}_{i:02}.jpg")
+            mask = np.asarray(Image.open(toy_dataset_dir / "annotations" / folder / f"{image.stem}.png"))
+            Image.fromarray(mask % 6).save(root / split / "masks" / f"{scene}_{i:02}.png")
+    (root / "id2label.json").write_text(json.dumps([f"kind {i}" for i in range(6)]))
+    images, masks = root / "train" / "images", root / "train" / "masks"
+    Image.open(masks / "street_04.png").resize((256, 192), Image.Resampling.NEAREST).save(masks / "street_04.png")
+    (images / "street_06.jpg").write_bytes((images / "street_06.jpg").read_bytes()[:-800])
+    shutil.copy(images / "street_00.jpg", root / "val" / "images" / "park_03.jpg")
+    shutil.copy(masks / "street_00.png", root / "val" / "masks" / "park_03.png")
+    Image.open(masks / "street_03.png").save(masks / "street_03.jpg", quality=40)
+    (masks / "street_03.png").unlink()
+    values = np.array(Image.open(masks / "street_05.png"))
+    values[:40, :40] = 17
+    Image.fromarray(values).save(masks / "street_05.png")
+    (masks / "street_07.png").unlink()
+    assert check_dataset.main([str(root)]) == 2
+    docs = (Path(check_dataset.__file__).parent / "docs" / "checking.md").read_text(encoding="utf-8")
+    shown = docs.split("```\n")[2].strip()
+    printed = capsys.readouterr().out.partition("\n\ndataset ")[0].strip()
+    numbers = r"\d+(, \d+)*"
+    assert re.sub(numbers, "#", printed) == re.sub(numbers, "#", shown), printed

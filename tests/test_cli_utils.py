@@ -196,6 +196,8 @@ def test_words_without_a_flag(argv):
     assert files == Files(["a", "b"], "a")
     with pytest.raises(UserError, match="unknown flag --modle.*did you mean --model"):
         parse_arguments((Files,), [*argv, "--modle", "x"], positional="inputs")
+    with pytest.raises(UserError, match="unknown flag --weights .did you mean --model"):  # not that --model is missing
+        parse_arguments((Files,), ["a", "--weights", "x"], positional="inputs")
 
 
 def test_words_after_switches_and_numbers():

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from factories.browser import NEEDS_CHROMIUM, browser  # noqa: F401 - a fixture
+from factories.run_folders import make_run
+from PIL import Image
 
 import compare_runs
 from cli_utils import UserError, run_cli
-from reports.intervals import paired_bootstrap, save_per_image
+from reports.intervals import load_per_image, paired_bootstrap, paired_class_intervals, save_per_image
+from reports.predictions import prediction_files
 
 CLASSES = ["wall", "door", "sky", "never seen"]
 PROTOCOL = "short side 512; whole image in one pass"
@@ -174,3 +178,56 @@ def test_a_mistake_ends_with_one_line_and_2(worse, monkeypatch, capsys):
         run_cli(compare_runs.main)
     assert stopped.value.code == 2
     assert capsys.readouterr() == ("", "error: nowhere is not a folder; give the --output_dir of a run\n")
+
+
+# ---- the page -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_runs(tmp_path):
+    """Two runs with pages and overlays, B better than A."""
+    folders = [make_run(tmp_path / name, 3, 12, accuracy=share) for name, share in (("a", 0.6), ("b", 0.9))]
+    settings = json.loads((folders[1] / "report.json").read_text())
+    settings["settings"] = [["learning_rate", "0.002", "6e-05"]]
+    (folders[1] / "report.json").write_text(json.dumps(settings))
+    for number, folder in enumerate(folders):
+        names = load_per_image(folder).names
+        for _, overlay in prediction_files(names, folder / "predictions", [folder / "contact_sheet.png"]):
+            overlay.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (1200, 400), ["red", "blue"][number]).save(overlay)
+    return [str(folder) for folder in folders]
+
+
+def test_the_page_tells_what_changed(two_runs, tmp_path):
+    result = compare_runs.main([*two_runs, "--html", str(tmp_path / "page.html"), "--resamples", "200"])
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "mean IoU: B is better" in page and len(page) < 3_000_000
+    assert f"{result['scores']['mean_iou']['difference']:+.4f}" in page
+    assert page.count("data:image/jpeg") == 2 * 5 and "What got better" in page and "What got worse" not in page
+    assert "learning_rate" in page and "0.001" in page and "dataset_dir" in page
+    assert page.count(">A</text>") == 4
+    assert "<script>alert" not in page and "<b>0" not in page
+
+
+@NEEDS_CHROMIUM
+def test_a_browser_shows_the_page(two_runs, tmp_path, browser):  # noqa: F811
+    compare_runs.main([*two_runs, "--html", str(tmp_path / "page.html"), "--resamples", "200"])
+    browser.open(tmp_path / "page.html", 500)
+    assert browser.problems == [] and browser.run("document.documentElement.scrollWidth") <= 500
+
+
+def test_a_page_of_evaluations_alone(worse, better, tmp_path):
+    compare_runs.main([worse, better, "--html", str(tmp_path / "page.html")])
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Mean IoU by image" in page and "<svg" not in page.replace('<svg class="interval"', "")
+    with pytest.raises(UserError, match="--html"):
+        compare_runs.main([worse, better, "--html", str(tmp_path / "page.html" / "no.html")])
+
+
+def test_intervals_of_classes_are_those_of_the_paired_difference():
+    a, b = counts_of([0.6, 0.6, 0.6, 0]), counts_of([0.7, 0.6, 0.6, 0], seed=1)
+    intervals = paired_class_intervals(a, b, 300)
+    for i in range(3):
+        one = paired_bootstrap(a[..., i : i + 1], b[..., i : i + 1], resamples=300)
+        assert tuple(intervals[i]) == (one.low, one.high)
+    assert np.isnan(intervals[3]).all()

@@ -21,6 +21,7 @@ from cli_utils import UserError
 from data.arguments import ClassArguments, DatasetArguments
 from data.augmentation import TrainTransform
 from data.classes import ClassMap
+from data.image_files import EXIF_ORIENTATION, reduction_for
 from data.preparation import undecoded
 from data.preprocessing import EvaluationProtocol
 from data.rare_classes import RareClassCrops
@@ -466,3 +467,47 @@ def test_names_of_a_batch():
     example = {"pixel_values": torch.zeros(3, 2, 2), "labels": torch.zeros(2, 2)}
     batch = collate_train([example | {"name": name} for name in ("a", long, odd, "\udcff")] + [example])
     assert names_of_batch(batch["names"]) == ["a", "x" * NAME_BYTES, odd, "?", "number 4"]
+
+
+@pytest.mark.parametrize(("size", "least", "factor"), [
+    ((600, 800), (128, 171), 4), ((600, 800), (301, 401), 1), ((600, 800), (300, 400), 2), ((5000, 40), (10, 40), 1), ((601, 800), (10, 10), 1), ((604, 800), (10, 10), 4),
+    ((9000, 9000), (1, 1), 8),
+])  # fmt: skip
+def test_a_reduced_image_is_no_smaller_than_needed(size, least, factor):
+    assert reduction_for(size, least) == factor
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_large_photos_are_decoded_smaller_for_training_alone(tmp_path, monkeypatch, orientation, suffix):
+    """600 x 800 and crops of at most 2 x 64 pixels: a quarter is enough. Nothing but rounding of colours differs."""
+    rng = np.random.default_rng(0)
+    photo = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((800, 600), Image.BICUBIC)
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = orientation
+    for folder in ("images", "masks"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    photo.save(tmp_path / "data" / "images" / f"x{suffix}", exif=exif, quality=95)
+    ids = rng.integers(0, 3, (9, 9), dtype=np.uint8)
+    size = (600, 800) if orientation == 6 else (800, 600)
+    Image.fromarray(ids).resize(size, Image.NEAREST).save(tmp_path / "data" / "masks" / "x.png")
+    split = prepare_dataset(load_segmentation_dataset(dataset_dir=tmp_path / "data"), THREE)["train"]
+    sizes, decode = [], data_utils.decode_image
+    monkeypatch.setattr(data_utils, "decode_image", lambda *a: (image := decode(*a), sizes.append(image.size))[0])
+    protocol = EvaluationProtocol(64, image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
+    options = {"photometric_distortion": False}
+    full = SegmentationDataset(split, TrainTransform(protocol, reduced_decoding=False, **options))
+    reduced = SegmentationDataset(split, TrainTransform(protocol, **options))
+    for epoch in range(6):
+        for dataset in (full, reduced):
+            dataset.set_epoch(epoch)
+        one, other = full[0], reduced[0]
+        assert torch.equal(one["labels"], other["labels"])
+        difference = (one["pixel_values"] - other["pixel_values"]).abs() * 255
+        assert difference.mean() < 1 and difference.max() < 6
+        assert (difference.max() > 0) == (suffix == ".jpg")
+    smaller = tuple(side // 4 for side in size) if suffix == ".jpg" else size
+    assert sizes == [size, smaller] * 6
+    assert reduced.read(0)[0].size == size and sizes[-1] == size
+    SegmentationDataset(split, protocol)[0]
+    assert sizes[-1] == size  # evaluation is what it was

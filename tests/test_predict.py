@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from factories.models import COLORS, NAMES, noise, save_model
+from factories.trees import photo, spots
 from PIL import Image
 from torchvision.transforms.v2 import functional as tvF
 from transformers import (
@@ -23,6 +24,7 @@ from transformers import (
 import predict
 import run_segmentation
 from cli_utils import UserError, run_cli
+from data import large_images
 from data.classes import ClassMap
 from models.trained_classes import find_class_map
 
@@ -343,7 +345,7 @@ def test_what_is_passed_over_in_a_folder_is_counted(photos, caplog):
         (photos / name).write_bytes(b"")
     noise(8, 8).save(photos / "e.jpg")
     (photos / "e.jpg").rename(photos / "without_extension")
-    noise(8, 8).save(photos / "a_mask.png")
+    Image.new("L", (8, 8)).save(photos / "a_mask.png")
     for folder in ("trainannot", "gtFine", "SegmentationObject"):
         (photos / folder).mkdir()
         noise(8, 8).save(photos / folder / "a.png")
@@ -361,22 +363,36 @@ def test_an_input_called_like_the_contact_sheet(model_dir, photos, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("layout", ["{kind}s/{name}", "{name}_{kind}", "x/{kind}s/{name}", "train{kind}/{name}"])
-def test_masks_of_a_dataset_are_passed_over(model_dir, tmp_path, capsys, layout):
-    masks = "annot" if "train" in layout else "mask"
-    data = tmp_path / "data"
-    for kind in ("image", masks):
-        for name in ("a", "b"):
-            stem = layout.format(kind=kind, name=name).removesuffix("_image").replace("trainimage", "train")
-            (data / f"{stem}.png").parent.mkdir(parents=True, exist_ok=True)
-            noise(40, 60).save(data / f"{stem}.png")
-    written = run(model_dir, tmp_path / "out", data)
-    assert len(written) == 2 * 2 + 1 and not [path for path in written if masks in str(path.relative_to(tmp_path))]
-    [said] = [line for line in capsys.readouterr().err.splitlines() if "is a dataset" in line]
-    assert "2 masks in" in said and str(data) in said
-    # By itself such a folder holds images like any other.
-    if layout == "{kind}s/{name}":
-        assert len(run(model_dir, tmp_path / "masks", data / "masks")) == 5
+LAYOUTS = {
+    "two folders": ("images/{}", "masks/{}"),
+    "a suffix": ("{}", "{}_mask"),
+    "a folder more": ("x/images/{}", "x/masks/{}"),
+    "CamVid": ("train/{}", "trainannot/{}"),
+    "suffixes of both": ("{}_sat", "{}_mask"),
+    "prefixes": ("img_{}", "mask_{}"),
+    "folders that say nothing": ("one/{}", "two/{}"),
+    "VOC": ("JPEGImages/{}", "SegmentationClass/{}"),
+    "Cityscapes": ("leftImg8bit/ulm/{}_leftImg8bit", "gtFine/ulm/{}_gtFine_labelIds"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_masks_of_a_dataset_are_passed_over(tmp_path, caplog, layout):
+    for name in ("a", "b"):
+        image, mask = (tmp_path / "data" / f"{pattern.format(name)}.png" for pattern in LAYOUTS[layout])
+        photo(image)
+        spots(mask)
+    found = predict.find_images([tmp_path / "data"], tmp_path / "out")
+    assert sorted(found) == sorted(LAYOUTS[layout][0].format(name) for name in ("a", "b"))
+    assert f"{tmp_path / 'data'} is a dataset: 2 masks in" in caplog.text
+    if "/" in LAYOUTS[layout][1]:  # by itself such a folder holds images like any other
+        assert len(predict.find_images([mask.parent], tmp_path / "out")) == 2
+
+
+def test_photographs_with_the_names_of_masks(tmp_path, caplog):
+    for name in ("beach", "beach_L", "beach_mask", "old/beach"):
+        photo(tmp_path / "data" / f"{name}.jpg")
+    assert len(predict.find_images([tmp_path / "data"], tmp_path / "out")) == 4 and not caplog.text
 
 
 def test_photos_of_kinds_that_are_not_read_are_counted(model_dir, photos, tmp_path, capsys):
@@ -472,3 +488,108 @@ def test_a_folder_that_cannot_be_written_to_is_found_before_the_model_is_loaded(
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="--output_dir .*file/out cannot be written to"):
         run("model", tmp_path / "file" / "out", photos)
+
+
+def test_large_images_are_predicted_in_bands(model_dir, tmp_path, monkeypatch, capsys):
+    """The same files, for a model and for its exported network; the overlay shows every other pixel or so."""
+    for kind in ("tif", "png"):
+        noise(1400, 700).save(tmp_path / f"{kind}.{kind}")
+    inputs = [tmp_path / "tif.tif", tmp_path / "png.png"]
+    flags = ["--image_size", "128", "--slide_crop", "64"]
+    run(model_dir, tmp_path / "whole", *inputs, flags=flags)
+    monkeypatch.setattr(large_images, "LARGE_PIXELS", 700 * 1399)
+    run(model_dir, tmp_path / "bands", *inputs, flags=flags)
+    for name in ("tif.png", "png.png"):
+        whole, bands = (Image.open(tmp_path / folder / name) for folder in ("whole", "bands"))
+        assert whole.getpalette() == bands.getpalette()
+        assert np.array_equal(np.asarray(whole), np.asarray(bands)) and len(np.unique(bands)) == 3
+    with Image.open(tmp_path / "bands" / "overlays" / "tif.jpg") as overlay:
+        assert overlay.height > 400
+    assert "700x1,400 pixels, read and predicted in bands of rows" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--eval_scales and --eval_flip need the whole image several times"):
+        run(model_dir, tmp_path / "flip", *inputs, flags=["--eval_flip"])
+
+
+# ---- more outputs ---------------------------------------------------------------------------------------------------
+
+
+def test_all_outputs_of_an_image(model_dir, photos, tmp_path):
+    flags = ["--save_confidence", "--save_areas", "--save_polygons", "geojson", "--min_area", "30"]
+    run(model_dir, tmp_path / "plain", photos)
+    run(model_dir, tmp_path / "out", photos, flags=flags)
+    plain, ids = (ids_in(tmp_path / folder / "a.png") for folder in ("plain", "out"))
+    assert 0 < (plain != ids).mean() < 0.5
+    likely = stock_logits(model_dir, noise(40, 60), 64, 96).softmax(1)[0].numpy()
+    expected = np.take_along_axis(likely, plain[None].astype(int), 0)[0]
+    confidence = ids_in(tmp_path / "out" / "confidence" / "a.png")
+    assert expected.std() > 0.02 and np.abs(confidence / 255 - expected).max() < 1.1 / 255
+    rows = (tmp_path / "out" / "areas.csv").read_text().splitlines()
+    assert len(rows) == 1 + 2 * 3
+    assert rows[1].split(",")[:4] == ["a", "0", "wall", str((ids == 0).sum())]
+    features = json.loads((tmp_path / "out" / "a.geojson").read_text())["features"]
+    assert {feature["properties"]["value"] for feature in features} == set(np.unique(ids))
+    assert (tmp_path / "out" / "sub" / "b.v2.geojson").is_file()
+
+
+def test_images_that_are_there_are_skipped(model_dir, photos, tmp_path, capsys):
+    run(model_dir, tmp_path / "out", photos)
+    (tmp_path / "out" / "a.png").write_bytes(b"mine")
+    (tmp_path / "out" / "sub" / "b.v2.png").unlink()
+    written = run(model_dir, tmp_path / "out", photos, flags=["--skip_existing"])
+    assert [path.name for path in written] == ["b.v2.png", "b.v2.jpg", "contact_sheet.png"]
+    assert (tmp_path / "out" / "a.png").read_bytes() == b"mine"
+    assert "--skip_existing: 1 of 2 images are predicted already" in capsys.readouterr().err
+    written = run(model_dir, tmp_path / "out", photos, flags=["--skip_existing"])
+    assert written == []
+
+
+def test_a_geotiff_gives_a_geotiff(model_dir, tmp_path, monkeypatch):
+    """Whole and in bands; where the image states that it knows nothing, so does the prediction."""
+    import rasterio
+
+    pixels = np.asarray(noise(40, 60)).transpose(2, 0, 1).clip(1).copy()
+    pixels[:, :10, :20] = 0
+    options = {"height": 40, "width": 60, "count": 3, "dtype": "uint8", "crs": "EPSG:32632", "nodata": 0}
+    place = rasterio.Affine(2, 0, 500_000, 0, -2, 5_000_000)
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", transform=place, **options) as raster:
+        raster.write(pixels)
+    found = []
+    for folder in ("whole", "bands"):
+        run(model_dir, tmp_path / folder, tmp_path / "a.tif", flags=["--save_areas"])
+        with rasterio.open(tmp_path / folder / "a.tif") as out:
+            assert out.transform == place and out.crs.to_epsg() == 32632 and out.nodata == 255
+            found.append(out.read(1))
+        assert np.array_equal(found[-1], ids_in(tmp_path / folder / "a.png"))
+        monkeypatch.setattr(large_images, "LARGE_PIXELS", 2000)
+    assert (found[0][:10, :20] == 255).all() and (found[0] != 255).sum() == 2400 - 200
+    assert np.array_equal(*found)
+    assert (tmp_path / "whole" / "areas.csv").read_text() == (tmp_path / "bands" / "areas.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--min_area", "-1"], "--min_area is -1"),
+        (["--save_polygons", "shp"], "--save_polygons shp: the format that is written is geojson"),
+    ],
+)
+def test_bad_flags_of_outputs(no_model, photos, tmp_path, flags, message):
+    with pytest.raises(UserError, match=message):
+        run("model", tmp_path / "out", photos, flags=flags)
+
+
+def test_outputs_that_need_the_whole_image(model_dir, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(large_images, "LARGE_PIXELS", 2000)
+    with pytest.raises(UserError, match="is read in bands, and --min_area, --save_confidence and"):
+        run(model_dir, tmp_path / "out", photos / "a.png", flags=["--min_area", "9"])
+
+
+def test_other_outputs_replace_nothing_either(no_model, tmp_path):
+    noise(8, 8).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match=r"a\.tif would be overwritten"):
+        run("model", tmp_path, tmp_path / "a.tif")
+    (tmp_path / "in" / "confidence").mkdir(parents=True)
+    for folder in ("in", "in/confidence"):
+        noise(8, 8).save(tmp_path / folder / "a.png")
+    with pytest.raises(UserError, match=r"confidence/a\.png would be both a prediction and a map of confidence"):
+        run("model", tmp_path / "out", tmp_path / "in")

@@ -16,6 +16,7 @@ from data_utils import SegmentationDataset, collate_train
 from metrics_utils import IGNORE_INDEX, confusion_matrix, summarize_confusion
 from models.inference import score_logits
 from training.trainer import SegmentationTrainer
+from training.workers import compare_with_step, cpus_of_process, seconds_per_image
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,8 @@ def dry_run(trainer: SegmentationTrainer) -> dict[str, float]:
     Everything is written to `trainer.args.output_dir`, which is the caller's to delete.
 
     Returns:
-        "perfect_mean_iou", and what was measured: "seconds_per_step", "training_hours", "seconds_per_eval_image".
+        "perfect_mean_iou", and what was measured: "seconds_per_step", "images_per_second_read" by one process,
+        "training_hours", "seconds_per_eval_image".
 
     Raises:
         RuntimeError: the truth, taken for a prediction, does not score 1.
@@ -58,7 +60,7 @@ def dry_run(trainer: SegmentationTrainer) -> dict[str, float]:
         results |= _evaluate(trainer)
     trainer.save_model(_internal_call=True)
     size = sum(path.stat().st_size for path in Path(args.output_dir).glob("model*.safetensors"))
-    logger.info(f"a saved model takes {size / 2**20:.0f} MiB; peak of memory so far: {_peak_memory(args.device)}")
+    logger.info(f"a saved model takes {size / 2**20:.0f} MiB; peak of memory so far: {peak_memory(args.device)}")
     logger.info("dry run: all is well, nothing was kept")
     return results
 
@@ -81,12 +83,16 @@ def _train(trainer: SegmentationTrainer) -> dict[str, float]:
     loss = trainer.train().training_loss
     _try_last_batch(trainer)
     seconds = times.ends[-1] - times.begins[-1]
-    hours = seconds * max_steps / 3600
+    per_image = seconds_per_image(trainer.train_dataset)
+    images = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    told, with_loader = compare_with_step(per_image, images, seconds, args.dataloader_num_workers, cpus_of_process())
+    logger.info(f"loader: {told}")
+    hours = with_loader * max_steps / 3600
     logger.info(
         f"{STEPS} training steps: loss {loss:.3f}; the last took {seconds:.2f} s, so {max_steps} steps "
         f"({max_steps / steps_per_epoch:.1f} epochs) will take about {hours:.1f} h, evaluations left out"
     )
-    return {"seconds_per_step": seconds, "training_hours": hours}
+    return {"seconds_per_step": seconds, "training_hours": hours, "images_per_second_read": 1 / per_image}
 
 
 def _try_last_batch(trainer: SegmentationTrainer) -> None:
@@ -142,7 +148,7 @@ def perfect_score(dataset: SegmentationDataset, index: int, num_labels: int) -> 
     return summarize_confusion(confusion_matrix(prediction, labels[None], num_labels).numpy())["mean_iou"]
 
 
-def _peak_memory(device: torch.device) -> str:
+def peak_memory(device: torch.device) -> str:
     """What this process has needed at most: of the accelerator, or of the main memory where there is none."""
     if device.type != "cpu":
         return f"{torch.accelerator.max_memory_allocated(device) / 2**30:.2f} GiB on {device}"

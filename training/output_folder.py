@@ -56,12 +56,15 @@ REPLACED_FILE = "replaced.json"
 LOCK_FILE = ".lock"
 
 # What the steps of a run write, as patterns of names.
-SCORES = ("eval_results.json", "all_results.json", "per_category.csv", "confusion_matrix.npy", "per_image.npz")
+SCORES = (
+    *("eval_results.json", "all_results.json", "per_category.csv", "confusion_matrix.npy", "per_image.npz"),
+    *("report.html", "report.json", "curves.png", "confusion_matrix.png", "history.csv"),
+)
 PREDICTIONS = ("predictions", "contact_sheet.png", "sample.jpg")
 MODEL = (
     *("config.json", "model*.safetensors", "model.safetensors.index.json", "training_args.bin"),
     *("preprocessor_config.json", "processor_config.json", "trainer_state.json", "train_results.json"),
-    *("README.md", "history.csv", "report.html"),
+    "README.md",
 )
 SETTINGS = (ARGUMENTS_FILE, PLAN_FILE, "labels.json")
 # What goes when a run has trained its model …

@@ -21,6 +21,7 @@ from datasets import Dataset, DatasetDict
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 
+from checks.records import Finding
 from checks.survey import Look, asymmetry, count_different, survey
 from cli_utils import UserError, printable
 from data.augmentation import TrainTransform
@@ -59,13 +60,13 @@ class Steps(NamedTuple):
     """The steps of `run_segmentation.py` that a plan takes as well.
 
     find_model: arguments → configuration, image processor, transform. check: data, arguments, output folder → raises
-    for what names show. prepare: data, class map, arguments → splits.
+    for what names show. prepare: data, class map, arguments → splits, findings.
     choose_splits: splits, flags of the run → training and evaluation split. build_model: arguments, class map → model.
     """
 
     find_model: Callable[[Arguments], tuple[PretrainedConfig, ImageProcessingMixin, TrainTransform]]
     check: Callable[[Data, Arguments, Path], None]
-    prepare: Callable[[Data, ClassMap, Arguments], DatasetDict]
+    prepare: Callable[[Data, ClassMap, Arguments], tuple[DatasetDict, list[Finding] | None]]
     choose_splits: Callable[[DatasetDict, RunArguments], list[Dataset | None]]
     build_model: Callable[[Arguments, ClassMap], PreTrainedModel]
 
@@ -88,7 +89,7 @@ def make_plan(args: Arguments, steps: Steps) -> str:
         )
     plan = _Plan(args)
     data, class_map, looks = _look_at_data(plan, steps)
-    dataset = steps.prepare(data, class_map, plan.args)
+    dataset, _ = steps.prepare(data, class_map, plan.args)
     train_split, eval_split = steps.choose_splits(dataset, plan.args.run)
     facts = data_facts(train_split, eval_split, looks, class_map, data.num_channels)
     machine = this_machine(args)

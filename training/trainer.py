@@ -27,6 +27,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
+from checks.suspects import NOTHING, suspected_errors
 from cli_utils import UserError, WriteError, one_line, remove, write_failure
 from data.preprocessing import EvaluationProtocol
 from data.streaming import StreamingDataset
@@ -134,7 +135,7 @@ class SegmentationTrainer(Trainer):
         self.head_lr_multiplier = head_lr_multiplier
         self.weight_average = WeightAverage(ema_decay)
         self.record, self.replaced = record or {}, replaced
-        self.saves_aside = False
+        self.saves_aside = self.finds_suspects = False
         self.divergence = DivergenceGuard(skip_nonfinite)
         super().__init__(
             *args,
@@ -263,12 +264,14 @@ class SegmentationTrainer(Trainer):
 
         Returns:
             (None, (confusion int64 (n, C, C), mean cross-entropy float32 (n,), valid pixels int64 (n,), boundary
-            counts int64 (n, 3, C)), zeros (n,)). The last stands for labels, without which the Trainer would not call
-            `compute_metrics`.
+            counts int64 (n, 3, C), brightness float32 (n,), suspects float32 (n, FOUND, FIELDS)), zeros (n,)). The
+            last stands for labels, without which the Trainer would not call `compute_metrics`. Brightness is the mean
+            of the pixels, 0 to 1; suspects are those of `checks.suspects`, looked for where `finds_suspects` is set
+            and the network sees whole images, once.
         """
         inputs = self._prepare_inputs(inputs)
         num_labels = len(self.compute_metrics.id2label)
-        matrices, mean_losses, valid_pixels, boundary = [], [], [], []
+        matrices, mean_losses, valid_pixels, boundary, brightness, suspects = [], [], [], [], [], []
         with torch.inference_mode():
             for pixel_values, labels in zip(inputs["pixel_values"], inputs["labels"], strict=True):
                 with self.compute_loss_context_manager():
@@ -280,7 +283,12 @@ class SegmentationTrainer(Trainer):
                 mean_losses.append((loss_sum / valid.clamp(min=1)).float())
                 valid_pixels.append(valid)
                 boundary.append(boundary_counts(prediction[0], labels, num_labels))
+                brightness.append(self.protocol.brightness(pixel_values))
+                looks = self.finds_suspects and isinstance(logits, torch.Tensor)
+                found = suspected_errors(logits[0].float().softmax(0), labels) if looks else NOTHING
+                suspects.append(torch.from_numpy(found).to(labels.device))
         counts = (torch.stack(matrices), torch.cat(mean_losses), torch.cat(valid_pixels), torch.stack(boundary))
+        counts += (torch.stack(brightness), torch.stack(suspects))
         return None, counts, torch.zeros(len(matrices), device=matrices[0].device)
 
     def predict_ids(self, image: Image.Image | torch.Tensor) -> torch.Tensor:

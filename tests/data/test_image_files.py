@@ -122,7 +122,7 @@ def test_transparency():
         ([[1, 2, 4]], [[0, 0, 0], *THREE.palette, [1, 1, 1]], [[1, 2, 4]], ReadBy.IDS),  # no class: an error later
         ([[0, 1, 2]], THREE.palette, [[0, 1, 2]], ReadBy.IDS),
         ([[0, 1, 255]], [*THREE.palette, *[[7, 7, 7]] * 253], [[0, 1, 255]], ReadBy.IDS),
-        ([[0, 1, 2]], THREE.palette[::-1], [[0, 1, 2]], ReadBy.INDEX),
+        ([[0, 1, 2]], THREE.palette[::-1], [[2, 1, 0]], ReadBy.PALETTE_NOT_INDEX),
         ([[9, 9, 9]], THREE.palette, [[9, 9, 9]], ReadBy.IDS),  # an index beyond the palette
     ],
 )

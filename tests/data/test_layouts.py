@@ -1,11 +1,13 @@
 """Folders as people and programs leave them: each is read exactly, or refused in one line that says how it can be."""
 
 import logging
+import os
 import re
 import shutil
 
 import numpy as np
 import pytest
+from factories.datasets import load
 from factories.trees import photo, spots, write_tree
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -61,6 +63,11 @@ FLAT = {
     "labelme2voc, older": ("JPEGImages/{}.jpg", "SegmentationClassPNG/{}.png"),
     "FiftyOne": ("data/{}.jpg", "labels/{}.png"),
     "a project called like masks": ("segmentation/images/{}.jpg", "segmentation/masks/{}.png"),
+    "A2D2": ("camera/front/x_camera_front_{}.png", "label/front/x_label_front_{}.png"),
+    "a word within": ("images/cam1_rgb_{}.png", "labels/cam1_semantic_{}.png"),
+    "a word more within": ("images/scene_{}.png", "masks/scene_mask_{}.png"),
+    "IDD": ("leftImg8bit/1/{}_image.jpg", "gtFine/1/{}_labellevel3Ids.png"),
+    "ACDC": ("rgb_anon/{}_rgb_anon.png", "gt/{}_gt_labelTrainIds.png"),
     "ISIC": ("ISIC2018_Task1-2_Training_Input/{}.jpg", "ISIC2018_Task1_Training_GroundTruth/{}_segmentation.png"),
 }
 WITH_SPLITS = {
@@ -161,6 +168,29 @@ def test_two_folders_of_photographs_are_no_pair(tmp_path):
         photo(tmp_path / "left" / f"{name}.png", seed=1)
         photo(tmp_path / "right" / f"{name}.png", seed=2)
     refused(tmp_path, "left", "right", "--images")
+
+
+def test_masks_in_colours_beside_plain_ones(tmp_path):
+    write_tree(tmp_path, {f"{name}.jpg": f"{name}_mask.png" for name in NAMES})
+    for name in NAMES:
+        spots(tmp_path / f"{name}_color.png")
+    assert set(pairs_of(tmp_path)["train"].values()) == {f"{name}_mask.png" for name in NAMES}
+    for name in NAMES:
+        photo(tmp_path / f"{name}_color.png")  # it may well be the image
+    refused(tmp_path, "--image_suffix _color --mask_suffix _mask")
+
+
+def test_a_mask_for_each_object_is_no_choice_of_flags(tmp_path):
+    for name in NAMES:
+        photo(tmp_path / name / "images" / f"{name}.png")
+        for number in (1, 2):
+            spots(tmp_path / name / "masks" / f"obj{number}_{name}.png")
+    refused(tmp_path, "join the masks of an image in one file")
+
+
+def test_two_names_that_share_no_word_for_a_side_are_no_pair(tmp_path):
+    write_tree(tmp_path, {f"images/left_{name}.png": f"masks/right_{name}.png" for name in NAMES})
+    refused(tmp_path, "no two have the same name")
 
 
 def test_a_photograph_with_the_name_of_a_mask(tmp_path):
@@ -265,12 +295,46 @@ def test_exports_that_only_others_read(tmp_path):
     refused(tmp_path, "annotations.xml is CVAT's own format", "Segmentation mask 1.1")
 
 
+def test_other_formats_are_named(tmp_path):
+    photo(tmp_path / "images" / "a.jpg")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "default.json").write_text('{"info": {}, "categories": {}, "items": []}')
+    refused(tmp_path, "annotations/default.json is Datumaro's own format", "datum convert")
+    (tmp_path / "data.zip").write_bytes(b"PK")
+    refused(tmp_path, "data.zip is an archive: unpack it first")
+
+
+def test_a_split_without_masks_can_be_left_out(tmp_path):
+    truth = {f"train/{name}_sat.jpg": f"train/{name}_mask.png" for name in NAMES}
+    write_tree(tmp_path, truth)
+    photo(tmp_path / "valid" / "z_sat.jpg")
+    refused(tmp_path, "the validation split would be empty", "--images train --masks train --image_suffix _sat")
+    found = pairs_of(tmp_path, images="train", masks="train", image_suffix="_sat", mask_suffix="_mask")
+    assert found == {"train": truth}
+
+
 def test_words_of_names():
     assert words_of("ISIC_Training_GroundTruth") == ("isic", "training", "ground", "truth")
     assert words_of("labelsTr") == ("labels", "tr") and words_of("train2017") == ("train", "2017")
     assert words_of("trainannot") == ("train", "annot") and words_of("imagestr") == ("images", "tr")
     assert read_name("SegmentationObject").role == "other" and read_name("Ground Truth").role == "masks"
     assert read_name("images_and_masks").role == "masks" and read_name("scene").role is None
+
+
+@pytest.mark.parametrize("layout", ["YOLO", "two folders"])
+def test_a_folder_is_listed_once(tmp_path, monkeypatch, layout):
+    """Of millions of files, listing them is what takes long."""
+    write_tree(tmp_path, {f"images/train/{name}.jpg": f"masks/train/{name}.png" for name in NAMES})
+    if layout == "YOLO":
+        shutil.rmtree(tmp_path / "masks")
+        (tmp_path / "data.yaml").write_text("train: images/train\nval: images/train\nnames: [cat]\n")
+        for name in NAMES:
+            (tmp_path / "labels" / "train").mkdir(parents=True, exist_ok=True)
+            (tmp_path / "labels" / "train" / f"{name}.txt").write_text("0 0 0 1 0 1 1\n")
+    listed, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(str(path)) or scandir(path))
+    load(tmp_path)
+    assert listed.count(str(tmp_path / "images" / "train")) == 1
 
 
 # ---- split lists ----
@@ -310,6 +374,19 @@ def test_the_only_list_is_the_training_split(tmp_path, caplog):
     assert "2 images in JPEGImages that no list names left out: p4.jpg, p5.jpg" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "files", [("ImageSets/Main/train.txt", "ImageSets/Main/val.txt"), ("train_list.txt", "val_list.txt")]
+)
+def test_lists_by_other_names(tmp_path, files):
+    truth = {f"images/{name}.jpg": f"labels/{name}.png" for name in NAMES}
+    write_tree(tmp_path, truth)
+    for file, part in zip(files, (NAMES[:4], NAMES[4:]), strict=True):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("".join(f"images/{name}.jpg labels/{name}.png\n" for name in part))
+    items = list(truth.items())
+    assert pairs_of(tmp_path) == {"train": dict(items[:4]), "validation": dict(items[4:])}
+
+
 def test_a_second_column_names_the_mask(tmp_path):
     write_tree(tmp_path, {f"images/{i}.jpg": f"masks/{i}.png" for i in range(4)})
     (tmp_path / "train.txt").write_text("".join(f"images/{i}.jpg masks/{3 - i}.png\n" for i in range(4)))
@@ -334,6 +411,36 @@ def test_tables_in_many_hands(tmp_path, caplog, header, delimiter, encoding):
     files = list(truth.items())
     assert pairs_of(tmp_path) == {"train": dict(files[:4]), "validation": dict(files[4:])}
     assert "1 row of the test split without" in caplog.text and "a/no mask.jpg" in caplog.text
+
+
+TABLES = {
+    "of another name": {"index.csv": "image,mask,split"},
+    "one for each split": {"train.csv": "image;mask", "val.csv": "image;mask"},
+    "of splits alone": {"metadata.csv": "image_id,split"},
+    "of another machine": {"metadata.csv": "image,mask,split"},
+    "of Windows": {"metadata.csv": "image,mask,split"},
+}
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_tables_by_other_names(tmp_path, case):
+    truth = {f"a/{name}.jpg": f"b/{name}.png" for name in NAMES}
+    write_tree(tmp_path, truth)
+    before = {"of another machine": "/kaggle/input/", "of Windows": "D:\\me\\"}.get(case, "")
+    rows = [
+        {"image": before + image, "mask": before + mask, "image_id": NAMES[i], "split": "train" if i < 4 else "val"}
+        for i, (image, mask) in enumerate(truth.items())
+    ]
+    for file, header in TABLES[case].items():
+        delimiter = ";" if ";" in header else ","
+        chosen = [row for row in rows if file[:-4] in (row["split"], "metadata", "index")]
+        lines = [delimiter.join(row[key] for key in header.split(delimiter)) for row in chosen]
+        (tmp_path / file).write_text("\n".join([header, *lines]).replace("/", "\\" if case == "of Windows" else "/"))
+    items = list(truth.items())
+    assert pairs_of(tmp_path) == {"train": dict(items[:4]), "validation": dict(items[4:])}
+    if case == "of another name":
+        shutil.copy(tmp_path / "index.csv", tmp_path / "old.csv")
+        refused(tmp_path, "2 tables that name images and masks of the train split: index.csv, old.csv", "metadata.csv")
 
 
 def test_a_table_about_something_else(tmp_path):

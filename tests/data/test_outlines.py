@@ -524,7 +524,7 @@ def test_labelme_labels_file(tmp_path):
     refused(root, "a.json: label 'dog' is not in", "labels.txt (did you mean dogs?)")
 
 
-def test_labelme_mistakes(tmp_path):
+def test_labelme_mistakes(tmp_path, caplog):
     root = tmp_path / "data"
     refused(
         labelme(root, imageWidth=9),
@@ -540,7 +540,11 @@ def test_labelme_mistakes(tmp_path):
     )
     labelme(root)
     write_json(root / "b.json", {"shapes": [], "imagePath": "..\\else\\b.jpg"})
-    refused(root, "b.json annotates ..\\else\\b.jpg, which is not there")
+    assert sorted(masks(root)) == ["a"]
+    assert "1 images that annotations name are not there and are left out: ..\\else\\b.jpg of b.json" in caplog.text
+    write_json(root / "c.json", {"shapes": [], "imagePath": "c.jpg"})
+    refused(root, "annotations name 2 images that are not there", "c.jpg of c.json", "put them beside")
+    (root / "c.json").unlink()
     write_json(root / "b.json", {"shapes": [], "imagePath": "gone/a.jpg"})
     (root / "b.json").rename(root / "a.json")  # the image beside it counts
     refused(root, "holds no outline")

@@ -205,14 +205,18 @@ def _luminance(color):
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
+# Colours of text.
+INK = ("text", "muted", "error", "warning", "info", "fit", "first", "second")
+
+
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_text_can_be_read(tmp_path, scheme):
     """With a contrast of 4.5 at least, the guidelines' level AA."""
     write_html(report_of(), tmp_path / "page.html")
     blocks = re.findall(r":root \{(.*?)\}", (tmp_path / "page.html").read_text(), flags=re.DOTALL)
     colors = dict(re.findall(r"--([a-z]+): (#[0-9a-f]{6})", blocks[scheme]))
-    assert colors.keys() == {"back", "text", "muted", "line", "bar", "error", "warning", "info", "fit"}
-    pairs = [(name, "back") for name in ("text", "muted", "error", "warning", "info", "fit")] + [("text", "bar")]
+    assert colors.keys() == {"back", "line", "bar", *INK}
+    pairs = [(name, "back") for name in INK] + [("text", "bar")]
     for text, back in pairs:
         dark, light = sorted(_luminance(colors[name]) for name in (text, back))
         assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, back)

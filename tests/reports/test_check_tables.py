@@ -3,7 +3,8 @@
 from check_dataset import as_text, table_lines
 from checks.records import DatasetReport, ImageRecord
 from data.classes import ClassMap
-from reports.check_tables import Share, class_table, mode_table, size_table, value_table
+from reports.check_tables import class_table, mode_table, size_table, value_table
+from reports.tables import Share
 
 
 def report_of(class_map, class_pixels, records=(), class_weights=()):

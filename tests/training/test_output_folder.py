@@ -402,7 +402,7 @@ def test_a_disk_that_fills_up_leaves_a_checkpoint_to_go_on_from(flags, small_dis
 
 def test_every_write_that_fails_ends_in_one_line_and_loses_nothing(flags, tmp_path, monkeypatch):
     """The n-th file put in place meets a full disk, for every n of a whole run."""
-    everything = [*flags, "--do_eval", "--do_predict", "--eval_on_train"]
+    everything = [*flags, "--do_eval", "--do_predict", "--eval_on_train", "--num_train_epochs", "1"]
     run(everything, tmp_path / "whole")
     replace, told = os.replace, []
     for moment in range(200):

@@ -1,11 +1,14 @@
 """How many workers read images: by CPUs, processes, device and shared memory."""
 
+import itertools
+import time
+
 import pytest
 import torch
 
 from training import arguments, workers
 from training.arguments import SegmentationTrainingArguments
-from training.workers import cpus_of_process, default_workers, describe_workers
+from training.workers import compare_with_step, cpus_of_process, default_workers, describe_workers, seconds_per_image
 
 
 @pytest.mark.parametrize(
@@ -57,3 +60,38 @@ def test_what_was_chosen_is_told():
     assert "by the training process itself" in describe_workers(0, False, False, "cpu")
     told = describe_workers(4, True, True, "cuda")
     assert "4 worker processes, kept from epoch to epoch, through pinned memory, beside cuda" in told
+
+
+@pytest.mark.parametrize(
+    ("per_image", "step", "workers", "cpus", "parts", "seconds"),
+    [
+        # 16 images a step; one process reads 50 a second.
+        (0.02, 1.0, 0, 8, ["it reads about 50.0", "takes 16.0", "24% of the time; --dataloader_num_workers 1 "], 1.32),
+        (0.02, 0.04, 0, 8, ["takes 400.0: reading is 89%", "--dataloader_num_workers 7 "], 0.36),
+        (0.02, 1.0, 0, 1, ["reading is 24% of the time"], 1.32),
+        (0.02, 1.0, 1, 8, ["the worker reads about 50.0", "keeps up"], 1.0),
+        (0.02, 0.04, 4, 16, ["4 workers read about 200.0", "waits 50%", "--dataloader_num_workers 8 "], 0.08),
+        (0.02, 0.04, 4, 4, ["waits 50% of the time, and all 4 CPUs read"], 0.08),
+    ],
+)
+def test_the_loader_is_compared_with_the_step(per_image, step, workers, cpus, parts, seconds):
+    told, found = compare_with_step(per_image, 16, step, workers, cpus)
+    assert all(part in told for part in parts), told
+    assert found == pytest.approx(seconds)
+    assert ("--dataloader_num_workers" in told) == ("--dataloader_num_workers" in str(parts))
+
+
+def test_reading_is_timed():
+    class Slow(torch.utils.data.Dataset):
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, index):
+            time.sleep(0.02)
+
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return (time.sleep(0.02) for _ in itertools.count())
+
+    for dataset in (Slow(), Endless()):
+        assert 0.02 <= seconds_per_image(dataset, most=4) < 0.2
