@@ -46,7 +46,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
@@ -58,6 +58,7 @@ import torch
 import transformers
 from PIL import Image
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvF
 from transformers import (
@@ -78,9 +79,12 @@ from data.output_paths import check_files_writable
 from data.preprocessing import EvaluationProtocol
 from data_utils import SegmentationDataset, load_segmentation_dataset
 from metrics_utils import IGNORE_INDEX
+from models.catalogue import MODELS
+from models.geometry import input_geometry
 from models.inference import predict_ids
 from models.loading import MIT_VARIANTS, load_model
 from models.losses import upsampled_cross_entropy
+from models.objectives import find_objective
 from reports.intervals import bootstrap_interval
 from training.arguments import SegmentationTrainingArguments
 from training.trainer import SegmentationTrainer
@@ -96,7 +100,10 @@ class BenchmarkArguments:
 
     command: str = field(
         default="",
-        metadata={"help": "train-step, evaluate, predict, export, data, or all: these, and mit-b2's step"},
+        metadata={
+            "help": "train-step, evaluate, predict, export, data, or all: these, and mit-b2's step; or models, which "
+            "measures what docs/models.md lists"
+        },
     )
     variant: str = field(
         default="mit-b0",
@@ -120,7 +127,7 @@ class BenchmarkArguments:
     folder: str = field(default="", metadata={"help": argparse.SUPPRESS})
 
     def __post_init__(self):
-        commands = (*MEASUREMENTS, "all")
+        commands = (*MEASUREMENTS, "models", "all")
         if self.command not in commands:
             given = (
                 f"{self.command} is none of them{nearest(self.command, commands)}" if self.command else "none given"
@@ -133,7 +140,8 @@ class BenchmarkArguments:
             raise UserError(f"--num_labels is {self.num_labels}; it must be 2 to {IGNORE_INDEX}")
         if self.dtype not in ROUNDING:
             raise UserError(f"--dtype is {self.dtype}; it must be {' or '.join(ROUNDING)}")
-        if self.variant not in MIT_VARIANTS and not Path(self.variant).exists():
+        known = {**MIT_VARIANTS, **MODELS} if self.command == "models" else MIT_VARIANTS
+        if self.variant not in known and not Path(self.variant).exists():
             raise UserError(f"--variant {self.variant} is neither a file nor one of {', '.join(MIT_VARIANTS)}")
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         devices = ["cpu", *([accelerator.type] if accelerator else [])]
@@ -402,10 +410,10 @@ def exported_prediction(args: BenchmarkArguments, ours: bool) -> Callable[[], tu
     else:
         free = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
         example = {"pixel_values": torch.zeros(2, 3, 128, 192)}
-        model.config.return_dict = False
-        program = torch.onnx.export(
-            model, (), kwargs=example, dynamo=True, dynamic_shapes={"pixel_values": free}, verbose=False
-        )
+        with torch.no_grad():
+            program = torch.onnx.export(
+                model, (), kwargs=example, dynamo=True, dynamic_shapes={"pixel_values": free}, verbose=False
+            )
         graph = program.model_proto
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -430,8 +438,7 @@ def measure_export(args: BenchmarkArguments) -> dict[str, dict]:
         found = same_pixels(args, stock[0], ours[0])
         return found | {"stock_output_mb": stock[1] / 2**20, "ours_output_mb": ours[1] / 2**20}
 
-    with torch.no_grad():
-        sides = [exported_prediction(args, ours) for ours in (False, True)]
+    sides = [exported_prediction(args, ours) for ours in (False, True)]
     return {"export": paired(*sides, args, compare)}
 
 
@@ -486,6 +493,86 @@ MEASUREMENTS = {
 }
 
 
+# ---- the models of docs/models.md -----------------------------------------------------------------------------------
+
+
+def one_model(args: BenchmarkArguments) -> PreTrainedModel:
+    """The model of `MODELS` that `--variant` names, with random weights."""
+    config = MODELS[args.variant].config()
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        return load_model(from_scratch=folder, id2label=class_names(args)).to(args.device)
+
+
+def model_step(args: BenchmarkArguments, ours: bool = True) -> Callable[[], None]:
+    """A training step, as the Trainer takes it: the model's objective, its gradient, AdamW."""
+    torch.manual_seed(SEED)
+    model = one_model(args).train()
+    side = input_geometry(model.config).fit(args.size)
+    objective, optimizer = find_objective(model), torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
+    labels = torch.randint(0, args.num_labels, (args.batch_size, 8, 8), device=args.device)
+    labels = labels.repeat_interleave(side // 8 + 1, 1).repeat_interleave(side // 8 + 1, 2)[:, :side, :side]
+    pixel_values = torch.randn(args.batch_size, 3, side, side, device=args.device)
+
+    def run() -> None:
+        inputs = objective.inputs({"pixel_values": pixel_values, "labels": labels}, None)
+        with autocast(args):
+            outputs = model(**{key: value for key, value in inputs.items() if key != "labels"})
+        objective.loss(outputs, labels, None).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run
+
+
+def multiply_adds(model: PreTrainedModel, size: int) -> float:
+    """Of the forward pass over one image of size x size, or the nearest that the architecture takes: of convolutions
+    and matrix products, which is what papers call FLOPs."""
+    side = input_geometry(model.config).fit(size)
+    model.set_attn_implementation("eager")  # whose products are counted on every device
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(pixel_values=torch.zeros(1, 3, side, side, device=next(model.parameters()).device))
+    return counter.get_total_flops() / 2
+
+
+def measure_models(args: BenchmarkArguments) -> dict[str, dict]:
+    """Parameters, multiply-adds and the memory of a training step of every model, weights, gradients and optimizer
+    included."""
+    rows = {}
+    for name in MODELS:
+        one = replace(args, variant=name)
+        model = one_model(one)
+        size = sum(parameter.numel() for parameter in model.parameters())
+        adds = multiply_adds(model, args.size)
+        del model
+        above = peak_memory(one, ("ours",))["ours_peak_mb"]
+        memory = None if above is None else above + 4 * size / 2**20
+        rows[name] = {"parameters": size, "multiply_adds": adds, "step_mb": memory}
+        print(f"{name}: {size / 1e6:.1f} M, {adds / 1e9:.1f} G, {memory or float('nan'):.0f} MiB", file=sys.stderr)
+    return rows
+
+
+def models_table(rows: dict[str, dict]) -> str:
+    """The rows as the Markdown table of docs/models.md."""
+    lines = [
+        "| | parameters | GFLOPs at 512² | mIoU on ADE20K | memory of a step | weights for commercial use? |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, row in rows.items():
+        model = MODELS[name]
+        memory = "out of memory" if row["step_mb"] is None else f"{row['step_mb'] / 1024:.1f} GiB"
+        cells = (
+            f"{name}: `{model.flags}`",
+            f"{row['parameters'] / 1e6:.1f} M",
+            f"{row['multiply_adds'] / 1e9:.0f}",
+            model.ade20k or "no published figure",
+            memory,
+            model.commercial,
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def rounding(args: BenchmarkArguments) -> tuple[float, float]:
     """Which entry of `ROUNDING` holds: on a GPU float32 may be TF32, with hardly more digits than bfloat16."""
     return ROUNDING[args.dtype if args.device == "cpu" else "bfloat16"]
@@ -519,12 +606,12 @@ def paired(stock: Callable, ours: Callable, args: BenchmarkArguments, agree: Cal
     }
 
 
-def peak_memory(args: BenchmarkArguments) -> dict[str, float | None]:
+def peak_memory(args: BenchmarkArguments, sides: Sequence[str] = ("stock", "ours")) -> dict[str, float | None]:
     """MiB that stock and ours take at most, each in a process of its own; None for one that dies, as of too little."""
     names = ("variant", "size", "batch_size", "num_labels", "dtype", "device", "images")
     options = [word for name in names for word in (f"--{name}", str(getattr(args, name)))]
     peaks = {}
-    for side in ("stock", "ours"):
+    for side in sides:
         command = [sys.executable, __file__, args.command, *options, "--peak_of", side]
         child = subprocess.run(command, capture_output=True, text=True)
         if child.returncode:
@@ -536,7 +623,8 @@ def peak_memory(args: BenchmarkArguments) -> dict[str, float | None]:
 
 def own_peak(args: BenchmarkArguments) -> float:
     """MiB that this process takes at most for the work of one side, above what is taken when all is loaded."""
-    run = MEASUREMENTS[args.command][1](args, ours=args.peak_of == "ours")
+    work = model_step if args.command == "models" else MEASUREMENTS[args.command][1]
+    run = work(args, ours=args.peak_of == "ours")
     if args.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -545,7 +633,7 @@ def own_peak(args: BenchmarkArguments) -> float:
             Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew
         before = resident_bytes("VmRSS")
     run()
-    if args.command == "train-step":
+    if args.command in ("train-step", "models"):
         run()  # the first has no optimizer state yet
     after = torch.cuda.max_memory_allocated() if args.device == "cuda" else resident_bytes("VmHWM")
     return (after - before) / 2**20
@@ -618,12 +706,14 @@ def main(argv: list[str] | None = None) -> dict:
         results = {"environment": environment(args), "options": options, "rows": {}}
         for part in ("environment", "options"):
             print(", ".join(f"{name} {value}" for name, value in results[part].items()), flush=True)
-        for command in MEASUREMENTS if args.command == "all" else [args.command]:
+        if args.command == "models":
+            results["rows"] = measure_models(args)
+        for command in MEASUREMENTS if args.command == "all" else {args.command} & MEASUREMENTS.keys():
             results["rows"] |= MEASUREMENTS[command][0](replace(args, command=command))
         if args.command == "all":
             step = measure_train_step(replace(args, command="train-step", variant="mit-b2"))
             results["rows"]["train-step, mit-b2"] = step["train-step"]
-    print(as_table(results["rows"]))
+    print(models_table(results["rows"]) if args.command == "models" else as_table(results["rows"]))
     for name, row in results["rows"].items():
         agreement = {
             key: value for key, value in row.items() if key.endswith(("_difference", "different_pixels", "_output_mb"))

@@ -49,7 +49,7 @@ from data.rare_classes import RareClassCrops
 from data.splitting import split_train
 from data.stored_masks import decode_mask
 from data.streaming import NO_CLASS_LIST, open_streams
-from data.synonyms import CLASS_LIST_FILES, POSSIBLE_CLASS_LIST_FILES, POSSIBLE_COCO_FILES
+from data.synonyms import CLASS_LIST_FILES, IGNORED_BY_FORMAT, POSSIBLE_CLASS_LIST_FILES, POSSIBLE_COCO_FILES
 from metrics_utils import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
@@ -265,8 +265,13 @@ def find_classes(
         if classes and args.id2label:
             named = {i: name for i, name in classes[0].items() if i != IGNORE_INDEX}, classes[1]
         return map_classes(mapping, args.label_map, class_map, named, ignore_values)
-    if args.merge_classes or args.drop_classes:
-        return edit_classes(class_map, args.merge_classes, args.drop_classes)
+    dropped = [*args.drop_classes]
+    void = IGNORED_BY_FORMAT.get(Path(own_list).name) if own_list else None
+    if void in class_map.label2id and void not in dropped:
+        logger.info(f"the class {void} of {own_list} is ignored, as its format says")
+        dropped.append(void)
+    if args.merge_classes or dropped:
+        return edit_classes(class_map, args.merge_classes, dropped)
     return class_map
 
 

@@ -17,7 +17,7 @@ that says something else than the model is refused. docs/export.md tells what is
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ import transformers
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvF
+from transformers import PreTrainedModel
 
 from checks.judge import prepare_dataset
 from cli_utils import (
@@ -142,7 +143,10 @@ def main(argv: list[str] | None = None) -> dict:
     class_map = find_class_map(args.model, model.config, image_processor, revision)
     evaluation_args.check_classes(class_map.num_labels, args.model)
     protocol = evaluation_protocol(model.config, image_processor, evaluation_args)
-    check_protocol(protocol)
+    check_protocol(protocol, model)
+    if protocol.output == "full logits":  # the stock network resizes them to the size shown, in the graph, too
+        vars(model).pop("forward", None)
+        protocol = replace(protocol, output="logits")
     logger.info(describe_model(model))
     logger.info(f"exported: {protocol.describe()}")
     dataset = evaluation_dataset(dataset_args, class_map, protocol, args.max_eval_samples)
@@ -196,8 +200,13 @@ def main(argv: list[str] | None = None) -> dict:
 # ---- images ---------------------------------------------------------------------------------------------------------
 
 
-def check_protocol(protocol: EvaluationProtocol) -> None:
+def check_protocol(protocol: EvaluationProtocol, model: PreTrainedModel) -> None:
     """Raises UserError for what is done around the network and cannot stand in a graph."""
+    if protocol.output == "queries":
+        raise UserError(
+            f"{model.config.model_type} predicts masks, whose scores are added up outside of the network: it cannot "
+            "be exported; predict.py and pipeline() run it as it is"
+        )
     if protocol.slide_crop or protocol.flip or protocol.scales != (1.0,):
         raise UserError(
             "--slide_crop, --eval_scales and --eval_flip show the network several images in the place of one, which "

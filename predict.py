@@ -10,6 +10,7 @@ folder that was given, without the extension:
     NAME.png            class of every pixel at the image's size: an indexed PNG in the annotation files' own values
     overlays/NAME.jpg   image and prediction side by side, with the names of the classes
     contact_sheet.png   a grid of these, at most 24
+    NAME.mp4            of a film (or NAME.mkv): the classes blended in, with its sound; needs PyAV (pip install av)
     NAME.tif            of a GeoTIFF, with rasterio: the same as the PNG, in its place on the earth, nodata kept as 255
 
 Where a name is no file name on every system, or two differ in capitals alone, a line says what they became. Files of
@@ -23,6 +24,7 @@ Photos are turned upright first, as their EXIF orientation says, and predictions
 evaluated with --slide_crop, --eval_scales and so on predicts as it was evaluated when it is given the same flags here.
 """
 
+import glob
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -50,7 +52,7 @@ from data.arguments import EvaluationArguments
 from data.image_files import read_channels
 from data.large_images import LargeImage, open_large
 from data.layouts import Tree
-from data.output_paths import check_writable, refuse_inputs
+from data.output_paths import check_writable, output_names, refuse_inputs
 from data.synonyms import IMAGE_EXTENSIONS
 from data.trial_pairing import masks_among
 from data.unread import describe_unread, unread_pictures
@@ -70,6 +72,7 @@ from reports.prediction_outputs import (
     without_small_areas,
 )
 from reports.predictions import prediction_files, write_predictions
+from reports.video import split_videos, video_file, write_video
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +115,9 @@ class PredictArguments:
     save_areas: bool = field(
         default=False, metadata={"help": "also write areas.csv: pixels, share and square metres by image and class"}
     )
+    video_frames: bool = field(
+        default=False, metadata={"help": "of films: also an indexed PNG of every frame, in NAME_frames"}
+    )
     save_polygons: str | None = field(
         default=None, metadata={"help": "geojson: also write NAME.geojson, the areas as polygons (needs rasterio)"}
     )
@@ -136,7 +142,7 @@ def find_images(inputs: list[Path], output_dir: Path) -> dict[str, Path]:
     if not inputs:
         raise UserError("no images: name files or folders")
     images = {}
-    for source in inputs:
+    for source in _expanded(inputs):
         if source.is_dir():
             if output_dir.resolve().is_relative_to(source.resolve()):
                 raise UserError(f"--output_dir {output_dir} lies in the input folder {source}; give one outside it")
@@ -153,6 +159,13 @@ def find_images(inputs: list[Path], output_dir: Path) -> dict[str, Path]:
                 )
     prediction_files(list(images), output_dir, [output_dir / CONTACT_SHEET], images.values())
     return images
+
+
+def _expanded(inputs: list[Path]) -> Iterator[Path]:
+    """Patterns as photos/*.jpg, where no shell has seen them, become what they match, sorted."""
+    for source in inputs:
+        matches = sorted(glob.glob(str(source), recursive=True)) if glob.has_magic(str(source)) else []
+        yield from [source] if source.exists() or not matches else map(Path, matches)
 
 
 def _images_in(folder: Path) -> list[tuple[str, Path]]:
@@ -203,6 +216,20 @@ def check_outputs(images: dict[str, Path], output_dir: Path) -> None:
     refuse_inputs([*others, output_dir / AREAS], images.values(), "--output_dir")
 
 
+def film_files(videos: list[Path], output_dir: Path) -> dict[Path, Path]:
+    """Film → the film with its classes.
+
+    Raises:
+        UserError: PyAV is missing, or a film would be replaced.
+    """
+    if videos:
+        check_installed("a film", "av")
+    names = output_names([path.stem for path in videos])
+    films = {path: video_file(path, output_dir, name) for path, name in zip(videos, names, strict=True)}
+    refuse_inputs(films.values(), videos, "--output_dir")
+    return films
+
+
 def files_there(images: dict[str, Path], output_dir: Path) -> set[int]:
     """Positions of the images whose files are there already; says how many."""
     files = prediction_files(list(images), output_dir, [output_dir / CONTACT_SHEET])
@@ -239,7 +266,9 @@ def main(argv: list[str] | None = None) -> list[Path]:
         (PredictArguments, EvaluationArguments), argv, description=__doc__, positional="inputs"
     )
     set_up_logging()
-    images = find_images(args.inputs, args.output_dir)
+    videos, inputs = split_videos(args.inputs)
+    films = film_files(videos, args.output_dir)
+    images = find_images(inputs, args.output_dir) if inputs or not videos else {}
     check_outputs(images, args.output_dir)
     check_writable(args.output_dir, "--output_dir", is_folder=True)
     device = find_device(args.device)
@@ -288,6 +317,10 @@ def main(argv: list[str] | None = None) -> list[Path]:
         except UserError as error:
             unreadable.append(str(error))
 
+    def tidy(ids):
+        ids = ids.to(torch.uint8)
+        return torch.from_numpy(without_small_areas(ids.numpy(), args.min_area)) if args.min_area else ids
+
     def predict_and_tidy(image):
         place = places[max(places)]  # of the image that was read last
         if isinstance(image, LargeImage):
@@ -297,12 +330,10 @@ def main(argv: list[str] | None = None) -> list[Path]:
                     "--save_polygons need the whole: leave them out for images of this size"
                 )
             return with_nodata(predict(image), place)
-        ids = predict(image).to(torch.uint8)
+        ids = predict(image)
         if args.save_confidence:
             confidences.append(predict_confidence(network, image, protocol, ids))
-        if args.min_area:
-            ids = torch.from_numpy(without_small_areas(ids.numpy(), args.min_area))
-        return next(iter(with_nodata([ids], place)))
+        return next(with_nodata([tidy(ids)], place))
 
     def also(index: int, png: Path):
         place = places[index]
@@ -319,8 +350,20 @@ def main(argv: list[str] | None = None) -> list[Path]:
     contact_sheet = args.output_dir / CONTACT_SHEET
     try:
         written = write_predictions(
-            list(images), read, predict_and_tidy, class_map, args.output_dir, contact_sheet, inputs=paths, also=also
+            list(images),
+            read,
+            predict_and_tidy,
+            class_map,
+            args.output_dir,
+            contact_sheet,
+            inputs=paths,
+            also=also,
+            unreadable=unreadable,
         )
+        for film, target in films.items():
+            if not (args.skip_existing and target.is_file()):
+                frames = target.with_name(f"{target.stem}_frames") if args.video_frames else None
+                write_video(film, target, lambda image: tidy(predict(image)), class_map, frames)
         if args.save_areas:
             areas.save(args.output_dir / AREAS, gather_object(areas.rows))
     except WriteError as error:
@@ -329,7 +372,8 @@ def main(argv: list[str] | None = None) -> list[Path]:
         ) from None
     if unreadable:
         sys.exit(f"error: {len(unreadable)} of {len(images)} files were skipped: {shorten(unreadable)}")
-    return [*(png for png, _ in written), *(overlay for _, overlay in written), *([contact_sheet] if written else [])]
+    sheet = [contact_sheet] if written else []
+    return [*(png for png, _ in written), *(overlay for _, overlay in written), *sheet, *films.values()]
 
 
 if __name__ == "__main__":

@@ -56,11 +56,13 @@ from models.adapters import add_lora, enable_activation_checkpointing, freeze_en
 from models.image_processor import load_image_processor, save_processor_config
 from models.inference import evaluation_protocol
 from models.loading import describe_model, find_config, load_model, load_trained_model
+from models.universal import check_flags_of_masks
 from reports.intervals import bootstrap_interval, save_per_image
 from reports.model_card import write_model_card
 from reports.predictions import prediction_files, write_predictions
 from reports.publishing import check_hub_access, push_run
 from reports.run_record import RunPage, evaluated_images, new_record
+from training.annealing import find_phases
 from training.arguments import PLAN_FILE, Arguments, SegmentationTrainingArguments
 from training.batches import check_batches
 from training.checkpoints import check_same_run, check_steps, started_with
@@ -68,6 +70,7 @@ from training.divergence import SKIPPED, skipped_steps
 from training.dry_run import dry_run
 from training.idle_flags import idle_flags
 from training.interruption import Interruption
+from training.optimizer import check_layer_decay
 from training.output_folder import (
     NEW_RUN,
     check_room,
@@ -102,7 +105,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         set_seed(args.training.seed)
         repo_id = open_repository(args)
         config, image_processor, transform = find_model(args)
-        protocol = transform.protocol
+        annealing_phases, protocol = check_model(config, args), transform.protocol
 
         # Data. The main process prepares it, the others read its cache.
         with args.training.main_process_first(desc="preparing the dataset"):
@@ -147,9 +150,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             losses=args.loss.names,
             class_weights=class_weights,
             head_lr_multiplier=args.optimization.head_lr_multiplier,
+            layer_decay=args.optimization.layer_decay,
+            encoder_warmup_steps=args.optimization.encoder_warmup_steps,
+            annealing_phases=annealing_phases,
             ema_decay=args.optimization.ema_decay,
             record=started_with(args, train_split, class_weights),
             replaced=replaced_files(output_dir, args),
+            void_in_masks=args.loss.void_in_masks or "background",
             skip_nonfinite=args.optimization.skip_nonfinite,
             callbacks=[EarlyStoppingCallback(patience)] if patience else None,
         )
@@ -218,9 +225,9 @@ def planned(args: Arguments, argv: list[str] | None, output_dir: Path) -> Argume
 def find_model(args: Arguments) -> tuple[PretrainedConfig, ImageProcessingMixin, TrainTransform]:
     """The model's configuration, its image processor, and how training images are made for it; the transform's
     protocol says how images are evaluated."""
-    config = find_config(*args.model.location)
+    config = find_config(**args.model.location, image_size=args.evaluation.image_size)
     image_processor = load_image_processor(
-        *args.model.location, args.evaluation.image_size, num_channels=args.dataset.num_channels
+        **args.model.location, image_size=args.evaluation.image_size, num_channels=args.dataset.num_channels
     )
     protocol = evaluation_protocol(config, image_processor, args.evaluation, args.augmentation.crop_size)
     # Random transforms happen as training images are drawn; evaluation images keep their own size.
@@ -239,6 +246,20 @@ def open_repository(args: Arguments) -> str | None:
     return check_hub_access(
         training.hub_model_id, args.token, training.output_dir, training.hub_private_repo, training.hub_revision
     )
+
+
+def check_model(config: PretrainedConfig, args: Arguments) -> list[tuple[int, int]] | None:
+    """Raises UserError for flags that do not fit the architecture; returns EoMT's annealing, if it was given."""
+    check_layer_decay(config, args.optimization.layer_decay)
+    check_flags_of_masks(
+        config,
+        args.loss.names,
+        args.loss.class_weights,
+        args.training.label_smoothing_factor,
+        args.model.single_logit,
+        args.loss.void_in_masks,
+    )
+    return find_phases(config, args.optimization.mask_annealing_starts, args.optimization.mask_annealing_ends)
 
 
 def prepare(data: Data, class_map: ClassMap, args: Arguments) -> tuple[DatasetDict, list[Finding] | None]:
@@ -338,13 +359,13 @@ def build_model(args: Arguments, class_map: ClassMap) -> PreTrainedModel:
             args.model.source, args.model.fused_ops, class_map.id2label, args.model.model_revision
         )
     model = load_model(
-        args.model.source,
-        class_map.id2label,
-        args.model.fused_ops,
-        args.model.from_scratch,
-        args.model.single_logit,
-        args.dataset.num_channels,
-        args.model.model_revision,
+        **args.model.location,
+        image_size=args.evaluation.image_size,
+        id2label=class_map.id2label,
+        fused_ops=args.model.fused_ops,
+        single_logit=args.model.single_logit,
+        num_channels=args.dataset.num_channels,
+        **args.model.overrides,
     )
     model.config.segmentation_label_map = class_map.to_config()
     if args.optimization.freeze_encoder:

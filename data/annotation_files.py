@@ -160,17 +160,22 @@ def _split_of_words(path: Path, parts: tuple[str, ...], tree: Tree) -> str:
 
 
 class PictureFinder:
-    """Finds pictures by the name of their file, wherever they lie, if there is but one in the split."""
+    """Finds pictures by the name of their file, wherever they lie, if there is but one in the split; by its letters
+    alone if no file has its capitals."""
 
     def __init__(self, tree: Tree):
         self.by_name: dict[str, list[Picture]] = defaultdict(list)
         self.by_stem: dict[str, list[Picture]] = defaultdict(list)
+        self.folded: dict[tuple[bool, str], list[Picture]] = defaultdict(list)
         for picture in tree.pictures:
             self.by_name[picture.path.name].append(picture)
             self.by_stem[picture.stem].append(picture)
+            for by_stem, name in ((False, picture.path.name), (True, picture.stem)):
+                self.folded[by_stem, name.casefold()].append(picture)
 
     def find(self, name: str, split: str | None, by_stem: bool = False) -> Path | None:
         found = (self.by_stem if by_stem else self.by_name).get(name, [])
+        found = found or self.folded.get((by_stem, name.casefold()), [])
         if len(found) > 1:
             found = [picture for picture in found if (picture.place.split or "train") == split]
         return found[0].path if len(found) == 1 else None
@@ -387,7 +392,7 @@ def _find_image(file_name: str, folders: list[Path], finder: PictureFinder, spli
             for folder in folders:
                 if os.path.isfile(folder / wanted):
                     return split_extension(wanted.as_posix())[0], folder / wanted
-    path = finder.find(stated.name, split)
+    path = next(filter(None, (finder.find(name, split) for name in names_of_upload(stated.name))), None)
     if path is None and stated.name:  # a panoptic file may name images like its PNG files
         path = finder.find(stated.stem, split, by_stem=True)
     return (stated.stem, path) if path else None
@@ -741,6 +746,11 @@ def _is_task(number) -> bool:
     return re.fullmatch(r"[0-9]{1,18}", str(number)[:20]) is not None
 
 
+def names_of_upload(name: str) -> list[str]:
+    """What Label Studio calls a file, and what it was called before: uploads get eight digits and a dash in front."""
+    return [name, name[9:]] if re.match(r"[0-9a-f]{8}-.", name) else [name]
+
+
 def _task_pictures(tree: Tree) -> dict[int, list[str]]:
     """Task → names that its picture may have, from JSON exports of the project."""
     found: dict[int, list[str]] = {}
@@ -753,8 +763,7 @@ def _task_pictures(tree: Tree) -> dict[int, list[str]]:
                 stated = [value for value in entry["data"].values() if isinstance(value, str)]
                 names = [Path(value.replace("\\", "/").partition("&")[0]).name for value in stated]
                 names = [name.partition("?d=")[2] or name for name in names]
-                # Uploaded files get eight digits and a dash in front.
-                names += [name.partition("-")[2] for name in names if len(name.partition("-")[0]) == 8]
+                names = [other for name in names for other in names_of_upload(name)]
                 pictures = [name for name in names if split_extension(name)[1] in IMAGE_EXTENSIONS]
                 found[int(entry["id"])] = pictures
     return found

@@ -138,7 +138,8 @@ SENTENCES = {
     ),
     Problem.PHOTO: (
         "mask/masks looks/look like a photograph",
-        "are images and masks swapped? If these are masks, export again as PNG, without compression or smoothing",
+        "are images and masks swapped? Then --images and --masks with each other's folder; if these are masks, export "
+        "again as PNG, without compression or smoothing",
     ),
 }
 

@@ -31,6 +31,10 @@ LARGE_PIXELS = Image.MAX_IMAGE_PIXELS
 BAND_BYTES = 2**25
 
 
+class UnreadableRows(UserError):
+    """Some rows of an image cannot be decoded, which shows when it is nearly done."""
+
+
 @dataclass(frozen=True)
 class LargeImage:
     """size: height and width. read: first and last row (exclusive) → uint8 (C, rows, width)."""
@@ -114,7 +118,7 @@ def _open_raster(path: Path, size: tuple[int, int], num_channels: int) -> LargeI
             with rasterio.Env(GDAL_CACHEMAX=cache):
                 return torch.from_numpy(raster.read(bands, window=Window(0, first, size[1], stop - first)))
         except rasterio.errors.RasterioError as error:
-            raise UserError(f"{path} (rows {first} to {stop}: {one_line(error)})") from None
+            raise UnreadableRows(f"{path} (rows {first} to {stop}: {one_line(error)})") from None
 
     return LargeImage(size, num_channels, read)
 

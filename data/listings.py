@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -154,10 +155,37 @@ def _split_column(rows: Sequence[dict]) -> str | None:
 
 def _path(file: Path, cell: str, outer: int = 0) -> Path:
     """outer: so many folders are left out in front."""
-    if outer:
-        return file.parent.joinpath(*_folders_and_name(cell)[outer:])
-    path = file.parent / cell
-    return path if os.path.isfile(path) or "\\" not in cell else file.parent / cell.replace("\\", "/")
+    parts = _folders_and_name(cell)[outer:]
+    stated = [file.parent.joinpath(*parts)] if outer else [file.parent / cell, file.parent / cell.replace("\\", "/")]
+    found = next((path for path in stated if os.path.isfile(path)), None)
+    if found is None and (outer or not Path(cell).is_absolute()):
+        found = _in_other_capitals(file.parent, parts)
+    return found or stated[0]
+
+
+def _in_other_capitals(folder: Path, parts: Sequence[str]) -> Path | None:
+    """The file whose path differs in capitals alone, as on Windows, where they do not count."""
+    path = folder
+    for part in parts:
+        if not os.path.lexists(path / part):
+            try:
+                names = _spellings(str(path), os.stat(path).st_mtime_ns).get(part.casefold(), [])
+            except (OSError, ValueError):
+                return None
+            if len(names) != 1:
+                return None
+            [part] = names
+        path = path / part
+    return path if os.path.isfile(path) else None
+
+
+@lru_cache(maxsize=64)
+def _spellings(folder: str, changed: int) -> dict[str, list[str]]:
+    """Names in a folder, by their letters. changed: when it was, as a part of the cache's key."""
+    names = defaultdict(list)
+    for name in os.listdir(folder):
+        names[name.casefold()].append(name)
+    return names
 
 
 def _folders_and_name(cell: str) -> list[str]:
@@ -293,11 +321,11 @@ class ListReader:
         """images: with their names."""
         self.images: dict[str, list[Picture]] = defaultdict(list)
         for picture, name in images:
-            for key in {name, *self._keys(picture)}:
+            for key in self._spelled({name, *self._keys(picture)}):
                 self.images[key].append(picture)
         self.masks: dict[str, list[Picture]] = defaultdict(list)
         for picture in masks:
-            for key in set(self._keys(picture)):
+            for key in self._spelled(self._keys(picture)):
                 self.masks[key].append(picture)
 
     @staticmethod
@@ -333,11 +361,14 @@ class ListReader:
         return None
 
     @staticmethod
+    def _spelled(keys: Iterable[str]) -> set[str]:
+        """With a line break in front, which no line has, in small letters: for names that differ in capitals alone."""
+        return {spelled for key in keys for spelled in (key, "\n" + key.casefold())}
+
+    @staticmethod
     def _find(files: dict[str, list[Picture]], text: str) -> Picture | None:
         """By the whole path, or without the folders of another machine."""
         parts = [part for part in text.strip("\"' ").replace("\\", "/").split("/") if part not in ("", ".", "..")]
-        for start in range(len(parts)):
-            hits = files.get("/".join(parts[start:]), [])
-            if len(hits) == 1:
-                return hits[0]
-        return None
+        names = ["/".join(parts[start:]) for start in range(len(parts))]
+        hits = (files.get(name, []) for name in [*names, *("\n" + name.casefold() for name in names)])
+        return next((found[0] for found in hits if len(found) == 1), None)

@@ -41,6 +41,11 @@ class EvaluationProtocol:
         scales: test-time augmentation, factors on the short side; published: 0.75, 0.875, 1, 1.125, 1.25 (NVlabs) or
             0.5, 0.75, 1, 1.25, 1.5, 1.75 (mmsegmentation).
         flip: test-time augmentation, every scale also mirrored.
+        even_windows: windows lie at equal distances, as few as cover a side, instead of at steps of `slide_stride`
+            (EoMT).
+        output: what the network gives and how it is resized: "logits", to the original size; "full logits", to the
+            size that was shown and then to the original one (UperNet); "queries", masks to the size that was shown,
+            and the pixels' scores that they add up to from there to the original one (`models.mask_scores`).
         threshold: for models of two classes, the probability above which a pixel is given the second one. It moves
             predictions alone, never the loss.
 
@@ -58,6 +63,8 @@ class EvaluationProtocol:
     slide_stride: int | None = None
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
+    even_windows: bool = False
+    output: str = "logits"
     threshold: float = 0.5
 
     def __post_init__(self):
@@ -167,6 +174,12 @@ class EvaluationProtocol:
         """
         if self.slide_crop is None:
             return [slice(0, side)]
+        if self.even_windows:
+            # Source: tue-mps/eomt, training/lightning_module.py, `window_imgs_semantic`.
+            count = math.ceil(side / self.slide_crop)
+            overlap = (count * self.slide_crop - side) / max(1, count - 1)
+            starts = [int(index * (self.slide_crop - overlap)) for index in range(count)]
+            return [slice(start, min(side, start + self.slide_crop)) for start in starts]
         count = max(0, math.ceil((side - self.slide_crop) / self.slide_stride)) + 1
         stops = [min(side, i * self.slide_stride + self.slide_crop) for i in range(count)]
         return [slice(max(0, stop - self.slide_crop), stop) for stop in stops]
@@ -213,16 +226,18 @@ class EvaluationProtocol:
             resize = f"image resized to {self.short_side}x{self.short_side}"
         else:
             resize = (
-                f"short side {self.short_side} (long side at most {MAX_ASPECT_RATIO * self.short_side}), aspect kept, "
-                f"sides rounded up to a multiple of {self.size_divisor}"
+                f"short side {self.short_side} (long side at most {MAX_ASPECT_RATIO * self.short_side}), aspect kept"
             )
+            if self.size_divisor > 1:
+                resize += f", sides rounded up to a multiple of {self.size_divisor}"
         if self.slide_crop and self.square:
-            resize += f" and to at least {self.slide_crop}"
+            resize += f"{' and to' if self.size_divisor > 1 else ', sides'} at least {self.slide_crop}"
         view = "whole image in one pass"
+        scores = "scores" if self.output == "queries" else "logits"
         if self.slide_crop:
+            places = "at equal distances" if self.even_windows else f"with stride {self.slide_stride}"
             view = (
-                f"sliding window {self.slide_crop}x{self.slide_crop} with stride {self.slide_stride}, logits averaged "
-                "where windows overlap"
+                f"sliding window {self.slide_crop}x{self.slide_crop} {places}, {scores} averaged where windows overlap"
             )
         augmentation = "no test-time augmentation"
         if self.flip or self.scales != (1.0,):
@@ -232,8 +247,14 @@ class EvaluationProtocol:
                 f"{', each also mirrored' if self.flip else ''} ({passes} pass{'es' if passes > 1 else ''})"
             )
         threshold = "" if self.threshold == 0.5 else f"; second class above a probability of {self.threshold:g}"
+        resized = {
+            "logits": "logits resized bilinearly to the original size",
+            "full logits": "logits resized bilinearly to the size shown, then to the original size",
+            "queries": "masks resized bilinearly to the size shown, the scores they add up to (softmax of classes x "
+            "sigmoid of masks) to the original size; the loss is -log of the label's share of the scores",
+        }[self.output]
         return (
-            f"{resize}; {view}; logits resized bilinearly to the original size; one confusion matrix "
+            f"{resize}; {view}; {resized}; one confusion matrix "
             f"over all images, label {IGNORE_INDEX} ignored; {augmentation}{threshold}"
         )
 

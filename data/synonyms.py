@@ -25,7 +25,9 @@ UNREAD_EXTENSIONS = {
         ".exr .hdr .dds .psd .svg .avif .jxl .jpf .img .jpe .tga .czi .nd2 .svs".split(), "convert them to PNG"
     ),
     **dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"), "develop them to JPEG or PNG"),
-    **dict.fromkeys((".mp4", ".avi", ".mov", ".mkv", ".webm"), "extract their frames"),
+    **dict.fromkeys(
+        (".mp4", ".avi", ".mov", ".mkv", ".webm"), "extract their frames (predict.py takes films by name)"
+    ),
 }
 # What operating systems, network drives and archives leave behind, besides all that begins with a dot.
 LITTER = {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information"}
@@ -173,3 +175,5 @@ CLASS_COLUMNS = {
     "b": ("b", "blue"),
 }
 IGNORED_CLASS_NAMES = ("__ignore__",)
+# Class lists whose format says that a class of this name is none → the name.
+IGNORED_BY_FORMAT = {"dataset.json": "ignore"}  # nnU-Net

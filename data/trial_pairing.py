@@ -360,7 +360,8 @@ def rules_for(images: Sequence[Entry], masks: Sequence[Entry], is_one_folder: bo
         of_images += _guesses(image_stems, {entry.picture.stem for entry in masks}, support)
         rules = [Rule("", "", *affix) for affix in of_masks] + [Rule(*affix) for affix in of_images]
     rules += [Rule(*image, *mask) for image in of_images for mask in of_masks]
-    has_extension = any(f".{stem.rpartition('.')[2].lower()}" in IMAGE_EXTENSIONS for stem in mask_stems)
+    ends = (re.findall(r"\.[a-z0-9]+", stem.lower()) for stem in mask_stems)  # a.jpg of a.jpg.png, a.jpg___fuse.png
+    has_extension = any(IMAGE_EXTENSIONS.intersection(found) for found in ends)
     plain = [Rule("", "", *affix) for affix in [("", ""), *of_masks]]
     rules += [rule._replace(takes_extension=True) for rule in plain] * has_extension
     rules += _rules_of_words(image_stems, mask_stems) if not is_one_folder else []
@@ -536,8 +537,16 @@ def described_unclear(candidate: Candidate) -> str:
                 return f"{first.picture.path.parent} holds {names}, which differ in the extension alone"
     several, one = (images, masks) if len(images) > 1 else (masks, images)
     listed = " and ".join("/".join((*entry.picture.parts, entry.picture.path.name)) for entry in several[:2])
+    pairs = [(entry, one[0]) if several is images else (one[0], entry) for entry in several[:2]]
+    flags = [f"--images {_quoted(_for_all_splits(a))} --masks {_quoted(_for_all_splits(b))}" for a, b in pairs]
+    advice = "; masks of one class each must be joined into one first" if several is masks else ""
     return (
         f"{listed} have one name, so which of them belongs to "
-        f"{'/'.join((*one[0].picture.parts, one[0].picture.path.name))} cannot be told: say where to look with "
-        "--images and --masks, or give both the same folders"
+        f"{'/'.join((*one[0].picture.parts, one[0].picture.path.name))} cannot be told: {', or '.join(flags)}{advice}"
     )
+
+
+def _for_all_splits(entry: Entry) -> str:
+    """The folder of a picture, with * for the name of its split."""
+    place = entry.picture.place
+    return "/".join("*" if name in place.split_names else name for name in entry.picture.parts) or "."

@@ -14,9 +14,10 @@ from types import MethodType
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForSemanticSegmentation, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from cli_utils import UserError
+from models.configurations import config_parts, new_model
 
 # What transformers' vision models call the layers that make queries and values.
 LORA_TARGETS = ("q_proj", "v_proj", "query", "value")
@@ -26,10 +27,20 @@ ADAPTERS_FILE = "adapters.safetensors"
 _BASE_LAYER, _LORA_A = ".base_layer.", ".lora_A.default.weight"
 
 
-def encoder_name(model: PreTrainedModel) -> str:
-    """Name of the module that is the encoder; everything else is the head."""
+def encoder_names(model: PreTrainedModel) -> tuple[str, ...]:
+    """Names of the modules that are the encoder, mostly one; everything else is the head."""
+    kind = model.config.model_type
+    if kind.startswith("eomt"):  # its queries go through the layers of the ViT
+        return "embeddings", "layers", "layernorm"
+    if kind in ("mask2former", "maskformer"):  # the base model has the decoders, too
+        return ("model.pixel_level_module.encoder",)
     # UperNet names no base model.
-    return model.base_model_prefix or "backbone"
+    return (model.base_model_prefix or "backbone",)
+
+
+def encoder_modules(model: PreTrainedModel) -> list[nn.Module]:
+    """The modules of `encoder_names`."""
+    return [model.get_submodule(name) for name in encoder_names(model)]
 
 
 def freeze_encoder(model: PreTrainedModel) -> PreTrainedModel:
@@ -39,12 +50,12 @@ def freeze_encoder(model: PreTrainedModel) -> PreTrainedModel:
     path of the encoder off. Where no tensor requires a gradient autograd keeps no activations, so the encoder costs
     what it costs in inference.
     """
-    encoder = model.get_submodule(encoder_name(model))
-    encoder.requires_grad_(False)
-    # A method of the instance: transformers looks up what it knows of a model by the name of its class, which a
-    # subclass would change.
-    encoder.train = MethodType(_stay_in_evaluation_mode, encoder)
-    encoder.eval()
+    for encoder in encoder_modules(model):
+        encoder.requires_grad_(False)
+        # A method of the instance: transformers looks up what it knows of a model by the name of its class, which a
+        # subclass would change.
+        encoder.train = MethodType(_stay_in_evaluation_mode, encoder)
+        encoder.eval()
     return model
 
 
@@ -58,6 +69,9 @@ def enable_activation_checkpointing(model: PreTrainedModel) -> None:
     Raises:
         UserError: the architecture has no support for it.
     """
+    if "backbone" in dict(model.named_children()):
+        # UperNet says that it cannot, whatever its backbone can.
+        model.supports_gradient_checkpointing = model.backbone.supports_gradient_checkpointing
     try:
         model.activation_checkpointing_enable()
     except ValueError:
@@ -85,19 +99,25 @@ def add_lora(model: PreTrainedModel, r: int) -> PreTrainedModel:
         raise UserError("--lora_r needs peft, which is not installed: pip install peft") from None
     if r < 1:
         raise UserError(f"--lora_r is {r}; it must be at least 1, as in 8")
-    encoder = model.get_submodule(encoder_name(model))
-    targets = [
-        name
-        for name, module in encoder.named_modules()
-        # Layers that do not reach the logits are frozen already; adapters there would never get a gradient.
-        if name.split(".")[-1] in LORA_TARGETS and isinstance(module, nn.Linear) and module.weight.requires_grad
-    ]
-    if not targets:
+    encoders = encoder_modules(model)
+    found = 0
+    for encoder in encoders:
+        targets = [
+            name
+            for name, module in encoder.named_modules()
+            # Layers that do not reach the logits are frozen already; adapters there would never get a gradient.
+            if name.split(".")[-1] in LORA_TARGETS and isinstance(module, nn.Linear) and module.weight.requires_grad
+        ]
+        found += len(targets)
+        if targets:
+            inject_adapter_in_model(LoraConfig(r=r, lora_alpha=r, target_modules=targets), encoder)
+        else:
+            encoder.requires_grad_(False)
+    if not found:
         raise UserError(
-            f"--lora_r: no layers for attention's queries and values are known in {type(encoder).__name__}; leave the "
-            "flag out, or train the head alone with --freeze_encoder"
+            f"--lora_r: no layers for attention's queries and values are known in {type(encoders[0]).__name__}; leave "
+            "the flag out, or train the head alone with --freeze_encoder"
         )
-    inject_adapter_in_model(LoraConfig(r=r, lora_alpha=r, target_modules=targets), encoder)
     return model
 
 
@@ -112,7 +132,8 @@ def merge_lora(model: PreTrainedModel) -> PreTrainedModel:
         for name in layers:
             model.set_submodule(name, model.get_submodule(name).get_base_layer())
         model.load_state_dict(merged)
-        del model.get_submodule(encoder_name(model)).peft_config
+        for encoder in encoder_modules(model):
+            vars(encoder).pop("peft_config", None)
     return model
 
 
@@ -173,12 +194,6 @@ def _plain(key: str) -> str:
 # ---- channels -------------------------------------------------------------------------------------------------------
 
 
-def config_parts(config: PretrainedConfig) -> list[PretrainedConfig]:
-    """The configuration, and that of its backbone if it has one."""
-    parts = [config, *(getattr(config, name) for name in config.sub_configs_defaults)]
-    return [part for part in parts if part is not None]
-
-
 def set_num_channels(config: PretrainedConfig, num_channels: int) -> None:
     """Sets how many channels images have, in place.
 
@@ -206,7 +221,7 @@ def with_channels(model: PreTrainedModel, num_channels: int) -> PreTrainedModel:
     """
     config = copy.deepcopy(model.config)
     set_num_channels(config, num_channels)
-    grown = AutoModelForSemanticSegmentation.from_config(config, dtype=torch.float32, trust_remote_code=False).eval()
+    grown = new_model(config).eval()
     state = model.state_dict()
     changed = [key for key, tensor in grown.state_dict().items() if tensor.shape != state[key].shape]
     if not changed:

@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass, field
 
-from cli_utils import UserError
+from cli_utils import UserError, nearest
+
+# The names that `models.backbones` and `models.universal` know, which import torch.
+HEADS = ("upernet", "dpt", "mask2former", "eomt")
+VOID = ("background", "ignore")
 
 
 @dataclass
@@ -23,6 +27,24 @@ class ModelArguments:
             "metavar": "VARIANT_OR_FILE",
         },
     )
+    backbone: str | None = field(
+        default=None,
+        metadata={
+            "help": "instead: Hub id or folder of a pretrained backbone (DINOv2, DINOv3, Swin, ConvNeXt …), which is "
+            "given a fresh head",
+            "metavar": "ID_OR_DIR",
+        },
+    )
+    head: str | None = field(
+        default=None,
+        metadata={
+            "help": "of --backbone: upernet or mask2former, which take any, dpt (DINOv2, BEiT) or eomt (DINOv3)"
+        },
+    )
+    drop_path_rate: float | None = field(
+        default=None,
+        metadata={"help": "how often training leaves out a layer of the encoder; the model's own if left out"},
+    )
     fused_ops: bool = field(
         default=True, metadata={"help": "use the exact speed-ups of the decode head, the loss and the evaluation"}
     )
@@ -33,16 +55,36 @@ class ModelArguments:
     def __post_init__(self):
         if self.model_revision is not None and self.from_scratch:
             raise UserError("--model_revision is of a pretrained model, and --from_scratch starts without one")
+        if self.drop_path_rate is not None and not 0 <= self.drop_path_rate < 1:
+            raise UserError(
+                f"--drop_path_rate is {self.drop_path_rate:g}; it must be at least 0 and below 1, as in 0.1"
+            )
+        if self.head is not None and self.head not in HEADS:
+            raise UserError(f"--head {self.head}{nearest(self.head, HEADS)} is none of {', '.join(HEADS)}")
+        if self.head and not self.backbone:
+            raise UserError(f"--head {self.head} goes on a backbone: name one with --backbone")
+        if self.backbone and not self.head:
+            raise UserError(f"--backbone {self.backbone} needs a head: --head {' or --head '.join(HEADS)}")
 
     @property
-    def location(self) -> tuple[str, str | None, str | None]:
-        """Where the model comes from: `source`, what it is to be built from instead, and the revision."""
-        return self.source, self.from_scratch, self.model_revision
+    def location(self) -> dict[str, str | None]:
+        """Where the model comes from, as `models.loading.load_model` and `find_config` take it."""
+        return {
+            "name_or_path": self.source,
+            "from_scratch": self.from_scratch,
+            "revision": self.model_revision,
+            "head": self.head,
+        }
+
+    @property
+    def overrides(self) -> dict[str, float]:
+        """Fields of the model's configuration that are to differ from what it says."""
+        return {} if self.drop_path_rate is None else {"drop_path_rate": self.drop_path_rate}
 
     @property
     def source(self) -> str:
-        """The pretrained model: what was asked for, or MiT-B0."""
-        return self.model_name_or_path or "nvidia/mit-b0"
+        """The pretrained model or backbone: what was asked for, or MiT-B0."""
+        return self.backbone or self.model_name_or_path or "nvidia/mit-b0"
 
 
 @dataclass
@@ -60,7 +102,17 @@ class LossArguments:
         },
     )
 
+    void_in_masks: str | None = field(
+        default=None,
+        metadata={
+            "help": "of models that predict masks: pixels without a label are background (outside of every mask, as "
+            "published; the default) or ignore (no point of the loss lies there)"
+        },
+    )
+
     def __post_init__(self):
+        if self.void_in_masks not in (None, *VOID):
+            raise UserError(f"--void_in_masks is {self.void_in_masks}; it must be {' or '.join(VOID)}")
         if self.loss == "ce":
             return
         from models.losses import WEIGHTED  # imports torch

@@ -32,7 +32,8 @@ class _RowsOfWindows:
 
     @property
     def is_whole(self) -> bool:
-        return len(self.rows) == len(self.columns) == 1
+        """Whether logits are resized once; else to the pixels that were shown, and from there to the image."""
+        return len(self.rows) == len(self.columns) == 1 and self.protocol.output == "logits"
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -90,8 +91,14 @@ def predict_bands(model, image: LargeImage, protocol: EvaluationProtocol) -> Ite
     """Training ids, integer (n, W) on the CPU, of some rows of an image after the other.
 
     Raises:
-        UserError: a protocol of several passes over the image, which would have to be held together.
+        UserError: a protocol of several passes over the image, which would have to be held together, or a model that
+            predicts masks.
     """
+    if protocol.output == "queries":
+        raise UserError(
+            "a model that predicts masks needs the whole image at once, and this one is read in bands: take a model "
+            "that classifies pixels for images of this size"
+        )
     if protocol.flip or protocol.scales != (1.0,):
         raise UserError(
             "--eval_scales and --eval_flip need the whole image several times, and this one is read in bands: leave "

@@ -5,6 +5,8 @@ Upsampling commutes with 1x1 convolutions, so the decode head multiplies at the 
 them, and those that are cheap to make again are not kept.
 """
 
+from types import MethodType
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +14,8 @@ from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, SegformerForSemanticSegmentation
+from transformers import UperNetForSemanticSegmentation as UperNet
+from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.segformer.modeling_segformer import (
     SegformerDecodeHead,
     SegformerMixMLP,
@@ -271,7 +275,8 @@ class RecomputingSegformerMixMLP(SegformerMixMLP):
 def fuse_model(model: PreTrainedModel) -> PreTrainedModel:
     """`fuse_decode_head`, and an encoder that copies and keeps less with the same results, in place.
 
-    As there, only classes of modules change, and a model that is no SegFormer segmentation model is left alone.
+    As there, only classes of modules change. UperNet is asked for its logits as its head makes them. Every other model
+    is left alone.
     """
     if isinstance(model, SegformerForSemanticSegmentation):
         fuse_decode_head(model)
@@ -279,4 +284,15 @@ def fuse_model(model: PreTrainedModel) -> PreTrainedModel:
             _change_class(stage, SegformerStage, ChannelsLastSegformerStage)
             for block in stage.blocks:
                 _change_class(block.mlp, SegformerMixMLP, RecomputingSegformerMixMLP)
+    elif isinstance(model, UperNet):
+        # A method of the instance: a subclass would be saved under its own name.
+        model.forward = MethodType(_upernet_logits, model)
     return model
+
+
+def _upernet_logits(model: UperNet, pixel_values: Tensor | None = None, **kwargs) -> SemanticSegmenterOutput:
+    """`UperNet.forward` without the resizing to the image's size, (B, num_labels, H, W), which the loss and the
+    evaluation do a tile at a time; with anything but an image it is the stock one."""
+    if kwargs:
+        return UperNet.forward(model, pixel_values=pixel_values, **kwargs)
+    return SemanticSegmenterOutput(logits=model.decode_head(model.backbone(pixel_values).feature_maps))

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from transformers import AutoModelForSemanticSegmentation, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from cli_utils import UserError, one_line
 from data.preprocessing import EvaluationProtocol
+from models.configurations import is_universal, new_model
 
 # What is published: both sides rounded up to a multiple of 32 (`data.preprocessing`), whatever less would do.
 PUBLISHED_DIVISOR = EvaluationProtocol.size_divisor
@@ -60,9 +61,13 @@ def input_geometry(config: PretrainedConfig) -> InputGeometry:
         config.use_auxiliary_head = False  # as `load_model` has it
     try:
         with torch.device("meta"):
-            model = AutoModelForSemanticSegmentation.from_config(config, dtype=torch.float32, trust_remote_code=False)
+            model = new_model(config)
     except Exception as error:  # lists of different lengths, sizes that do not divide: each fails in its own way
         raise UserError(f"no model can be built from the configuration of {name}: {one_line(error)}") from error
+    if is_universal(config):
+        # What flows through them depends on values, which there are none of on the meta device. The deepest map of
+        # an encoder is at stride 32; EoMT takes one size, in which a window of any image is shown.
+        return InputGeometry(1, True, config.image_size) if config.model_type.startswith("eomt") else InputGeometry(32)
     try:
         geometry = _geometry(model.eval())
         _run(model, geometry.fit(64))

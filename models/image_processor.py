@@ -6,14 +6,27 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from transformers import AutoImageProcessor, SegformerImageProcessor
+from transformers import (
+    AutoImageProcessor,
+    EomtImageProcessor,
+    Mask2FormerImageProcessor,
+    MaskFormerImageProcessor,
+    SegformerImageProcessor,
+)
 from transformers.image_processing_base import ImageProcessingMixin
 
 from cli_utils import UserError, one_line, write_text
 from data.preprocessing import MAX_ASPECT_RATIO, EvaluationProtocol, short_side_of
-from models.loading import read_config
+from models.loading import find_config
 
 logger = logging.getLogger(__name__)
+# Of the types whose output needs its own post-processing.
+_KINDS = {
+    "eomt": EomtImageProcessor,
+    "eomt_dinov3": EomtImageProcessor,
+    "mask2former": Mask2FormerImageProcessor,
+    "maskformer": MaskFormerImageProcessor,
+}
 
 
 def load_image_processor(
@@ -23,6 +36,7 @@ def load_image_processor(
     image_size: int | None = None,
     do_reduce_labels: bool | None = None,
     num_channels: int | None = None,
+    head: str | None = None,
 ) -> ImageProcessingMixin:
     """The image processor to be saved with the model, set to what training does.
 
@@ -34,16 +48,18 @@ def load_image_processor(
         do_reduce_labels: None keeps the checkpoint's.
         num_channels: None keeps the checkpoint's. Mean and standard deviation of the first three channels stay; others
             get the average of those three, and so does an only one (or both of two).
+        head: as for `load_model`. A backbone's processor is one for classification, so SegFormer's is taken with the
+            backbone's mean and standard deviation, and with its own side of 512 pixels.
 
     Raises:
         UserError: the checkpoint cannot be reached or read.
     """
+    # An unreachable Hub is not to be taken for a missing preprocessor_config.json.
+    config = find_config(name_or_path, from_scratch, revision, head, image_size)
+    own_kind = _KINDS.get(config.model_type, SegformerImageProcessor)
     if from_scratch:
-        image_processor = SegformerImageProcessor()
+        image_processor = own_kind()
     else:
-        read_config(
-            name_or_path, revision
-        )  # so that an unreachable Hub is not taken for a missing preprocessor_config.json
         try:
             image_processor = AutoImageProcessor.from_pretrained(
                 name_or_path, revision=revision, trust_remote_code=False
@@ -58,8 +74,14 @@ def load_image_processor(
             found = [file for file in files if file.exists()]
             if found:
                 raise UserError(f"{' or '.join(map(str, found))} cannot be read: {one_line(error)}") from error
-            logger.warning(f"{name_or_path} has no image processor; SegFormer's is used")
-            image_processor = SegformerImageProcessor()
+            logger.warning(f"{name_or_path} has no image processor; {own_kind.__name__} is used")
+            image_processor = own_kind()
+    if head:
+        of_backbone = image_processor.to_dict()
+        of_timm = of_backbone.get("data_config", {})
+        of_backbone |= {f"image_{key}": of_timm[key] for key in ("mean", "std") if key in of_timm}
+        statistics = {key: of_backbone[key] for key in ("image_mean", "image_std") if of_backbone.get(key)}
+        image_processor = own_kind(**statistics)
     settings = image_processor.to_dict()
     # The name of `do_reduce_labels` in old files, which transformers 5 hands on without acting on it.
     settings.pop("reduce_labels", None)
@@ -67,8 +89,13 @@ def load_image_processor(
     settings.pop("auto_map", None)
     # A mask has to cover the image, whole and at the size that was asked for.
     changes = {key: False for key in ("do_center_crop", "keep_aspect_ratio") if settings.get(key)}
-    side = image_size or short_side_of(image_processor)
+    side = image_size or short_side_of(SegformerImageProcessor() if from_scratch or head else image_processor)
+    if config.model_type.startswith("eomt"):
+        side = config.image_size  # the one that it takes
     changes["size"] = {"height": side, "width": side}
+    if "do_split_image" in settings:  # EoMT's windows, with which masks of pixels are made
+        changes |= {"size": {"shortest_edge": side, "longest_edge": None}, "do_split_image": True}
+        changes["do_pad"] = False
     if do_reduce_labels is not None:
         changes["do_reduce_labels"] = do_reduce_labels
     if num_channels is not None:
@@ -95,7 +122,9 @@ def save_processor_config(
     """
     side = protocol.short_side
     sizes = {(side, side)} if protocol.square else {protocol.input_size(*size) for size in set(image_sizes)}
-    if len(sizes) == 1:
+    if protocol.even_windows:  # its own image processor cuts them, too
+        for_old = for_new = {"shortest_edge": side, "longest_edge": None}
+    elif len(sizes) == 1:
         ((height, width),) = sizes
         for_old = for_new = {"height": height, "width": width}
     else:

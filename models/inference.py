@@ -25,8 +25,10 @@ from cli_utils import UserError, one_line
 from data.arguments import EvaluationArguments
 from data.preprocessing import EvaluationProtocol, short_side_of
 from metrics_utils import IGNORE_INDEX
+from models.configurations import is_universal
 from models.geometry import input_geometry
 from models.losses import check_shapes, log_likelihood, targets_of
+from models.mask_scores import QueryPass, full_scores, mean_scores, query_outputs
 from models.upsampling import TiledUpsampling, empty_prediction, full_precision, upsampled_argmax
 
 logger = logging.getLogger(__name__)
@@ -70,8 +72,19 @@ def evaluation_protocol(
         short_side=short_side,
         size_divisor=geometry.divisor,
         square=geometry.square,
-        **args.options(crop_size or short_side),
+        **args.options(crop_size or short_side) | _of_architecture(config, args, short_side),
     )
+
+
+def _of_architecture(config: PretrainedConfig, args: EvaluationArguments, short_side: int) -> dict:
+    """What else a protocol has of the architecture: how its output is resized, and the windows of EoMT, which takes
+    one size and shows images of any aspect in as few of them as cover the long side."""
+    options = {"output": "queries" if is_universal(config) else "logits"}
+    if config.model_type == "upernet":
+        options["output"] = "full logits"
+    if config.model_type.startswith("eomt") and args.slide_crop is None and args.slide_stride is None:
+        options |= {"slide_crop": short_side, "even_windows": True}
+    return options
 
 
 class PassLogits(NamedTuple):
@@ -83,11 +96,28 @@ class PassLogits(NamedTuple):
     logits: Tensor  # (1, C, rows of windows · h, columns of windows · w): the windows' logits side by side
     rows: list[slice]  # pixels of the resized image that each row of windows covers
     columns: list[slice]
+    full: bool = False  # whether a whole image's logits are resized to it first, as a window's always are
 
     @property
     def windows(self) -> tuple[list[slice], list[slice]] | None:
-        """Rows and columns of windows, as `TiledUpsampling` takes them; None for the whole image."""
-        return None if len(self.rows) == len(self.columns) == 1 else (self.rows, self.columns)
+        """Rows and columns of windows, as `TiledUpsampling` takes them, whose logits are resized to the pixels that
+        they cover and from there to the original size; None for a whole image whose logits are resized once."""
+        whole = len(self.rows) == len(self.columns) == 1
+        return None if whole and not self.full else (self.rows, self.columns)
+
+    @property
+    def num_classes(self) -> int:
+        return self.logits.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.logits.device
+
+    def mirrored(self) -> "PassLogits":
+        """Of the mirror image of the one that was shown."""
+        width = self.columns[-1].stop
+        columns = [slice(width - window.stop, width - window.start) for window in reversed(self.columns)]
+        return self._replace(logits=self.logits.flip(-1), columns=columns)
 
 
 def predict_logits(model, pixel_values: Tensor) -> Tensor:
@@ -113,7 +143,7 @@ def two_class_logits(logits: Tensor) -> Tensor:
 
 def protocol_logits(
     model, pixel_values: Tensor | list[Tensor], protocol: EvaluationProtocol
-) -> Tensor | list[PassLogits]:
+) -> Tensor | list[PassLogits] | list[QueryPass]:
     """What the network says of one image, for `score_logits` and `predicted_ids`.
 
     Args:
@@ -121,35 +151,48 @@ def protocol_logits(
         pixel_values: what `protocol.preprocess` made, on any device.
 
     Returns:
-        Logits (1, C, h', w') if there is but one pass over the whole image; else the logits of every pass.
+        Logits (1, C, h', w') if there is but one pass over the whole image; else the logits of every pass, or the
+        masks of every pass of a universal model.
     """
     device = next(model.parameters()).device
+    look = _window_masks if protocol.output == "queries" else _window_logits
     passes = []
     for image in [pixel_values] if isinstance(pixel_values, Tensor) else pixel_values:
         image = image.to(device)
         rows, columns = (protocol.windows(side) for side in image.shape[-2:])
-        for mirrored in (False, True) if protocol.flip else (False,):
-            logits = _window_logits(model, image.flip(-1) if mirrored else image, rows, columns)
-            if mirrored:
-                width = image.shape[-1]
-                logits = logits.flip(-1)
-                columns = [slice(width - window.stop, width - window.start) for window in reversed(columns)]
-            passes.append(PassLogits(logits, rows, columns))
-    return passes[0].logits if len(passes) == 1 and passes[0].windows is None else passes
+        passes.append(look(model, image, rows, columns, protocol))
+        if protocol.flip:
+            passes.append(look(model, image.flip(-1), rows, columns, protocol).mirrored())
+    if protocol.output != "queries" and len(passes) == 1 and passes[0].windows is None:
+        return passes[0].logits
+    return passes
 
 
-def _window_logits(model, image: Tensor, rows: list[slice], columns: list[slice]) -> Tensor:
+def _window_logits(
+    model, image: Tensor, rows: list[slice], columns: list[slice], protocol: EvaluationProtocol
+) -> PassLogits:
     """The logits of every window of an image (C_in, h, w), side by side."""
     if len(rows) == len(columns) == 1:
-        return predict_logits(model, image)
-    return torch.cat(
-        [torch.cat([predict_logits(model, image[:, row, column]) for column in columns], dim=-1) for row in rows],
-        dim=-2,
+        logits = predict_logits(model, image)
+    else:
+        logits = torch.cat(
+            [torch.cat([predict_logits(model, image[:, row, column]) for column in columns], dim=-1) for row in rows],
+            dim=-2,
+        )
+    return PassLogits(logits, rows, columns, protocol.output == "full logits")
+
+
+def _window_masks(
+    model, image: Tensor, rows: list[slice], columns: list[slice], protocol: EvaluationProtocol
+) -> QueryPass:
+    """What a universal model says of every window of an image (C_in, h, w)."""
+    return QueryPass(
+        [[query_outputs(model, image[:, row, column]) for column in columns] for row in rows], rows, columns
     )
 
 
 def score_logits(
-    logits: Tensor | list[PassLogits], labels: Tensor, fused_ops: bool = True, threshold: float = 0.5
+    logits: Tensor | list[PassLogits] | list[QueryPass], labels: Tensor, fused_ops: bool = True, threshold: float = 0.5
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Prediction and cross-entropy at the annotation's resolution.
 
@@ -162,7 +205,8 @@ def score_logits(
     Returns:
         prediction (1, H, W) integer; summed cross-entropy (1,) float; number of valid pixels (1,) int64. Of several
         passes the prediction is the class of the highest probability averaged over them, and the cross-entropy is
-        -log of the label's averaged probability (one that rounds to zero counts as the smallest float32, 1e-38).
+        -log of the label's averaged probability (one that rounds to zero counts as the smallest float32, 1e-38). A
+        universal model's probabilities are its scores divided by their sum.
     """
     size = labels.shape[-2:]
     valid = labels != IGNORE_INDEX
@@ -180,7 +224,10 @@ def score_logits(
 
 
 def predicted_ids(
-    logits: Tensor | list[PassLogits], size: tuple[int, int], fused_ops: bool = True, threshold: float = 0.5
+    logits: Tensor | list[PassLogits] | list[QueryPass],
+    size: tuple[int, int],
+    fused_ops: bool = True,
+    threshold: float = 0.5,
 ) -> Tensor:
     """Logits of `protocol_logits`, or (1, C, h, w) → training ids (H, W) at `size`, the same that `score_logits`
     finds with this threshold."""
@@ -210,7 +257,7 @@ def predict_confidence(model, image: Image.Image | Tensor, protocol: EvaluationP
     if isinstance(logits, Tensor):
         logits = [PassLogits(logits, [slice(0, 1)], [slice(0, 1)])]
     confidence, target = torch.empty(ids.shape, dtype=torch.uint8), ids.long()
-    with full_precision(logits[0].logits.device.type):
+    with full_precision(logits[0].device.type):
         for pixels, probabilities in _mean_probabilities(logits, tuple(ids.shape)):
             likely = probabilities.cpu().gather(-1, target[pixels][..., None])[..., 0]
             confidence[pixels] = (likely * 255).round().to(torch.uint8)
@@ -243,7 +290,7 @@ def upsampled_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Te
         ValueError, TypeError: as `upsampled_cross_entropy`.
     """
     check_shapes(logits, labels)
-    prediction = empty_prediction(logits, labels.shape[-2:])
+    prediction = empty_prediction(*logits.shape[:2], labels.shape[-2:], logits.device)
     losses, valid_pixels = [], []
     with full_precision(logits.device.type):
         upsampling = TiledUpsampling(logits, labels.shape[-2:])
@@ -262,18 +309,23 @@ def upsampled_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def _score_passes(
-    passes: list[PassLogits], size: tuple[int, int], target: Tensor | None, fused_ops: bool, threshold: float
+    passes: list[PassLogits] | list[QueryPass],
+    size: tuple[int, int],
+    target: Tensor | None,
+    fused_ops: bool,
+    threshold: float,
 ) -> tuple[Tensor, Tensor | None]:
     """The class of the highest averaged probability, (1, H, W), and the averaged probability of `target` (1, H, W)."""
-    logits = passes[0].logits
+    num_classes, device = passes[0].num_classes, passes[0].device
     smallest = torch.finfo(torch.float32).tiny
     if not fused_ops:
-        probabilities = sum(_full_logits(one, size).softmax(1) for one in passes) / len(passes)
+        probabilities = sum(_full_probabilities(one, size) for one in passes)
+        probabilities = probabilities / probabilities.sum(1, keepdim=True)
         likelihood = None if target is None else probabilities.gather(1, target[:, None])[:, 0].clamp(min=smallest)
         return most_likely(probabilities, 1, threshold), likelihood
-    prediction = empty_prediction(logits, size)
-    likelihood = None if target is None else torch.empty(prediction.shape, device=logits.device)
-    with full_precision(logits.device.type):
+    prediction = empty_prediction(1, num_classes, size, device)
+    likelihood = None if target is None else torch.empty(prediction.shape, device=device)
+    with full_precision(device.type):
         for pixels, probabilities in _mean_probabilities(passes, size):
             prediction[0][pixels] = most_likely(probabilities, -1, threshold)
             if target is not None:
@@ -282,11 +334,19 @@ def _score_passes(
     return prediction, likelihood
 
 
+def _full_probabilities(one: PassLogits | QueryPass, size: tuple[int, int]) -> Tensor:
+    """Probabilities, or scores, (1, C, H, W) of a pass."""
+    return full_scores(one, size) if isinstance(one, QueryPass) else _full_logits(one, size).softmax(1)
+
+
 def _mean_probabilities(
-    passes: list[PassLogits], size: tuple[int, int]
+    passes: list[PassLogits] | list[QueryPass], size: tuple[int, int]
 ) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
     """Rows and columns of one tile of the image after the other, with probabilities (rows, columns, C) averaged over
     the passes."""
+    if isinstance(passes[0], QueryPass):
+        yield from mean_scores(passes, size)
+        return
     first = TiledUpsampling(passes[0].logits, size, passes[0].windows)
     others = [TiledUpsampling(one.logits, size, one.windows, memory_of=first) for one in passes[1:]]
     # Drawn one at a time, since each tile overwrites the one before it.

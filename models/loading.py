@@ -8,23 +8,34 @@ import logging
 import math
 import os
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
-    AutoConfig,
-    AutoModelForSemanticSegmentation,
     PretrainedConfig,
     PreTrainedModel,
     SegformerConfig,
     SegformerForSemanticSegmentation,
 )
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_BACKBONE_MAPPING,
+    MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
+)
 
 from cli_utils import UserError, nearest, one_line, shorten
 from metrics_utils import IGNORE_INDEX
-from models.adapters import config_parts, encoder_name, set_num_channels, with_channels
+from models.adapters import encoder_modules, encoder_names, set_num_channels, with_channels
+from models.backbones import config_with_head, load_backbone
+from models.configurations import (
+    UNIVERSAL,
+    WITHOUT_NETWORK,
+    auto_class,
+    encoder_config,
+    is_universal,
+    new_model,
+    open_config,
+)
 from models.fused_segformer import fuse_model
 from models.geometry import input_channels, input_geometry
 
@@ -40,7 +51,6 @@ MIT_VARIANTS = {
     "mit-b4": _WIDE | {"depths": [3, 8, 27, 3], "decoder_hidden_size": 768},
     "mit-b5": _WIDE | {"depths": [3, 6, 40, 3], "decoder_hidden_size": 768},
 }
-WITHOUT_NETWORK = "without network: a local folder as the model, or training with --from_scratch mit-b0"
 # What an encoder's checkpoint may hold beside the encoder: heads of other tasks, the pooling that feeds them, and
 # MobileViT's last convolution, which only its classifier uses.
 _OLD_HEADS = {"classifier", "lm_head", "layernorm", "head", "auxiliary_head", "pooler", "conv_1x1_exp"}
@@ -54,6 +64,8 @@ def load_model(
     single_logit: bool = False,
     num_channels: int | None = None,
     revision: str | None = None,
+    head: str | None = None,
+    image_size: int | None = None,
     **kwargs,
 ) -> PreTrainedModel:
     """A float32 segmentation model with the given classes, ready to be trained.
@@ -75,7 +87,9 @@ def load_model(
         num_channels: of the images; None for what the checkpoint takes. RGB filters are taken over as
             `models.adapters.with_channels` says.
         revision: branch, tag or commit of a model on the Hub.
-        kwargs: fields of the model's configuration, for instance `drop_path_rate=0.2`.
+        head: of `models.arguments.HEADS`: a fresh one on the pretrained backbone that `name_or_path` then names.
+        image_size: of a fresh head that takes one size only.
+        kwargs: fields of the model's configuration, or of its backbone's, for instance `drop_path_rate=0.2`.
 
     Raises:
         UserError: the checkpoint cannot be reached or read, is no segmentation architecture, or lacks or contradicts
@@ -84,7 +98,7 @@ def load_model(
             given.
     """
     source = from_scratch or name_or_path
-    config = find_config(name_or_path, from_scratch, revision)
+    config = find_config(name_or_path, from_scratch, revision, head, image_size)
     old_id2label = config.id2label
     _configure(config, source, id2label, single_logit, kwargs)
     if from_scratch and num_channels is not None:
@@ -93,7 +107,12 @@ def load_model(
     if from_scratch:
         model = _build(config)
     else:
-        model = _load_pretrained(name_or_path, config, old_id2label, revision)
+        if head:
+            model = _build(config)
+            load_backbone(model, name_or_path, revision)
+        else:
+            model = _load_pretrained(name_or_path, config, old_id2label, revision)
+        check_finite(model.state_dict(), name_or_path)
         if num_channels is not None:
             model = with_channels(model, num_channels)
     _freeze_unused_parameters(model, geometry.fit(64))
@@ -134,17 +153,24 @@ def load_trained_model(
         )
     _configure(config, name_or_path, id2label, single_logit, {})
     model = _load_pretrained(name_or_path, config, old_id2label, revision).eval()
+    check_finite(model.state_dict(), name_or_path)
     return fuse_model(model) if fused_ops else model
 
 
 def find_config(
-    name_or_path: str = "nvidia/mit-b0", from_scratch: str | None = None, revision: str | None = None
+    name_or_path: str = "nvidia/mit-b0",
+    from_scratch: str | None = None,
+    revision: str | None = None,
+    head: str | None = None,
+    image_size: int | None = None,
 ) -> PretrainedConfig:
     """The configuration of the model that `load_model` makes of the same arguments.
 
     Raises:
-        UserError: as `read_config`, or an unknown variant.
+        UserError: as `read_config` or `models.backbones.config_with_head`, or an unknown variant.
     """
+    if head is not None:
+        return config_with_head(name_or_path, head, revision, image_size)
     if from_scratch is None:
         return read_config(name_or_path, revision)
     if from_scratch in MIT_VARIANTS:
@@ -164,35 +190,14 @@ def read_config(name_or_path: str, revision: str | None = None) -> PretrainedCon
         UserError: it cannot be reached or read, or is of an architecture that does not segment, or that transformers
             does not build as it says.
     """
-    path = Path(name_or_path)
-    if revision is not None and os.path.exists(path):
+    known = sorted(
+        [*(config_class.model_type for config_class in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING), *UNIVERSAL]
+    )
+    config = open_config(name_or_path, known, revision)
+    if type(config) not in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING and not is_universal(config):
         raise UserError(
-            f"--model_revision {revision} is for models of the Hub, and {path} is on this disk: leave it out"
-        )
-    if os.path.isdir(path) and not (path / "config.json").is_file():
-        raise UserError(
-            f"folder {path} holds no config.json, so no model (found: {shorten((p.name for p in path.iterdir()), 4)})"
-        )
-    known = sorted(config_class.model_type for config_class in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING)
-    try:
-        config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
-    except Exception as error:  # a damaged file can raise anything
-        if "trust_remote_code" in str(error):
-            raise UserError(
-                f"{name_or_path} is a model with code of its own (auto_map in config.json), which is never run here; "
-                f"known without it are {', '.join(known)}"
-            ) from None
-        if os.path.exists(path):
-            raise UserError(f"the configuration in {path} cannot be read: {one_line(error)}") from error
-        at_revision = f" at revision {revision}" if revision is not None else ""
-        raise UserError(
-            f"{name_or_path} is no folder here, and the Hub did not give it{at_revision}: {one_line(error)} (private "
-            f"and gated models need `hf auth login`; {WITHOUT_NETWORK})"
-        ) from error
-    if type(config) not in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
-        raise UserError(
-            f"{name_or_path} is of type {config.model_type}; trained and used here are per-pixel classifiers: "
-            f"{', '.join(known)}"
+            f"{name_or_path} is of type {config.model_type}; trained and used here are {', '.join(known)}"
+            f"{_as_backbone(config, name_or_path)}"
         )
     if config.model_type == "dpt" and not config.is_hybrid and config.backbone_config is not None:
         # DPTForSemanticSegmentation always builds a DPTModel; test_backbones_are_built_or_refused tells of another.
@@ -201,17 +206,19 @@ def read_config(name_or_path: str, revision: str | None = None) -> PretrainedCon
             "configuration and would build a plain ViT; upernet takes such a backbone, and tipsv2_dpt is a dpt head "
             "over dinov2_with_registers"
         )
-    for part in config_parts(config):
-        if hasattr(part, "auto_map"):  # saved with the model it would ask whoever loads it to run that code
-            logger.warning(f"{name_or_path}: auto_map is left out; transformers' own {part.model_type} is used")
-            del part.auto_map
     return config
+
+
+def _as_backbone(config: PretrainedConfig, name: str) -> str:
+    return (
+        f" (--backbone {name} --head upernet puts a head on it)" if type(config) in MODEL_FOR_BACKBONE_MAPPING else ""
+    )
 
 
 def describe_model(model: PreTrainedModel) -> str:
     """One line: architecture, millions of parameters in encoder and head, and how many of them are not trained."""
     total = sum(parameter.numel() for parameter in model.parameters())
-    encoder = sum(parameter.numel() for parameter in model.get_submodule(encoder_name(model)).parameters())
+    encoder = sum(parameter.numel() for module in encoder_modules(model) for parameter in module.parameters())
     frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
     num_labels = model.config.num_labels
     return (
@@ -234,10 +241,11 @@ def _configure(
     """Sets the classes, the overrides and what training here asks of every model, in place."""
     known = config.to_dict()
     for key, value in overrides.items():
-        if key not in known:
+        owner = next((part for part in (config, encoder_config(config)) if key in part.to_dict()), None)
+        if owner is None:
             raise UserError(f"the configuration of {source} has no field {key}{nearest(key, known)}")
         try:
-            setattr(config, key, value)
+            setattr(owner, key, value)
         except Exception as error:  # the configuration checks types with an exception of its own
             raise UserError(
                 f"{key}={value!r} does not fit the configuration of {source}: {one_line(error)}"
@@ -261,7 +269,7 @@ def _configure(
 
 
 def _build(config: PretrainedConfig) -> PreTrainedModel:
-    model = AutoModelForSemanticSegmentation.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    model = new_model(config)
     if isinstance(model, SegformerForSemanticSegmentation):
         _initialize_convolutions(model)
     return model
@@ -286,7 +294,7 @@ def _load_pretrained(
     """The checkpoint's weights in a model of this configuration; raises unless all that must be there fits."""
     trained = _is_segmentation_checkpoint(config)
     try:
-        model, info = AutoModelForSemanticSegmentation.from_pretrained(
+        model, info = auto_class(config).from_pretrained(
             name_or_path,
             config=config,
             revision=revision,
@@ -300,7 +308,6 @@ def _load_pretrained(
             f"the weights of {name_or_path} cannot be loaded: {one_line(error)} ({WITHOUT_NETWORK})"
         ) from error
     _judge_loading(name_or_path, model, info, trained, old_id2label)
-    check_finite(model.state_dict(), name_or_path)
     # `save_pretrained` reverts only those key mappings that loading has used: an encoder's checkpoint would be saved
     # with old names for the encoder and new ones for the head, and older transformers would not find the head. None
     # reverts all. transformers/core_model_loading.py, `model_specific_conversions`; test_stock_still_mixes_key_names
@@ -327,7 +334,7 @@ def _judge_loading(
     name_or_path: str, model: PreTrainedModel, info: dict, trained: bool, old_id2label: dict[int, str]
 ) -> None:
     """Raises UserError unless all that is missing, left over or of another shape has a known reason; logs the rest."""
-    encoder = encoder_name(model) + "."
+    encoder = tuple(f"{name}." for name in encoder_names(model))
     old, new = len(old_id2label), model.config.num_labels
     mismatched = {key: (tuple(found), tuple(needed)) for key, found, needed in info["mismatched_keys"]}
     if trained:
@@ -336,12 +343,14 @@ def _judge_loading(
         wrong_shape = {
             key: (found, needed)
             for key, (found, needed) in mismatched.items()
-            if key.startswith(encoder) or found[0] != old or needed[0] != new or found[1:] != needed[1:]
+            if key.startswith(encoder)
+            or (found[0], needed[0]) not in ((old, new), (old + 1, new + 1))  # the second with "no object"
+            or found[1:] != needed[1:]
         }
     else:
         missing = {key for key in info["missing_keys"] if key.startswith(encoder)}
         unexpected = {
-            key for key in info["unexpected_keys"] if key.removeprefix(encoder).split(".")[0] not in _OLD_HEADS
+            key for key in info["unexpected_keys"] if key.removeprefix(encoder[0]).split(".")[0] not in _OLD_HEADS
         }
         wrong_shape = {key: shapes for key, shapes in mismatched.items() if key.startswith(encoder)}
     faults = []
@@ -376,8 +385,12 @@ def _freeze_unused_parameters(model: PreTrainedModel, side: int) -> None:
     names, parameters = zip(*model.named_parameters(), strict=True)
     training = model.training
     model.eval()  # BatchNorm can do without a batch, and no random number is drawn
-    logits = model(pixel_values=torch.zeros(1, input_channels(model), side, side, device=model.device)).logits
-    gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
+    output = model(pixel_values=torch.zeros(1, input_channels(model), side, side, device=model.device))
+    if is_universal(model.config):
+        total = output.class_queries_logits.sum() + output.masks_queries_logits.sum()
+    else:
+        total = output.logits.sum()
+    gradients = torch.autograd.grad(total, parameters, allow_unused=True)
     model.train(training)
     unused = [index for index, gradient in enumerate(gradients) if gradient is None]
     for index in unused:
@@ -388,7 +401,9 @@ def _freeze_unused_parameters(model: PreTrainedModel, side: int) -> None:
 
 
 def _is_segmentation_checkpoint(config: PretrainedConfig) -> bool:
-    return MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING[type(config)].__name__ in (config.architectures or [])
+    mappings = (MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING, MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING)
+    classes = [mapping[type(config)].__name__ for mapping in mappings if type(config) in mapping]
+    return bool({*classes} & {*(config.architectures or [])})
 
 
 def _modules(all_keys: Iterable[str], keys: set[str]) -> str:

@@ -49,7 +49,7 @@ def _spans(input_size: int, output_size: int, length: int, windows: list[slice] 
     for start in range(0, output_size, length):
         output = slice(start, min(start + length, output_size))
         if windows is None:
-            rows, weights = _bilinear_weights(input_size, output_size, output, dtype)
+            rows, weights = bilinear_weights(input_size, output_size, output, dtype)
         else:
             rows, weights = _window_weights(windows, input_size // len(windows), output_size, output, dtype)
             rows = rows if isinstance(rows, slice) else rows.to(device)
@@ -57,7 +57,7 @@ def _spans(input_size: int, output_size: int, length: int, windows: list[slice] 
     return spans
 
 
-def _bilinear_weights(input_size: int, output_size: int, output: slice, dtype: torch.dtype) -> tuple[slice, Tensor]:
+def bilinear_weights(input_size: int, output_size: int, output: slice, dtype: torch.dtype) -> tuple[slice, Tensor]:
     """Input rows, and their weights (output rows, input rows), of a run of one axis of bilinear interpolation,
     `align_corners=False`.
 
@@ -80,17 +80,17 @@ def _bilinear_weights(input_size: int, output_size: int, output: slice, dtype: t
 def _window_weights(
     windows: list[slice], window_size: int, output_size: int, output: slice, dtype: torch.dtype
 ) -> tuple[slice | Tensor, Tensor]:
-    """As `_bilinear_weights`, the input being windows of `window_size` rows each, one after the other.
+    """As `bilinear_weights`, the input being windows of `window_size` rows each, one after the other.
 
     Each window is interpolated to the pixels that it covers, and the average of these to `output_size`.
     """
-    shown, weights = _bilinear_weights(windows[-1].stop, output_size, output, dtype)
+    shown, weights = bilinear_weights(windows[-1].stop, output_size, output, dtype)
     count, parts = torch.zeros(weights.shape[1], dtype=dtype), []
     for index, window in enumerate(windows):
         start, stop = max(window.start, shown.start), min(window.stop, shown.stop)
         if start < stop:
             covered = slice(start - window.start, stop - window.start)
-            rows, upsampled = _bilinear_weights(window_size, window.stop - window.start, covered, dtype)
+            rows, upsampled = bilinear_weights(window_size, window.stop - window.start, covered, dtype)
             pixels = slice(start - shown.start, stop - shown.start)
             count[pixels] += 1
             parts.append((pixels, torch.arange(rows.start, rows.stop) + index * window_size, upsampled))
@@ -214,11 +214,11 @@ def full_precision(device_type: str) -> Iterator[None]:
         matmul.fp32_precision = precision
 
 
-def empty_prediction(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Room for the class ids of logits (B, C, h, w) at `size`, (B, H, W): uint8 for up to 255 classes, else int64."""
+def empty_prediction(count: int, num_classes: int, size: tuple[int, int], device: torch.device) -> Tensor:
+    """Room for the class ids of images at `size`, (count, H, W): uint8 for up to 255 classes, else int64."""
     # 255 is left to mean "ignored" wherever predictions and labels are written alike.
-    dtype = torch.uint8 if logits.shape[1] <= IGNORE_INDEX else torch.int64
-    return torch.empty(logits.shape[0], *size, dtype=dtype, device=logits.device)
+    dtype = torch.uint8 if num_classes <= IGNORE_INDEX else torch.int64
+    return torch.empty(count, *size, dtype=dtype, device=device)
 
 
 @torch.compiler.disable
@@ -229,7 +229,7 @@ def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
     Equals `F.interpolate(logits, size, mode="bilinear").argmax(1)` (up to rounding where two classes tie) without the
     (B, C, H, W) tensor.
     """
-    prediction = empty_prediction(logits, size)
+    prediction = empty_prediction(*logits.shape[:2], size, logits.device)
     with full_precision(logits.device.type):
         upsampling = TiledUpsampling(logits, size)
         for image in range(logits.shape[0]):

@@ -18,7 +18,7 @@ import visual_utils
 from cli_utils import count_of, printable, shorten, written_aside
 from data.classes import ClassMap
 from data.image_files import rgb_view
-from data.large_images import LargeImage
+from data.large_images import LargeImage, UnreadableRows
 from data.output_paths import output_names, refuse_inputs
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ def write_predictions(
     sample: Path | None = None,
     inputs: Iterable[str | os.PathLike] = (),
     also: Callable[[int, Path], Iterable] = lambda index, png: (),
+    unreadable: list[str] | None = None,
 ) -> list[tuple[Path, Path]]:
     """Predicts images one by one, each process its share, and writes what is to be looked at and used.
 
@@ -72,6 +73,8 @@ def write_predictions(
         inputs: files that must not be replaced.
         also: index and PNG → what else is written of that image: contexts of functions that take the ids, uint8
             (n, W), some rows after the other, see `reports.prediction_outputs`.
+        unreadable: is added what is wrong with images of which some rows cannot be read, and which are left out; None:
+            that is an error.
 
     Returns:
         PNG and overlay of every image that was not left out, of all processes, in the order of `names`.
@@ -99,16 +102,22 @@ def write_predictions(
             continue
         image, truth = found
         png, overlay = places[index]
-        with ExitStack() as outputs:
-            partial = outputs.enter_context(written_aside(png))
-            takers = [outputs.enter_context(output) for output in also(index, png)]
-            if isinstance(image, LargeImage):
-                image, ids = _save_bands(partial, image, predict(image), class_map, raw_palette, takers)
-            else:
-                ids = np.asarray(predict(image)).astype(np.uint8)
-                visual_utils.save_indexed_png(partial, class_map.to_raw(ids), raw_palette)
-                for take in takers:
-                    take(ids)
+        try:
+            with ExitStack() as outputs:
+                partial = outputs.enter_context(written_aside(png))
+                takers = [outputs.enter_context(output) for output in also(index, png)]
+                if isinstance(image, LargeImage):
+                    image, ids = _save_bands(partial, image, predict(image), class_map, raw_palette, takers)
+                else:
+                    ids = np.asarray(predict(image)).astype(np.uint8)
+                    visual_utils.save_indexed_png(partial, class_map.to_raw(ids), raw_palette)
+                    for take in takers:
+                        take(ids)
+        except UnreadableRows as error:
+            if unreadable is None:
+                raise
+            unreadable.append(str(error))
+            continue
         truth = None if truth is None else np.asarray(truth)
         panels = visual_utils.side_by_side(rgb_view(image), truth, ids, palette, class_map.id2label)
         with written_aside(overlay) as partial:
@@ -140,7 +149,8 @@ def _save_bands(
             for take in takers:
                 take(ids)
             for row in range(-top % step, len(ids), step):
-                pixels.append(image.read(top + row, top + row + 1)[..., ::step])
-                shown.append(ids[row, ::step])
+                # Copies: views would hold the whole band.
+                pixels.append(image.read(top + row, top + row + 1)[..., ::step].clone())
+                shown.append(ids[row, ::step].copy())
             top += len(ids)
     return torch.cat(pixels, dim=1), np.stack(shown)

@@ -20,6 +20,19 @@ PUBLISHED = {
 VARIANTS = [(data, size) for data, scores in PUBLISHED.items() for size in scores]
 
 
+# Recipes of other models → what is said of the score to reach.
+OTHER_MODELS = {
+    "ade20k_swin_upernet": "Swin-T 44.5, Swin-S 47.6, Swin-B 48.1",
+    "ade20k_convnext_upernet": "ConvNeXt-T 46.1, ConvNeXt-S 48.6, ConvNeXt-B 48.7",
+    "ade20k_dinov2_upernet": "No published figure",
+    "ade20k_dinov3_upernet": "No published figure",
+    "ade20k_eomt_dinov3": "EoMT-L 59.5",
+    "cityscapes_eomt_dinov3": "No published figure of its authors over DINOv3",
+    "ade20k_mask2former_swin": "Swin-T 47.7, Swin-S 51.3, Swin-B 53.9, Swin-L 56.1",
+    "cityscapes_mask2former_swin": "Swin-T 82.1, Swin-S 82.6",
+}
+
+
 def ids(path):
     return path.stem
 
@@ -54,6 +67,7 @@ def test_files():
         "cityscapes",
         "finetune_small_dataset",
         "toy_overfit",
+        *OTHER_MODELS,
     }
 
 
@@ -62,9 +76,7 @@ def test_every_published_variant_is_named_with_its_score(data, size):
     text = recipe(data, size).read_text(encoding="utf-8")
     (listed,) = re.findall(r"^# mIoU, single scale \(SegFormer paper, table 1\): (.*)$", text, re.MULTILINE)
     assert f"{size.upper()} {PUBLISHED[data][size]}" in listed.split(", ")
-    (row,) = re.findall(
-        rf"^\| `{data}[^|]*\|(.*)\|$", (REPOSITORY / "docs" / "training.md").read_text(encoding="utf-8"), re.MULTILINE
-    )
+    (row,) = re.findall(rf"^\| `{data}[^|]*\|(.*)\|$", (REPOSITORY / "docs/training.md").read_text(), re.MULTILINE)
     assert [float(score) for score in row.split("|")] == list(PUBLISHED[data].values())
 
 
@@ -95,6 +107,17 @@ def test_a_recipe_is_the_published_one(data, size):
     assert not training.load_best_model_at_end and training.save_steps == 4000
 
 
+@pytest.mark.parametrize("name", OTHER_MODELS)
+def test_other_models_say_how_they_are_launched_and_what_to_reach(name):
+    path = REPOSITORY / "configs" / f"{name}.yaml"
+    text, args = path.read_text(encoding="utf-8"), parse(path)
+    assert OTHER_MODELS[name] in text and f"--config configs/{name}.yaml" in text
+    assert args.training.output_dir.startswith(f"outputs/{name.split('_')[0]}_")
+    per_step = args.training.per_device_train_batch_size * args.training.gradient_accumulation_steps
+    assert f"8 GPUs, batch {8 * per_step} = 8 x {per_step}" in text
+    assert not args.training.load_best_model_at_end
+
+
 def test_cityscapes_images_are_scored_at_their_own_size_by_three_windows():
     evaluation = parse(recipe("cityscapes", "b0")).evaluation
     protocol = EvaluationProtocol(short_side=evaluation.image_size, **evaluation.options(evaluation.image_size))
@@ -106,7 +129,7 @@ def test_cityscapes_images_are_scored_at_their_own_size_by_three_windows():
 @pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem != "toy_overfit"], ids=ids)
 def test_every_value_has_its_source(path):
     text = path.read_text(encoding="utf-8")
-    listed = set(re.findall(r"^# \[(\d)\] NVlabs/SegFormer, local_configs/\S+\.py$", text, re.MULTILINE))
+    listed = set(re.findall(r"^# \[(\d)\] [\w-]+/[\w-]+, \S+\.(?:py|yaml|md)$", text, re.MULTILINE))
     for key in yaml.safe_load(text):
         (line,) = re.findall(rf"^{key}: (.*)$", text, re.MULTILINE)
         cited = re.search(r" # (?:\[(\d)\]|ours: )", line)

@@ -469,10 +469,18 @@ def test_names_of_a_batch():
     assert names_of_batch(batch["names"]) == ["a", "x" * NAME_BYTES, odd, "?", "number 4"]
 
 
-@pytest.mark.parametrize(("size", "least", "factor"), [
-    ((600, 800), (128, 171), 4), ((600, 800), (301, 401), 1), ((600, 800), (300, 400), 2), ((5000, 40), (10, 40), 1), ((601, 800), (10, 10), 1), ((604, 800), (10, 10), 4),
-    ((9000, 9000), (1, 1), 8),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("size", "least", "factor"),
+    [
+        ((600, 800), (128, 171), 4),
+        ((600, 800), (301, 401), 1),
+        ((600, 800), (300, 400), 2),
+        ((5000, 40), (10, 40), 1),
+        ((601, 800), (10, 10), 1),
+        ((604, 800), (10, 10), 4),
+        ((9000, 9000), (1, 1), 8),
+    ],
+)
 def test_a_reduced_image_is_no_smaller_than_needed(size, least, factor):
     assert reduction_for(size, least) == factor
 

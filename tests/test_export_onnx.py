@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from factories.architectures import tiny_configs, universal_configs
 from factories.models import COLORS, NAMES, noise, save_model
 from onnx import TensorProto, helper
 from PIL import Image
@@ -18,6 +19,8 @@ import predict
 from cli_utils import UserError
 from data.preprocessing import EvaluationProtocol
 from models import onnx_export
+from models.configurations import new_model
+from models.image_processor import load_image_processor
 from models.loading import load_trained_model
 from models.onnx_model import KEYS, OnnxModel
 
@@ -314,3 +317,51 @@ def test_files_of_another_format_or_damaged(network):
         helper.set_model_props(graph, said | changes)
         with pytest.raises(UserError, match=message):
             OnnxModel(graph.SerializeToString())
+
+
+# ---- other models ---------------------------------------------------------------------------------------------------
+
+
+def save_other(config, folder):
+    config.id2label = dict(enumerate("abc"))
+    torch.manual_seed(0)
+    new_model(config).save_pretrained(folder)
+    load_image_processor(from_scratch=str(folder), image_size=64).save_pretrained(folder)
+    return folder
+
+
+def test_upernet_resizes_twice_in_the_graph_as_well(photos, tmp_path):
+    folder = save_other(tiny_configs()["upernet-convnext"], tmp_path / "model")
+    arguments = ["--model", folder, "--output", tmp_path / "model.onnx", "--check_images", photos]
+    assert export_onnx.main([*map(str, arguments)])
+
+
+def test_models_of_masks_are_refused(photos, tmp_path):
+    folder = save_other(universal_configs()["eomt"], tmp_path / "model")
+    arguments = ["--model", folder, "--output", tmp_path / "model.onnx", "--check_images", photos]
+    with pytest.raises(UserError, match="eomt predicts masks, .* cannot be exported; predict.py and"):
+        export_onnx.main([*map(str, arguments)])
+
+
+@pytest.mark.slow
+def test_half_precision(model_dir, photos, tmp_path):
+    arguments = ["--model", model_dir, "--output", tmp_path / "half.onnx", "--check_images", photos, "--fp16"]
+    figures = export_onnx.main([*map(str, arguments)])
+    assert figures["different"] <= 0.005 * figures["pixels"]
+    kinds = {weight.data_type for weight in onnx.load(tmp_path / "half.onnx").graph.initializer}
+    assert TensorProto.FLOAT16 in kinds
+    found, expected = (predictions(model, photos, tmp_path / "out") for model in (tmp_path / "half.onnx", model_dir))
+    for one, other in zip(found, expected, strict=True):
+        assert (one != other).mean() < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], ["--threshold", "0.3"]], ids=str)
+def test_a_single_logit(photos, tmp_path, flags):
+    model = save_model(tmp_path / "model", names={0: "road"})
+    arguments = ["--model", model, "--output", tmp_path / "two.onnx", "--check_images", photos, *flags]
+    assert export_onnx.main([*map(str, arguments)])["different"] == 0
+    found = predictions(tmp_path / "two.onnx", photos, tmp_path / "out")
+    expected = predictions(model, photos, tmp_path / "out", *flags)
+    for one, other in zip(found, expected, strict=True):
+        assert (one != other).mean() < 0.001 and set(np.unique(other)) == {0, 1}

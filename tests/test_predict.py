@@ -593,3 +593,48 @@ def test_other_outputs_replace_nothing_either(no_model, tmp_path):
         noise(8, 8).save(tmp_path / folder / "a.png")
     with pytest.raises(UserError, match=r"confidence/a\.png would be both a prediction and a map of confidence"):
         run("model", tmp_path / "out", tmp_path / "in")
+
+
+def test_films_beside_images(model_dir, photos, tmp_path):
+    import av
+
+    with av.open(str(tmp_path / "film.mov"), "w") as film:
+        stream = film.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for seed in range(3):
+            film.mux(stream.encode(av.VideoFrame.from_image(noise(48, 64, seed))))
+        film.mux(stream.encode())
+    written = run(model_dir, tmp_path / "out", tmp_path / "film.mov", photos / "a.png", flags=["--video_frames"])
+    assert [path.name for path in written] == ["a.png", "a.jpg", "contact_sheet.png", "film.mp4"]
+    assert [path.name for path in sorted((tmp_path / "out" / "film_frames").iterdir())] == [
+        *("000000.png", "000001.png", "000002.png")
+    ]
+    assert len(np.unique(ids_in(tmp_path / "out" / "film_frames" / "000001.png"))) > 1
+    with av.open(str(tmp_path / "out" / "film.mp4")) as film:
+        assert len(list(film.decode(video=0))) == 3
+    with pytest.raises(UserError, match=r"film\.mov would be overwritten|film\.mp4 would be overwritten"):
+        (tmp_path / "film.mov").rename(tmp_path / "film.mp4")
+        run(model_dir, tmp_path, tmp_path / "film.mp4")
+
+
+def test_patterns_that_no_shell_has_seen(photos, tmp_path):
+    (photos / "[x].png").write_bytes((photos / "a.png").read_bytes())
+    images = predict.find_images([photos / "**" / "*.bmp", photos / "[x].png"], tmp_path / "out")
+    assert images == {"b.v2": photos / "sub" / "b.v2.bmp", "[x]": photos / "[x].png"}
+    with pytest.raises(UserError, match=r"\*\.webp: no such file or folder"):
+        predict.find_images([photos / "*.webp"], tmp_path / "out")
+
+
+def test_a_large_image_that_ends_too_early_is_left_out(model_dir, photos, tmp_path, monkeypatch):
+    import rasterio
+
+    options = {"height": 640, "width": 512, "count": 3, "dtype": "uint8", "tiled": True, "blockysize": 64}
+    with rasterio.open(tmp_path / "cut.tif", "w", driver="GTiff", blockxsize=64, **options) as raster:
+        raster.write(np.asarray(noise(640, 512)).transpose(2, 0, 1).copy())
+    content = (tmp_path / "cut.tif").read_bytes()
+    (tmp_path / "cut.tif").write_bytes(content[: len(content) * 3 // 4])
+    monkeypatch.setattr(large_images, "LARGE_PIXELS", 300_000)
+    with pytest.raises(SystemExit) as exit_:
+        run(model_dir, tmp_path / "out", tmp_path / "cut.tif", photos / "a.png")
+    assert "1 of 2 files were skipped" in exit_.value.code and "cut.tif (rows " in exit_.value.code
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "contact_sheet.png", "overlays"]

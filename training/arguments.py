@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 ARGUMENTS_FILE, PLAN_FILE = "arguments.yaml", "plan.yaml"
 SECRETS = ("hub_token",)
 # Of these at most one is given.
-EXCLUSIVE = (("model_name_or_path", "from_scratch"), ("dataset_dir", "dataset_name"))
+EXCLUSIVE = (("model_name_or_path", "from_scratch", "backbone"), ("dataset_dir", "dataset_name"))
 # What is meant for one command and not for the next one that takes its arguments from the file.
 FOR_ONCE = ("resume_from_checkpoint", "overwrite_output_dir", "minutes")
 
@@ -254,6 +254,8 @@ class Arguments:
         self._check_tasks()
         if self.dataset.streaming:
             self._check_streaming()
+        if self.optimization.encoder_warmup_steps and self.training.lr_scheduler_type != SchedulerType.POLYNOMIAL:
+            raise UserError("--encoder_warmup_steps is a part of --lr_scheduler_type polynomial: add that")
         if self.model.from_scratch and (self.optimization.freeze_encoder or self.optimization.lora_r):
             raise UserError("--freeze_encoder and --lora_r keep a pretrained encoder; --from_scratch has none")
         if self.training.label_smoothing_factor and "ce" not in self.loss.names:
@@ -284,6 +286,7 @@ class Arguments:
             "resume_from_checkpoint": training.resume_from_checkpoint,
             "push_to_hub": training.push_to_hub,
             "from_scratch": self.model.from_scratch,
+            "backbone": self.model.backbone,
         }
         for name, value in needs_training.items():
             if value:

@@ -26,8 +26,9 @@ RECORD_FILE = "checkpoint.json"
 FIXED = (
     *("seed", "data_seed", "full_determinism", "optim", "optim_args", "lr_scheduler_type", "bf16", "fp16"),
     *("label_smoothing_factor", "dataloader_drop_last", "train_sampling_strategy"),
-    *("model_name_or_path", "from_scratch", "backbone", "head", "num_channels", "single_logit"),
-    *("freeze_encoder", "lora_r", "ema_decay", "sync_bn", "loss"),
+    *("model_name_or_path", "from_scratch", "backbone", "head", "drop_path_rate", "num_channels", "single_logit"),
+    *("freeze_encoder", "lora_r", "ema_decay", "layer_decay", "sync_bn", "loss", "void_in_masks"),
+    *("encoder_warmup_steps", "mask_annealing_starts", "mask_annealing_ends"),
     *("image_size", "crop_size", "slide_crop", "slide_stride", "eval_scales", "eval_flip", "threshold"),
     *("scale_range", "max_class_share", "flip_probability", "photometric_distortion"),
     *("vertical_flip_probability", "quarter_turns", "rare_class_crops", "reduced_decoding"),
@@ -35,7 +36,7 @@ FIXED = (
     *("max_train_samples", "max_eval_samples"),
 )
 # Names of files and folders, which may lie elsewhere on another machine.
-PATHS = ("model_name_or_path", "from_scratch")
+PATHS = ("model_name_or_path", "from_scratch", "backbone")
 # What says nothing about training, and what is compared by what came of it (classes, weights of classes).
 UNSAID = (
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "run_name", "report_to", "disable_tqdm"),
@@ -147,9 +148,12 @@ def started_with(args: Arguments, train_split: Dataset | None, class_weights) ->
 
     train_split: None where the images are streamed.
     """
+    values = args.values()
+    if "dataloader_drop_last" not in args.given:  # what `check_batches` makes of data and model is no flag
+        values["dataloader_drop_last"] = False
     names = None if train_split is None else hashlib.sha256("\n".join(train_split["name"]).encode(errors="replace"))
     return {
-        "arguments": args.values(),
+        "arguments": values,
         "given": list(args.given),
         "world_size": args.training.world_size,
         "train_images": None if train_split is None else len(train_split),

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTraine
 
 from cli_utils import UserError, WriteError, one_line, parse_arguments, run_cli, shorten, written_aside
 from data_utils import names_of_batch
-from models.adapters import encoder_name, freeze_encoder, merged_state_dict
+from models.adapters import encoder_modules, freeze_encoder, merged_state_dict
 from models.fused_segformer import fuse_model
 from models.inference import find_device, two_class_logits
 from models.loading import check_finite
@@ -212,7 +212,7 @@ def _save(file: Path, trainer, batches: list[_Seen]) -> bool:
         "config": model.config.to_json_string(use_diff=False),
         "state_dict": {key: tensor.cpu() for key, tensor in merged_state_dict(model).items()},
         "fused_ops": trainer.fused_ops,
-        "encoder_frozen": not model.get_submodule(encoder_name(model)).training,
+        "encoder_frozen": not encoder_modules(model)[0].training,
         "losses": list(trainer.losses),
         "class_weights": trainer.class_weights,
         "label_smoothing": trainer.args.label_smoothing_factor,

@@ -13,7 +13,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from data_utils import SegmentationDataset, collate_train
-from metrics_utils import IGNORE_INDEX, confusion_matrix, summarize_confusion
+from metrics_utils import confusion_matrix, summarize_confusion
 from models.inference import score_logits
 from training.trainer import SegmentationTrainer
 from training.workers import compare_with_step, cpus_of_process, seconds_per_image
@@ -103,7 +103,7 @@ def _try_last_batch(trainer: SegmentationTrainer) -> None:
     rest = len(dataset) % args.per_device_train_batch_size
     if rest:
         batch = collate_train([dataset[index] for index in range(rest)])
-        trainer.training_step(trainer.model_wrapped, batch, (batch["labels"] != IGNORE_INDEX).sum())
+        trainer.training_step(trainer.model_wrapped, batch, trainer.objective.count(batch["labels"]))
         trainer.model.zero_grad()
         logger.info(f"the last batch of an epoch, {rest} of {args.per_device_train_batch_size} images, works as well")
 

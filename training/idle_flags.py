@@ -11,10 +11,10 @@ from training.arguments import Arguments
 from training.run_arguments import OptimizationArguments
 
 # Besides those of augmentation, loss and optimisation, what says how to train; the more common of the Trainer's.
-OF_TRAINING = """single_logit check_data num_train_epochs max_steps learning_rate lr_scheduler_type lr_scheduler_kwargs
-    warmup_steps optim weight_decay max_grad_norm label_smoothing_factor per_device_train_batch_size
-    gradient_accumulation_steps activation_checkpointing eval_strategy eval_steps eval_delay eval_on_start
-    save_strategy save_steps save_total_limit load_best_model_at_end metric_for_best_model
+OF_TRAINING = """single_logit drop_path_rate check_data num_train_epochs max_steps learning_rate lr_scheduler_type
+    lr_scheduler_kwargs warmup_steps optim weight_decay max_grad_norm label_smoothing_factor
+    per_device_train_batch_size gradient_accumulation_steps activation_checkpointing eval_strategy eval_steps
+    eval_delay eval_on_start save_strategy save_steps save_total_limit load_best_model_at_end metric_for_best_model
     dataloader_drop_last""".split()
 # Schedules that know no warm-up, and those that take no options.
 WITHOUT_WARMUP = (SchedulerType.CONSTANT, SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)

@@ -1,14 +1,17 @@
 """Learning rate and weight decay of every parameter, and how the rate moves, as SegFormer was trained."""
 
+import re
 from functools import partial
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedModel, SchedulerType, get_scheduler
+from transformers import PretrainedConfig, PreTrainedModel, SchedulerType, get_scheduler
 
 from cli_utils import UserError, nearest, one_line
-from models.adapters import encoder_name
+from models.adapters import encoder_names
+from models.configurations import encoder_config, num_equal_layers
+from training.annealing import POWER, two_stage_factor
 
 NORM_LAYERS = (
     nn.LayerNorm,
@@ -22,7 +25,11 @@ NORM_LAYERS = (
 
 
 def parameter_groups(
-    model: PreTrainedModel, learning_rate: float, weight_decay: float, head_lr_multiplier: float = 1.0
+    model: PreTrainedModel,
+    learning_rate: float,
+    weight_decay: float,
+    head_lr_multiplier: float = 1.0,
+    layer_decay: float = 1.0,
 ) -> list[dict]:
     """Groups for an optimizer: "encoder", "encoder norms", "head" and "head norms", but for those that are empty.
 
@@ -34,11 +41,18 @@ def parameter_groups(
     Source: NVlabs/SegFormer, local_configs/segformer/B0/segformer.b0.512x512.ade.160k.py, `paramwise_cfg`. Its third
     key, `pos_block`, matches nothing.
 
+    With a `layer_decay` d, layer i of the n of a ViT gets `learning_rate * d ** (n - i)`, and what comes before the
+    first d ** (n + 1); each is a group of its own, "encoder layer i". Source: BEiT, `get_num_layer_for_vit` and
+    `LayerDecayOptimizerConstructor`. As EoMT was trained, its last layer is not decayed, and what comes before the
+    first is one with it (tue-mps/eomt, training/lightning_module.py).
+
     Returns:
         Dicts with "name", "params", "lr" and "weight_decay". Every parameter that requires a gradient is in one of
         them, once.
     """
-    encoder = {id(parameter) for parameter in model.get_submodule(encoder_name(model)).parameters()}
+    encoder = {
+        id(p): name for part in encoder_names(model) for name, p in model.get_submodule(part).named_parameters(part)
+    }
     norms = {
         id(parameter)
         for module in model.modules()
@@ -46,22 +60,50 @@ def parameter_groups(
         for parameter in module.parameters()
     }
     if model.config.model_type == "segformer":
-        norms &= encoder
+        norms &= encoder.keys()
     members = {"encoder": [], "encoder norms": [], "head": [], "head norms": []}
+    rates = dict.fromkeys(("head", "head norms"), learning_rate * head_lr_multiplier)
     for parameter in model.parameters():
-        if parameter.requires_grad:
-            part = "encoder" if id(parameter) in encoder else "head"
-            members[f"{part} norms" if id(parameter) in norms else part].append(parameter)
+        if not parameter.requires_grad:
+            continue
+        part = "encoder" if id(parameter) in encoder else "head"
+        if part == "encoder" and layer_decay != 1:
+            layer, exponent = _layer_of(encoder[id(parameter)], model.config)
+            part += layer
+            rates[part] = rates[f"{part} norms"] = learning_rate * layer_decay**exponent
+        members.setdefault(f"{part} norms" if id(parameter) in norms else part, []).append(parameter)
     return [
         {
             "name": name,
             "params": parameters,
-            "lr": learning_rate * (head_lr_multiplier if name.startswith("head") else 1.0),
+            "lr": rates.get(name, learning_rate),
             "weight_decay": 0.0 if name.endswith("norms") else weight_decay,
         }
         for name, parameters in members.items()
         if parameters
     ]
+
+
+def _layer_of(name: str, config: PretrainedConfig) -> tuple[str, int]:
+    """ " layer i", or what stands for it, of a parameter of a ViT, and the power of the decay that it gets."""
+    count = num_equal_layers(encoder_config(config))
+    before_last = 0 if config.model_type.startswith("eomt") else 1
+    layer = re.search(r"(?:^|\.)(?:layers?|blocks?)\.(\d+)\.", name)
+    if layer:
+        return f" layer {layer[1]}", count - 1 - int(layer[1]) + before_last
+    if "norm" in name and "embed" not in name:  # behind the last one
+        return "", 0
+    return " embeddings", count - 1 + 2 * before_last
+
+
+def check_layer_decay(config: PretrainedConfig, layer_decay: float) -> None:
+    """Raises UserError where a model has no layers of one width whose learning rates could decay."""
+    encoder = encoder_config(config)
+    if layer_decay != 1 and num_equal_layers(encoder) is None:
+        raise UserError(
+            f"--layer_decay {layer_decay:g} is for ViTs, as DINOv2, and {encoder.model_type} comes in stages of other "
+            "widths: leave it out"
+        )
 
 
 def groups_table(groups: list[dict]) -> str:
@@ -72,7 +114,8 @@ def groups_table(groups: list[dict]) -> str:
         rows.append(
             (group["name"], len(group["params"]), f"{size:.3f}", f"{group['lr']:g}", f"{group['weight_decay']:g}")
         )
-    return "\n".join(f"{row[0]:<15}  {row[1]:>7}  {row[2]:>14}  {row[3]:>13}  {row[4]:>12}" for row in rows)
+    width = max(len(row[0]) for row in rows)
+    return "\n".join(f"{row[0]:<{width}}  {row[1]:>7}  {row[2]:>14}  {row[3]:>13}  {row[4]:>12}" for row in rows)
 
 
 def takes_parameter_groups(optimizer_cls: type, options: dict) -> bool:
@@ -128,6 +171,28 @@ def poly_schedule(
             end=lr_end / rate if lr_end else 0.0,
         )
         for rate in rates
+    ]
+    return LambdaLR(optimizer, factors)
+
+
+def two_stage_schedule(
+    optimizer: torch.optim.Optimizer,
+    max_steps: int,
+    warmup_steps: int,
+    encoder_warmup_steps: int,
+    power: float = POWER,
+) -> LambdaLR:
+    """`training.annealing.two_stage_factor` for every parameter group of an optimizer."""
+    factors = [
+        partial(
+            two_stage_factor,
+            max_steps=max_steps,
+            warmup_steps=warmup_steps,
+            encoder_warmup_steps=encoder_warmup_steps,
+            encoder=group.get("name", "").startswith("encoder"),
+            power=power,
+        )
+        for group in optimizer.param_groups
     ]
     return LambdaLR(optimizer, factors)
 

@@ -28,6 +28,7 @@ from data.augmentation import TrainTransform
 from data.bulk import column_of
 from data.classes import ClassMap
 from data_utils import Data, SegmentationDataset, find_classes, load_data
+from models.configurations import is_universal
 from training import planning
 from training.arguments import FOR_ONCE, GROUPS, PLAN_FILE, SECRETS, Arguments
 from training.planning import ClassFacts, DataFacts, Goal, Machine, Measured, Setting, Time
@@ -98,6 +99,11 @@ def make_plan(args: Arguments, steps: Steps) -> str:
     if not plan.has("model_name_or_path", "from_scratch", "backbone"):
         plan.set(planning.choose_model(facts, machine, minutes))
     config, *_ = steps.find_model(plan.args)
+    if is_universal(config):
+        raise UserError(
+            f"--config auto knows models that score every pixel, and {config.model_type} scores masks: its recipe is "
+            "in configs/ (docs/models.md)"
+        )
     goal = Goal(fresh_part(plan.args, config, class_map), minutes, not _is_frozen(plan.args))
     pretrained = goal.fresh != "all"
     plan.set(planning.precision_setting(machine), unless=("bf16", "fp16"))

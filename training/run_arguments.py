@@ -24,6 +24,27 @@ class OptimizationArguments:
     head_lr_multiplier: float = field(
         default=1.0, metadata={"help": "factor on the learning rate of everything outside the encoder"}
     )
+    layer_decay: float = field(
+        default=1.0,
+        metadata={"help": "of a ViT: factor on the encoder's learning rate from each layer to the one before it"},
+    )
+    encoder_warmup_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "with --lr_scheduler_type polynomial: the encoder starts after the --warmup_steps of the rest and "
+            "warms up over so many steps; decay of power 0.9 follows (EoMT)"
+        },
+    )
+    mask_annealing_starts: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "of EoMT: the step, block by block, from which masks fade out of attention; equal phases if left "
+            "out"
+        },
+    )
+    mask_annealing_ends: list[int] | None = field(
+        default=None, metadata={"help": "of EoMT: the step, block by block, after which attention is without masks"}
+    )
     ema_decay: float = field(
         default=0.0,
         metadata={"help": "evaluate and save an exponential moving average of the weights, as in 0.999; 0 for none"},
@@ -40,7 +61,7 @@ class OptimizationArguments:
     )
 
     def __post_init__(self):
-        check_positive(self, "lora_r", "early_stopping_patience")
+        check_positive(self, "lora_r", "early_stopping_patience", "encoder_warmup_steps")
         if self.skip_nonfinite < 0:
             raise UserError(f"--skip_nonfinite is {self.skip_nonfinite}; it must be at least 0")
         if self.freeze_encoder and self.lora_r:
@@ -49,6 +70,8 @@ class OptimizationArguments:
             )
         if self.head_lr_multiplier <= 0:
             raise UserError(f"--head_lr_multiplier is {self.head_lr_multiplier}; it must be positive, as in 10")
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f"--layer_decay is {self.layer_decay:g}; it must be above 0 and at most 1, as in 0.75")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"--ema_decay is {self.ema_decay:g}; it must be at least 0 and below 1, as in 0.999")
 

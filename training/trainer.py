@@ -32,16 +32,24 @@ from cli_utils import UserError, WriteError, one_line, remove, write_failure
 from data.preprocessing import EvaluationProtocol
 from data.streaming import StreamingDataset
 from data_utils import collate_eval, collate_train
-from metrics_utils import IGNORE_INDEX, ComputeMetrics, boundary_counts, confusion_matrix, without_per_category
+from metrics_utils import ComputeMetrics, boundary_counts, confusion_matrix, without_per_category
 from models.adapters import merged_state_dict, save_adapters, with_adapters
-from models.inference import predict_ids, protocol_logits, score_logits, two_class_logits
+from models.configurations import is_universal
+from models.inference import predict_ids, protocol_logits, score_logits
 from models.loading import check_finite
-from models.losses import segmentation_loss
+from models.objectives import find_objective
+from training.annealing import MaskAnnealing
 from training.checkpoints import fault_of, newest_checkpoint, read_record, seal
 from training.divergence import DivergenceGuard, check_weights, poisoned, raise_on_nonfinite_losses
 from training.ema import WeightAverage
 from training.interruption import deaf, lost_workers_named
-from training.optimizer import groups_table, parameter_groups, poly_schedule, takes_parameter_groups
+from training.optimizer import (
+    groups_table,
+    parameter_groups,
+    poly_schedule,
+    takes_parameter_groups,
+    two_stage_schedule,
+)
 from training.output_folder import NEW_RUN, checkpoints_after, move_in, save_results
 from training.run_loss import RunLoss
 from training.workers import describe_workers
@@ -96,7 +104,7 @@ def _concise(callback: type[TrainerCallback]) -> type[TrainerCallback]:
 
 
 class SegmentationTrainer(Trainer):
-    """Trains and evaluates any model whose output has `logits` of shape (B, num_labels, h, w).
+    """Trains and evaluates any model whose output has `logits` of shape (B, num_labels, h, w), or masks with classes.
 
     Args:
         model, args, train_dataset, eval_dataset, processing_class, callbacks: as for `Trainer`. The datasets are
@@ -107,9 +115,13 @@ class SegmentationTrainer(Trainer):
         losses: of `models.losses.parse_loss`.
         class_weights: float (num_labels,), for the losses that take them.
         head_lr_multiplier: of the learning rate outside the encoder.
+        layer_decay: of the learning rate from each layer of a ViT to the one before it.
+        encoder_warmup_steps: of `training.annealing.two_stage_factor`; None for the schedule of `poly_factor`.
+        annealing_phases: of `training.annealing.MaskAnnealing`.
         ema_decay: of the average of the weights that is evaluated and saved; 0 for the weights themselves.
         record: of `training.checkpoints.started_with`, kept in every checkpoint.
         replaced: patterns of files that go from the output folder as the first checkpoint moves in.
+        void_in_masks: of `models.universal.QueryObjective`, for universal models.
         skip_nonfinite: steps whose loss or gradient is not finite that may be left out before the run stops.
     """
 
@@ -122,9 +134,13 @@ class SegmentationTrainer(Trainer):
         losses: Sequence[str] = ("ce",),
         class_weights: torch.Tensor | None = None,
         head_lr_multiplier: float = 1.0,
+        layer_decay: float = 1.0,
+        encoder_warmup_steps: int | None = None,
+        annealing_phases: Sequence[tuple[int, int]] | None = None,
         ema_decay: float = 0.0,
         record: dict | None = None,
         replaced: Sequence[str] = (),
+        void_in_masks: str = "background",
         skip_nonfinite: int = 0,
         **kwargs,
     ):
@@ -132,7 +148,8 @@ class SegmentationTrainer(Trainer):
         self.fused_ops = fused_ops
         self.losses = losses
         self.class_weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
-        self.head_lr_multiplier = head_lr_multiplier
+        self.head_lr_multiplier, self.layer_decay = head_lr_multiplier, layer_decay
+        self.encoder_warmup_steps = encoder_warmup_steps
         self.weight_average = WeightAverage(ema_decay)
         self.record, self.replaced = record or {}, replaced
         self.saves_aside = self.finds_suspects = False
@@ -144,6 +161,11 @@ class SegmentationTrainer(Trainer):
             compute_metrics=None,
             **kwargs,
         )
+        self.objective = find_objective(
+            self.model, losses, class_weights, self.args.label_smoothing_factor, fused_ops, void_in_masks
+        )
+        # What the replay of a batch repeats is the loss of pixels.
+        self.divergence.keeps_dump = not is_universal(self.model.config)
         self.compute_metrics = ComputeMetrics(id2label or self.model.config.id2label)
         # The loss is computed outside the model; handed on, `num_items_in_batch` would reach modules that ignore it.
         # (Upstream: huggingface/transformers#47688.)
@@ -153,6 +175,7 @@ class SegmentationTrainer(Trainer):
         logger.info(describe_workers(*workers, self.args.dataloader_pin_memory, self.args.device.type))
         self.add_callback(self.weight_average)
         self.add_callback(_ResumedStateCallback())
+        self.add_callback(MaskAnnealing(annealing_phases))
         if self.train_dataset is not None:
             self.add_callback(_EpochCallback(self.train_dataset))
         for display in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # the first is a table in notebooks
@@ -165,22 +188,27 @@ class SegmentationTrainer(Trainer):
         """As the stock (static) method, which `create_optimizer` asks, with the groups of `parameter_groups`."""
         optimizer_cls, options = super().get_optimizer_cls_and_kwargs(args, model)
         if takes_parameter_groups(optimizer_cls, options):
-            groups = parameter_groups(model, args.learning_rate, args.weight_decay, self.head_lr_multiplier)
+            groups = parameter_groups(
+                model, args.learning_rate, args.weight_decay, self.head_lr_multiplier, self.layer_decay
+            )
             logger.info(f"{optimizer_cls.__name__}\n{groups_table(groups)}")
             options["params"] = groups
-        elif self.head_lr_multiplier != 1:
-            logger.warning(f"--optim {args.optim} chooses its parameters itself: --head_lr_multiplier has no effect")
+        elif self.head_lr_multiplier != 1 or self.layer_decay != 1:
+            logger.warning(
+                f"--optim {args.optim} chooses its parameters itself: --head_lr_multiplier and --layer_decay have no "
+                "effect"
+            )
         return optimizer_cls, options
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         """`--lr_scheduler_type polynomial` is the published schedule; every other type is stock."""
         if self.lr_scheduler is None and self.args.lr_scheduler_type == SchedulerType.POLYNOMIAL:
-            self.lr_scheduler = poly_schedule(
-                self.optimizer if optimizer is None else optimizer,
-                num_training_steps,
-                self.args.get_warmup_steps(num_training_steps),
-                **(self.args.lr_scheduler_kwargs or {}),
-            )
+            steps = (num_training_steps, self.args.get_warmup_steps(num_training_steps))
+            optimizer = self.optimizer if optimizer is None else optimizer
+            if self.encoder_warmup_steps is None:
+                self.lr_scheduler = poly_schedule(optimizer, *steps, **(self.args.lr_scheduler_kwargs or {}))
+            else:
+                self.lr_scheduler = two_stage_schedule(optimizer, *steps, self.encoder_warmup_steps)
             # As the stock method does, so that the next `train()` makes a new one; there is no public way.
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
@@ -188,33 +216,29 @@ class SegmentationTrainer(Trainer):
     # ---- loss -----------------------------------------------------------------------------------------------------
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The batches of one optimizer step, and the number of valid pixels in them over all processes.
+        """The batches of one optimizer step, and what their loss is divided by, over all processes: the number of
+        valid pixels, or what `QueryObjective.count` counts.
 
         The stock count takes every label but -100, so it would count ignored pixels.
         """
         batch_samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        valid_pixels = sum((batch["labels"] != IGNORE_INDEX).sum() for batch in batch_samples)
+        count = sum(self.objective.count(batch["labels"]) for batch in batch_samples)
         if self.args.world_size > 1:
-            valid_pixels = self.accelerator.reduce(torch.as_tensor(valid_pixels, device=device), reduction="sum")
-        return batch_samples, valid_pixels
+            count = self.accelerator.reduce(torch.as_tensor(count, device=device), reduction="sum")
+        return batch_samples, count
 
     def upsampled_loss(self, outputs, labels, num_items_in_batch=None):
-        """The losses at the labels' resolution, of all pixels of the batch that `num_items_in_batch` counts.
+        """The objective's loss, for all of the step that `num_items_in_batch` counts.
 
-        labels: int64 (B, H, W). `--label_smoothing_factor` applies. The Trainer multiplies by the number of processes,
+        labels: int64 (B, H, W). The Trainer multiplies by the number of processes,
         over which DDP averages.
         """
-        logits = two_class_logits(outputs.logits)
-        loss = segmentation_loss(
-            logits,
-            labels,
-            self.losses,
-            weight=None if self.class_weights is None else self.class_weights.to(logits.device),
-            num_items_in_batch=num_items_in_batch,
-            label_smoothing=self.args.label_smoothing_factor,
-            fused_ops=self.fused_ops,
-        )
-        return poisoned(loss)
+        return poisoned(self.objective.loss(outputs, labels, num_items_in_batch))
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """As stock, with the inputs that the objective asks for."""
+        inputs = self.objective.inputs(inputs, num_items_in_batch)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """As stock, under the eyes of `training.divergence`, and without the names, which are not for the model."""

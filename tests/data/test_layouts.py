@@ -180,6 +180,23 @@ def test_masks_in_colours_beside_plain_ones(tmp_path):
     refused(tmp_path, "--image_suffix _color --mask_suffix _mask")
 
 
+def test_superannotate_beside_images(tmp_path):
+    write_tree(tmp_path, {f"{name}.jpg": f"{name}.jpg___fuse.png" for name in NAMES})
+    assert len(pairs_of(tmp_path)["train"]) == 6
+    for name in NAMES:
+        shutil.copy(tmp_path / f"{name}.jpg___fuse.png", tmp_path / f"{name}.jpg___save.png")
+    refused(tmp_path, "--images . --masks . --mask_suffix ___fuse, or")
+    found = pairs_of(tmp_path, images=".", masks=".", mask_suffix="___fuse")
+    assert found["train"]["p0.jpg"] == "p0.jpg___fuse.png"
+
+
+def test_a_folder_of_masks_for_each_class(tmp_path):
+    for label in ("cat", "dog"):
+        write_tree(tmp_path, {f"images/{name}.jpg": f"masks/{label}/{name}.png" for name in NAMES})
+    refused(tmp_path, "--images images --masks masks/cat, or --images images --masks masks/dog", "must be joined")
+    assert len(pairs_of(tmp_path, images="images", masks="masks/cat")["train"]) == 6
+
+
 def test_a_mask_for_each_object_is_no_choice_of_flags(tmp_path):
     for name in NAMES:
         photo(tmp_path / name / "images" / f"{name}.png")
@@ -411,6 +428,20 @@ def test_tables_in_many_hands(tmp_path, caplog, header, delimiter, encoding):
     files = list(truth.items())
     assert pairs_of(tmp_path) == {"train": dict(files[:4]), "validation": dict(files[4:])}
     assert "1 row of the test split without" in caplog.text and "a/no mask.jpg" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["list", "table"])
+def test_capitals_do_not_count_where_no_other_file_has_them(tmp_path, kind):
+    truth = {f"Fotos/{name}.jpg": f"masks/{name}.png" for name in NAMES}
+    write_tree(tmp_path, truth)
+    if kind == "list":
+        (tmp_path / "train.txt").write_text("".join(f"{name.upper()}.JPG\n" for name in NAMES))
+    else:
+        rows = [f"fotos/{name}.JPG,Masks/{name}.PNG" for name in NAMES]
+        (tmp_path / "metadata.csv").write_text("\n".join(["image,mask", *rows]))
+    assert pairs_of(tmp_path) == {"train": truth}
+    photo(tmp_path / "Fotos" / "P0.Jpg")  # which of the two is meant?
+    refused(tmp_path, "not" if kind == "list" else "not there")
 
 
 TABLES = {

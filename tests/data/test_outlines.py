@@ -675,6 +675,16 @@ def test_coco_under_any_name(tmp_path):
         assert load(root)[0].class_names == {0: "background", 1: "cat", 2: "dog"}
 
 
+@pytest.mark.parametrize("name", ["{}.JPG", "images/0a1b2c3d-{}.jpg", "C:\\me\\{}.jpg", "../other/{}.jpg", "{}"])
+def test_coco_images_by_other_names(tmp_path, name):
+    """Capitals, what Label Studio puts in front, folders of another machine, no extension."""
+    sizes = {"width": WIDTH, "height": HEIGHT}
+    images = [{"id": i, "file_name": name.format(stem)} | sizes for i, stem in ((11, "a"), (5, "b"))]
+    root = coco(tmp_path / "data", "result.json", "images", images=images)
+    found = masks(root)
+    assert len(found) == 2 and sum((mask == BOX_MASK).all() for mask in found.values()) == 1
+
+
 def panoptic(root, folder="annotations/panoptic_val2017"):
     save_image(root / "val2017" / "a.jpg")
     ids = np.zeros((HEIGHT, WIDTH), np.int32)

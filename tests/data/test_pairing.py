@@ -187,6 +187,10 @@ def test_class_lists_of_programs(make_dataset, tmp_path):
     assert load(root)[1].id2label == {0: "class_0", 1: "class_1", 2: "class_2"}
     (root / "train" / "_classes.csv").write_text("Pixel Value, Class\n0, sky\n1, cat\n2, dog\n")
     assert load(root)[1].id2label == {0: "sky", 1: "cat", 2: "dog"}
+    (root / "dataset.json").write_text('{"labels": {"sky": 0, "cat": 1, "ignore": 2}}')  # nnU-Net's word for void
+    (root / "train" / "_classes.csv").unlink()
+    class_map = load(root)[1]
+    assert class_map.id2label == {0: "sky", 1: "cat"} and class_map.value_ids[2] == 255
 
 
 def test_voc_lists(make_dataset, caplog):

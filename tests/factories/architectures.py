@@ -97,3 +97,40 @@ def backbone_configs() -> dict[str, T.PretrainedConfig]:
         ),
         "tipsv2_dpt over dinov2_with_registers": T.Tipsv2DptConfig(backbone_config=registers, **NECK),
     }
+
+
+def universal_configs(num_points=64) -> dict[str, T.PretrainedConfig]:
+    """The four types of `models.configurations.UNIVERSAL`; EoMT takes 64 pixels."""
+    vit = VIT | {
+        "num_blocks": 2,
+        "patch_size": 16,
+        "num_queries": 7,
+        "num_register_tokens": 2,
+        "num_upscale_blocks": 2,
+    }
+    swin = T.SwinConfig(embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, window_size=2, out_features=ALL_STAGES)
+    wide = dict.fromkeys(("feature_size", "mask_feature_size", "hidden_dim", "encoder_feedforward_dim"), 32)
+    detr = T.DetrConfig(
+        d_model=16,
+        num_queries=7,
+        **{f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")},
+        **{f"{part}_ffn_dim": 16 for part in ("encoder", "decoder")},
+    )
+    eomt = {name: value for name, value in vit.items() if name != "intermediate_size"}
+    return {
+        "eomt": T.EomtConfig(**eomt, mlp_ratio=2, train_num_points=num_points),
+        "eomt_dinov3": T.EomtDinov3Config(**vit, train_num_points=num_points),
+        "mask2former": T.Mask2FormerConfig(
+            backbone_config=swin,
+            **wide,
+            dim_feedforward=32,
+            num_attention_heads=2,
+            encoder_layers=1,
+            decoder_layers=3,
+            num_queries=7,
+            train_num_points=num_points,
+        ),
+        "maskformer": T.MaskFormerConfig(
+            backbone_config=swin, decoder_config=detr, fpn_feature_size=32, mask_feature_size=32
+        ),
+    }

@@ -18,7 +18,7 @@ from models.adapters import (
     ADAPTERS_FILE,
     add_lora,
     enable_activation_checkpointing,
-    encoder_name,
+    encoder_names,
     freeze_encoder,
     merge_lora,
     merged_state_dict,
@@ -140,7 +140,7 @@ def run_trainer(model, output_dir, **arguments):
 @pytest.mark.parametrize("name", ["segformer", "mobilenet_v2", "upernet-swin"])
 def test_a_frozen_encoder_stays_in_evaluation_mode(make_model, name):
     model = freeze_encoder(make_model(name))
-    encoder = model.get_submodule(encoder_name(model))
+    encoder = model.get_submodule(encoder_names(model)[0])
     head = [module for module in model.modules() if module not in set(encoder.modules()) and module is not model]
     for mode in (True, False, True):
         model.train(mode)
@@ -149,7 +149,7 @@ def test_a_frozen_encoder_stays_in_evaluation_mode(make_model, name):
     before = weights(model)
     train(model)
     moved = changed(before, weights(model))
-    assert moved and not any(key.startswith(encoder_name(model)) for key in moved)
+    assert moved and not any(key.startswith(encoder_names(model)[0]) for key in moved)
 
 
 def kept_for_backward(model):
@@ -258,7 +258,7 @@ LORA_LAYERS = {
 @pytest.mark.parametrize("name", LORA_LAYERS)
 def test_lora_trains_adapters_and_head(make_model, name):
     model = make_model(name).eval()
-    encoder = encoder_name(model) + "."
+    encoder = encoder_names(model)[0] + "."
     head = {key for key, p in model.named_parameters() if p.requires_grad and not key.startswith(encoder)}
     with torch.no_grad():
         expected = model(images()).logits
@@ -396,7 +396,8 @@ def test_filters_of_other_channels(make_model):
 @pytest.mark.parametrize("name", ["segformer", "upernet-swin"])
 def test_stock_transformers_loads_models_of_other_channels(make_model, tmp_path, name):
     make_model(name).save_pretrained(tmp_path / "rgb")
-    model = load_model(str(tmp_path / "rgb"), NAMES, num_channels=4).eval()
+    # Of UperNet the fast one gives smaller logits.
+    model = load_model(str(tmp_path / "rgb"), NAMES, name == "segformer", num_channels=4).eval()
     model.save_pretrained(tmp_path / "four")
     reloaded, info = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "four", output_loading_info=True)
     assert not any(info.values()) and not changed(model.state_dict(), reloaded.state_dict())

@@ -45,7 +45,7 @@ def read(file):
 
 def test_image_processor_says_what_training_did(folder, tmp_path, caplog):
     processor = load_image_processor(str(folder), image_size=64, do_reduce_labels=True)
-    assert f"{folder} has no image processor; SegFormer's is used" in caplog.text
+    assert f"{folder} has no image processor; SegformerImageProcessor is used" in caplog.text
     processor.save_pretrained(tmp_path)
     saved = read(tmp_path / "preprocessor_config.json")
     assert saved["size"] == {"height": 64, "width": 64} and saved["do_reduce_labels"] is True

@@ -18,7 +18,7 @@ from models.image_processor import load_image_processor
 from models.loading import MIT_VARIANTS, describe_model, load_model, load_trained_model
 
 ID2LABEL = {0: "sky", 1: "road", 2: "car", 3: "tree"}
-LOGGERS = ("models.loading", "models.image_processor")
+LOGGERS = ("models.loading", "models.image_processor", "models.configurations")
 OLD_NAMES = {0: "wall", 1: "floor", 2: "lamp"}
 
 ARCHITECTURES = list(tiny_configs())
@@ -296,14 +296,13 @@ def truncate(path):
         (lambda d: (d / "config.json").write_text("{}"), "configuration in .* cannot be read: .*Unrecognized model"),
         (
             lambda d: T.BertConfig().save_pretrained(d),
-            "is of type bert; trained .* per-pixel classifiers: beit, ",
+            "is of type bert; trained and used here are beit, ",
         ),
         (
             lambda d: T.ViTConfig().save_pretrained(d),
-            "is of type vit; trained .* per-pixel classifiers: beit, ",
+            "is of type vit; trained and used here are beit, ",
         ),
-        (lambda d: T.Mask2FormerConfig().save_pretrained(d), "is of type mask2former; trained .* per-pixel classi"),
-        (lambda d: T.EomtConfig().save_pretrained(d), "is of type eomt; trained .* per-pixel classifiers: "),
+        (lambda d: T.DetrConfig().save_pretrained(d), "is of type detr; trained and used here are .*mask2former"),
     ],
 )
 def test_unusable_folders(trained_copy, damage, message):

@@ -6,6 +6,9 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -339,6 +342,22 @@ def test_data_are_judged_as_training_judges_them(broken, data, tiny_config, trie
             main(argv)
         errors.append(str(caught.value))
     assert errors[0] == errors[1]
+
+
+def test_a_program_ends_although_workers_are_kept(tmp_path):
+    """They take no notice of the SIGTERM that multiprocessing sends at the end of a program, which then waits."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from torch.utils.data import DataLoader\n"
+        "from training.interruption import deaf\n"
+        "if __name__ == '__main__':\n"
+        "    loader = deaf(DataLoader(range(4), num_workers=1, persistent_workers=True))\n"
+        "    print(len(list(loader)))\n"
+    )
+    root = Path(plan.__file__).parent
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    ended = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=200)
+    assert (ended.returncode, ended.stdout) == (0, "4\n"), ended.stderr
 
 
 def test_minutes_without_a_plan_are_said_to_be_idle(data, tiny_config, tmp_path):

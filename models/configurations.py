@@ -1,0 +1,98 @@
+"""Opening a model's configuration, on the Hub or on this disk, of whatever architecture it is."""
+
+import logging
+import os
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from cli_utils import UserError, one_line, shorten
+
+logger = logging.getLogger(__name__)
+
+# Types that predict a set of masks with a class each, and are trained and evaluated by `models.universal`.
+UNIVERSAL = ("eomt", "eomt_dinov3", "mask2former", "maskformer")
+WITHOUT_NETWORK = "without network: a local folder as the model, or training with --from_scratch mit-b0"
+
+
+def open_config(name_or_path: str, known: list[str], revision: str | None = None) -> PretrainedConfig:
+    """The configuration of a model on the Hub (at a revision), in a folder, or in a `config.json`.
+
+    known: model types that would do, for messages.
+
+    Raises:
+        UserError: it cannot be reached or read, or asks for code of its own.
+    """
+    path = Path(name_or_path)
+    if revision is not None and os.path.exists(path):
+        raise UserError(
+            f"--model_revision {revision} is for models of the Hub, and {path} is on this disk: leave it out"
+        )
+    if os.path.isdir(path) and not (path / "config.json").is_file():
+        raise UserError(
+            f"folder {path} holds no config.json, so no model (found: {shorten((p.name for p in path.iterdir()), 4)})"
+        )
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
+    except Exception as error:  # a damaged file can raise anything
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{name_or_path} is a model with code of its own (auto_map in config.json), which is never run here; "
+                f"known without it are {', '.join(known)}"
+            ) from None
+        if os.path.exists(path):
+            raise UserError(f"the configuration in {path} cannot be read: {one_line(error)}") from error
+        at_revision = f" at revision {revision}" if revision is not None else ""
+        if "gated repo" in str(error):
+            raise UserError(
+                f"{name_or_path} is gated{at_revision}: ask for access on https://huggingface.co/{name_or_path} with "
+                f"your account, then `hf auth login` on this machine ({WITHOUT_NETWORK})"
+            ) from error
+        raise UserError(
+            f"{name_or_path} is no folder here, and the Hub did not give it{at_revision}: {one_line(error)} (private "
+            f"and gated models need `hf auth login`; {WITHOUT_NETWORK})"
+        ) from error
+    for part in config_parts(config):
+        if hasattr(part, "auto_map"):  # saved with the model it would ask whoever loads it to run that code
+            logger.warning(f"{name_or_path}: auto_map is left out; transformers' own {part.model_type} is used")
+            del part.auto_map
+    return config
+
+
+def is_universal(config: PretrainedConfig) -> bool:
+    """Whether a model of this configuration predicts masks with classes, not the class of each pixel."""
+    return config.model_type in UNIVERSAL
+
+
+def auto_class(config: PretrainedConfig) -> type:
+    """Of transformers' Auto classes the one that builds and loads a segmentation model of this configuration."""
+    return AutoModelForUniversalSegmentation if is_universal(config) else AutoModelForSemanticSegmentation
+
+
+def new_model(config: PretrainedConfig) -> PreTrainedModel:
+    """A float32 segmentation model with random weights, without code of a repository."""
+    return auto_class(config).from_config(config, dtype=torch.float32, trust_remote_code=False)
+
+
+def config_parts(config: PretrainedConfig) -> list[PretrainedConfig]:
+    """The configuration, and that of its backbone if it has one."""
+    parts = [config, *(getattr(config, name) for name in config.sub_configs_defaults)]
+    return [part for part in parts if part is not None]
+
+
+def encoder_config(config: PretrainedConfig) -> PretrainedConfig:
+    """The configuration of a segmentation model's encoder: its backbone's, or its own."""
+    return getattr(config, "backbone_config", None) or config
+
+
+def num_equal_layers(config: PretrainedConfig) -> int | None:
+    """How many layers of one width a ViT has, by its configuration; None for what comes in stages of other widths."""
+    layers, width = (getattr(config, name, None) for name in ("num_hidden_layers", "hidden_size"))
+    return layers if isinstance(layers, int) and isinstance(width, int) and not hasattr(config, "depths") else None

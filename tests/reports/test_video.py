@@ -1,0 +1,126 @@
+"""Films: as many frames at the same times, their colours and their sound."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from cli_utils import UserError
+from data.classes import ClassMap
+from reports.video import split_videos, video_file, write_video
+
+CLASS_MAP = ClassMap({0: "dark", 1: "bright"}, [[200, 0, 0], [0, 0, 200]], do_reduce_labels=True)
+TIMES = (0, 40, 80, 200, 240)  # milliseconds: a frame rate that changes
+
+
+def make_film(path, size=(48, 65), sound=True):
+    """The left half dark, the right one bright."""
+    with av.open(str(path), "w") as film:
+        stream = film.add_stream("mpeg4", rate=25)
+        stream.height, stream.width, stream.pix_fmt = size[0], size[1] // 2 * 2, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        stream.codec_context.gop_size = 1
+        audio = film.add_stream("aac", rate=16000) if sound else None
+        picture = np.full((size[0], size[1] // 2 * 2, 3), 20, np.uint8)
+        picture[:, picture.shape[1] // 2 :] = 220
+        for time in TIMES:
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = time, stream.codec_context.time_base
+            film.mux(stream.encode(frame))
+        film.mux(stream.encode())
+        if sound:
+            tone = (np.sin(np.arange(4096) / 5) * 0.2).astype(np.float32)[None]
+            frame = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
+            frame.sample_rate = 16000
+            film.mux(audio.encode(frame))
+            film.mux(audio.encode())
+    return path
+
+
+def predict(image):
+    return np.asarray(image.convert("L")) > 128
+
+
+def read(path):
+    """Times in milliseconds, pictures, and bytes of sound."""
+    with av.open(str(path)) as film:
+        times, pictures, sound = [], [], 0
+        for packet in film.demux():
+            if packet.stream.type == "audio":
+                sound += packet.size
+                continue
+            for frame in packet.decode():
+                times.append(round(float(frame.pts * frame.time_base) * 1000))
+                pictures.append(frame.to_ndarray(format="rgb24"))
+    return times, pictures, sound
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".avi"])
+def test_a_film(tmp_path, suffix):
+    source = make_film(tmp_path / f"film{suffix}", sound=suffix == ".mp4")
+    target = video_file(source, tmp_path / "out", "film")
+    assert target.suffix == {".mp4": ".mp4", ".avi": ".mkv"}[suffix]
+    assert write_video(source, target, predict, CLASS_MAP, tmp_path / "frames") == 0
+    (before, _, sound), (times, pictures, kept) = read(source), read(target)
+    assert times == before and len(times) >= len(TIMES) and kept == sound
+    assert suffix == ".avi" or (times == list(TIMES) and sound > 0)
+    red, _, blue = pictures[-1][24, 4].astype(int)
+    assert red > blue + 50
+    red, _, blue = pictures[-1][24, -4].astype(int)
+    assert blue > red + 50
+    found = sorted((tmp_path / "frames").iterdir())
+    assert [path.name for path in found][:2] == ["000000.png", "000001.png"] and len(found) == len(times)
+    with Image.open(found[-1]) as ids:
+        assert np.asarray(ids)[24, [4, -4]].tolist() == [1, 2]
+
+
+def test_a_broken_frame_is_counted(tmp_path):
+    source = make_film(tmp_path / "film.mkv", sound=False)
+    packets = []
+    with av.open(str(source)) as film:
+        stream = film.streams.video[0]
+        packets = [bytes(packet) for packet in film.demux(stream) if packet.size]
+    content = source.read_bytes()
+    assert content.count(packets[2]) >= 1
+    middle = content.index(packets[2], content.index(packets[1]) + len(packets[1]))
+    source.write_bytes(content[:middle] + b"\x00" * len(packets[2]) + content[middle + len(packets[2]) :])
+    broken = write_video(source, tmp_path / "out.mkv", predict, CLASS_MAP)
+    assert broken == 1 and len(read(tmp_path / "out.mkv")[0]) == len(TIMES) - 1
+
+
+def test_what_is_no_film(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"no film")
+    with pytest.raises(UserError, match=r"a\.mp4 is no film that can be read"):
+        write_video(tmp_path / "a.mp4", tmp_path / "out.mp4", predict, CLASS_MAP)
+    with av.open(str(tmp_path / "sound.mp4"), "w") as film:
+        audio = film.add_stream("aac", rate=16000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        film.mux(audio.encode(frame))
+        film.mux(audio.encode())
+    with pytest.raises(UserError, match=r"sound\.mp4 has no video stream \(found: audio\)"):
+        write_video(tmp_path / "sound.mp4", tmp_path / "out.mp4", predict, CLASS_MAP)
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_nothing_is_left_of_a_film_that_fails(tmp_path):
+    source, calls = make_film(tmp_path / "film.mp4"), []
+
+    def fail(image):
+        calls.append(image)
+        if len(calls) == 3:
+            raise UserError("no")
+        return predict(image)
+
+    with pytest.raises(UserError, match="no"):
+        write_video(source, tmp_path / "out" / "film.mp4", fail, CLASS_MAP)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_films_among_the_inputs(tmp_path):
+    for name in ("a.MP4", "b.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    inputs = [tmp_path / "a.MP4", tmp_path / "b.jpg", tmp_path, tmp_path / "nowhere.mp4"]
+    assert split_videos(inputs) == (inputs[:1], inputs[1:])
