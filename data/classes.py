@@ -206,10 +206,24 @@ class ClassMap:
 
     @classmethod
     def from_config(cls, config: dict, id2label: dict[int, str], palette: list[list[int]] | None = None) -> "ClassMap":
-        """The inverse of `to_config`; names and colours are kept elsewhere (`id2label`, `labels.json`)."""
-        pairs = config["raw_to_id"]
-        raw_to_id = None if pairs is None else {int(raw): int(i) for raw, i in pairs}
-        return cls(id2label, palette, config["do_reduce_labels"], tuple(config["ignore_values"]), raw_to_id)
+        """The inverse of `to_config`; names and colours are kept elsewhere (`id2label`, `labels.json`).
+
+        Raises:
+            UserError: it is something else.
+        """
+        try:
+            pairs, reduces = config["raw_to_id"], config["do_reduce_labels"]
+            raw_to_id = None if pairs is None else {whole_number(raw): whole_number(i) for raw, i in pairs}
+            if not isinstance(reduces, bool):
+                raise TypeError(f"do_reduce_labels is {reduces!r:.40}")
+            return cls(id2label, palette, reduces, tuple(map(whole_number, config["ignore_values"])), raw_to_id)
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"segmentation_label_map in the model's config.json is damaged ({type(error).__name__}: {error}); "
+                "copy the file again, or delete this entry: values in predictions are then the ids of classes"
+            ) from None
 
     def colors(self) -> np.ndarray:
         """RGB by training id, uint8 (num_labels, 3): the class list's, or generated ones."""
