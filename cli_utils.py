@@ -121,6 +121,7 @@ _CALLED_ELSEWHERE = {
     "max_images": "max_samples num_samples limit max_train_samples",
     "max_eval_samples": "max_val_samples max_validation_samples max_test_samples",
     "config": "cfg config_file yaml c",
+    "verbose": "v debug",
     "seed": "random_seed manual_seed seed_everything",
 }
 _INSTEAD = {
@@ -264,10 +265,32 @@ def printable(text: str, lines: bool = False) -> str:
 
 
 class PrintableFormatter(logging.Formatter):
-    """For every handler that writes to a terminal: messages hold names from data, which may hold anything."""
+    """For every handler that writes to a terminal: messages hold names from data, which may hold anything. What is no
+    plain information says so, and libraries say who they are."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record), lines=True)
+        level = "" if record.levelno == logging.INFO else record.levelname.lower()
+        source = "" if is_ours(record) else record.name
+        before = f"{level} ({source})" if level and source else level or source
+        return printable(f"{before}: " * bool(before) + super().format(record), lines=True)
+
+
+class _LineHandler(logging.StreamHandler):
+    """Writes lines above a progress bar that is being drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except Exception:
+            self.handleError(record)
+
+
+def is_ours(record: logging.LogRecord) -> bool:
+    """Whether a line of the log comes from this project and no library."""
+    path = Path(record.pathname)
+    return path.is_relative_to(Path(__file__).parent) and "site-packages" not in path.parts
 
 
 def shorten(names: Iterable[str], shown: int = 3) -> str:
@@ -406,13 +429,22 @@ def keep_secret(value: str | None) -> None:
         _secrets.add(value)
 
 
-def set_up_logging(level: int = logging.INFO, force: bool = True) -> None:
+def set_up_logging(level: int = logging.INFO, force: bool = True, tables: bool = True, others: bool = True) -> None:
     """One stream of printable lines on stderr, without secrets, and without a line for every request to the Hub.
 
-    force: also where logging was set up already.
+    Args:
+        force: also where logging was set up already.
+        tables: show information of several lines. others: show the information of libraries, too.
     """
-    handler = logging.StreamHandler()
-    handler.setFormatter(PrintableFormatter("%(levelname)s %(name)s: %(message)s"))
+
+    def is_shown(record: logging.LogRecord) -> bool:
+        if record.levelno != logging.INFO:
+            return True
+        return (tables or "\n" not in record.getMessage()) and (others or is_ours(record))
+
+    handler = _LineHandler()
+    handler.addFilter(is_shown)
+    handler.setFormatter(PrintableFormatter("%(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=force)
     logging.setLogRecordFactory(_redacted_record)
     for name in REQUEST_LOGGERS:
@@ -531,7 +563,11 @@ def missing_folders(folder: Path) -> list[Path]:
 
 
 class _HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter):
-    """The description's lines as they are, and every flag's default."""
+    """The description's lines as they are, and the default of every flag that has one."""
+
+    def _get_help_string(self, action):
+        says_it = "default" in (action.help or "")
+        return action.help if says_it or action.default in (None, [], "") else super()._get_help_string(action)
 
 
 @cache
@@ -597,6 +633,8 @@ def _local_path(name: str, value):
             f"machine: {advice}"
         )
     path = os.path.expanduser(value)
+    if not str(path).strip():
+        raise UserError(f"--{name} is empty: give a path (a variable of the shell that is not set?)")
     try:
         with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
             os.lstat(path)
@@ -796,7 +834,7 @@ def run_cli(main: Callable) -> None:
         for timer in timers:
             timer.cancel()
         if code > 128:  # else Python would wait for them
-            _kill_children()
+            kill_children()
         # A signal reaches every process of a run; one of them says so.
         if int(os.environ.get("LOCAL_RANK", 0)) <= 0:
             print(printable(redact(message), lines=True), file=sys.stderr, flush=True)
@@ -887,7 +925,8 @@ def _start_timer(seconds: float, function: Callable, *args) -> threading.Timer:
     return timer
 
 
-def _kill_children() -> None:
+def kill_children() -> None:
+    """Ends the worker processes of this one at once."""
     children = multiprocessing.active_children()
     if children and hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises an error for a worker that dies
@@ -896,7 +935,7 @@ def _kill_children() -> None:
 
 
 def _leave_at_once(code: int) -> None:
-    _kill_children()
+    kill_children()
     os.write(2, b"interrupted\n")
     os._exit(code)
 

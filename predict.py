@@ -58,6 +58,7 @@ from data.trial_pairing import masks_among
 from data.unread import describe_unread, unread_pictures
 from metrics_utils import IGNORE_INDEX
 from models.banded import predict_bands
+from models.configurations import is_universal
 from models.image_processor import load_image_processor
 from models.inference import evaluation_protocol, find_device, predict_confidence, predict_ids
 from models.loading import describe_model, load_trained_model
@@ -71,7 +72,7 @@ from reports.prediction_outputs import (
     read_georeference,
     without_small_areas,
 )
-from reports.predictions import prediction_files, write_predictions
+from reports.predictions import prediction_files, refuse_foreign, write_predictions
 from reports.video import split_videos, video_file, write_video
 
 logger = logging.getLogger(__name__)
@@ -157,7 +158,8 @@ def find_images(inputs: list[Path], output_dir: Path) -> dict[str, Path]:
                     f"{images[name]} and {path} would both become {output_dir / name}.png; "
                     "rename one, or give them separate --output_dir"
                 )
-    prediction_files(list(images), output_dir, [output_dir / CONTACT_SHEET], images.values())
+    contact_sheet = output_dir / CONTACT_SHEET
+    refuse_foreign(prediction_files(list(images), output_dir, [contact_sheet], images.values()), contact_sheet)
     return images
 
 
@@ -206,14 +208,17 @@ def confidence_file(png: Path, output_dir: Path) -> Path:
 
 
 def check_outputs(images: dict[str, Path], output_dir: Path) -> None:
-    """Raises UserError where one of the files besides PNGs and overlays would replace an input, or a PNG."""
-    pngs = [png for png, _ in prediction_files(list(images), output_dir, [output_dir / CONTACT_SHEET])]
+    """Raises UserError where one of the files besides PNGs and overlays would replace an input, a PNG, or a file that
+    no prediction left."""
+    files = prediction_files(list(images), output_dir, [output_dir / CONTACT_SHEET])
+    pngs = [png for png, _ in files]
     others = [confidence_file(png, output_dir) for png in pngs]
     twice = set(pngs) & set(others)
     if twice:
         raise UserError(f"{min(twice)} would be both a prediction and a map of confidence; rename the input's folder")
-    others += [png.with_suffix(suffix) for png in pngs for suffix in (".tif", ".geojson")]
-    refuse_inputs([*others, output_dir / AREAS], images.values(), "--output_dir")
+    beside = [(png.with_suffix(suffix), png) for png in pngs for suffix in (".tif", ".geojson")]
+    refuse_inputs([*others, *(path for path, _ in beside), output_dir / AREAS], images.values(), "--output_dir")
+    refuse_foreign(files, output_dir / CONTACT_SHEET, beside)
 
 
 def film_files(videos: list[Path], output_dir: Path) -> dict[Path, Path]:
@@ -290,6 +295,11 @@ def main(argv: list[str] | None = None) -> list[Path]:
 
         def predict(image):
             if isinstance(image, LargeImage):
+                if is_universal(model.config):
+                    raise UserError(
+                        f"an image of {image.size[1]:,}x{image.size[0]:,} pixels is read in bands, and "
+                        f"{model.config.model_type} needs the whole: cut it into tiles"
+                    )
                 return predict_bands(model, image, protocol)
             return predict_ids(model, image, protocol, args.fused_ops)
 

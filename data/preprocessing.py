@@ -117,10 +117,16 @@ class EvaluationProtocol:
         """
         settings = image_processor.to_dict()
         normalizes, num_channels = settings.get("do_normalize", False), num_channels_of(image_processor)
+        mean = settings["image_mean"] if normalizes else (0.0,) * num_channels
+        std = settings["image_std"] if normalizes else (1.0,) * num_channels
+        # Some scale to 0…2 or the like before they normalise: (f x - mean) / std of x in 0…1.
+        factor = 255 * (settings.get("rescale_factor") or 1 / 255) if settings.get("do_rescale", True) else 1.0
+        if abs(factor - 1) > 1e-6:
+            mean, std = ([value / factor for value in values] for values in (mean, std))
         said = {
             "short_side": short_side_of(image_processor),
-            "image_mean": tuple(settings["image_mean"]) if normalizes else (0.0,) * num_channels,
-            "image_std": tuple(settings["image_std"]) if normalizes else (1.0,) * num_channels,
+            "image_mean": tuple(mean),
+            "image_std": tuple(std),
             "flip_channels": bool(settings.get("do_flip_channel_order")),
         }
         return cls(**said | options)

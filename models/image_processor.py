@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,6 +28,8 @@ _KINDS = {
     "mask2former": Mask2FormerImageProcessor,
     "maskformer": MaskFormerImageProcessor,
 }
+
+MAX_SIDE = 1 << 15  # in pixels, to which images are brought
 
 
 def load_image_processor(
@@ -83,6 +86,7 @@ def load_image_processor(
         statistics = {key: of_backbone[key] for key in ("image_mean", "image_std") if of_backbone.get(key)}
         image_processor = own_kind(**statistics)
     settings = image_processor.to_dict()
+    _check_numbers(settings, from_scratch or name_or_path)
     # The name of `do_reduce_labels` in old files, which transformers 5 hands on without acting on it.
     settings.pop("reduce_labels", None)
     # Saved with the model it would ask whoever loads it to run that code.
@@ -101,6 +105,29 @@ def load_image_processor(
     if num_channels is not None:
         changes |= {key: _for_channels(settings[key], num_channels) for key in ("image_mean", "image_std")}
     return type(image_processor).from_dict(settings | changes)
+
+
+def _check_numbers(settings: dict, source: str) -> None:
+    """Raises UserError for numbers that would make nonsense of every image, as NaN does, or more of it than fits."""
+
+    def are_numbers(values, least: float) -> bool:
+        return all(isinstance(value, int | float) and least < value < math.inf for value in values)
+
+    mean, std, size = (settings.get(key) for key in ("image_mean", "image_std", "size"))
+    sides = [side for side in size.values() if side is not None] if isinstance(size, dict) else []
+    factor = settings.get("rescale_factor")
+    for key, value, fits, allowed in (
+        ("image_mean", mean, not mean or are_numbers(mean, -math.inf), "numbers"),
+        ("image_std", std, not std or are_numbers(std, 0), "positive numbers"),
+        ("image_std", std, not (mean and std) or len(mean) == len(std), f"as many numbers as image_mean, {mean}"),
+        ("rescale_factor", factor, factor is None or are_numbers([factor], 0), "a positive number"),
+        ("size", size, are_numbers(sides, 0) and max(sides, default=1) <= MAX_SIDE, f"1 to {MAX_SIDE} pixels a side"),
+    ):
+        if not fits:
+            raise UserError(
+                f"the image processor of {source} (preprocessor_config.json or processor_config.json) has {key} "
+                f"{value!r:.100}; it must be {allowed}"
+            )
 
 
 def save_processor_config(

@@ -1,5 +1,6 @@
 """The classes of a trained model: their names, their colours, and the values that stand for them in annotations."""
 
+import logging
 from pathlib import Path
 
 from transformers import PretrainedConfig
@@ -7,6 +8,8 @@ from transformers.utils import cached_file
 
 from cli_utils import UserError
 from data.classes import ClassMap, read_class_list
+
+logger = logging.getLogger(__name__)
 
 
 def find_class_map(
@@ -32,7 +35,8 @@ def find_class_map(
     for file in files:
         try:
             names, colors = read_class_list(file)
-        except UserError:  # somebody else's labels.json, in another format
+        except UserError as error:  # somebody else's, in another format
+            logger.warning(f"not taken for the model's list of classes: {error}")
             continue
         if names == id2label or (single_logit and file == own_file and len(names) == 2):
             id2label, palette = names, colors

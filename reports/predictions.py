@@ -1,6 +1,7 @@
 """Predictions as files: an indexed PNG and an overlay for each image, and a contact sheet of all."""
 
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -15,11 +16,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 import visual_utils
-from cli_utils import count_of, printable, shorten, written_aside
+from cli_utils import UserError, count_of, printable, shorten, written_aside
 from data.classes import ClassMap
 from data.image_files import rgb_view
 from data.large_images import LargeImage, UnreadableRows
 from data.output_paths import output_names, refuse_inputs
+from metrics_utils import confusion_matrix, per_image_counts, score_images
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,35 @@ def prediction_files(
     return files
 
 
+def refuse_foreign(
+    files: Sequence[tuple[Path, Path]], contact_sheet: Path, beside: Iterable[tuple[Path, Path]] = ()
+) -> None:
+    """Raises UserError where predictions would be written over files that are none, as over masks that people drew.
+
+    files: of `prediction_files`. A prediction has an overlay, which gets its name before it.
+    beside: other files that may be written, each with the prediction that it belongs to.
+    """
+    folder = contact_sheet.parent
+    made = {png for png, overlay in files if os.path.lexists(png) and os.path.lexists(overlay)}
+    foreign = [png for png, _ in files if os.path.lexists(png) and png not in made]
+    foreign += [path for path, png in beside if os.path.lexists(path) and png not in made]
+    if not made:
+        foreign += [overlay for _, overlay in files if os.path.lexists(overlay)]
+        # Of other images' predictions, perhaps.
+        foreign += [contact_sheet] if os.path.lexists(contact_sheet) and not _has_overlays(folder) else []
+    if foreign:
+        listed = shorten(str(path.relative_to(folder)) for path in foreign)
+        raise UserError(
+            f"--output_dir {folder} holds files that are no predictions, and these would be written over: {listed}; "
+            f"give a folder of its own, such as {folder / 'predicted'}"
+        )
+
+
+def _has_overlays(folder: Path) -> bool:
+    overlays = folder / "overlays"
+    return any(path.is_file() and path.suffix == ".jpg" for path in overlays.rglob("*"))
+
+
 def write_predictions(
     names: Sequence[str],
     read: Callable,
@@ -68,7 +99,8 @@ def write_predictions(
             truth, some rows of them after the other, as `models.banded.predict_bands` does.
         folder: for `prediction_files`: the class of every pixel in the annotation files' own values, and image, truth
             and prediction side by side.
-        contact_sheet: file for a grid of some of the overlays.
+        contact_sheet: file for a grid of some of the overlays with the names of the images, those with the lowest
+            mean IoU of their own first where the truth is known.
         sample: file for a copy of the first overlay.
         inputs: files that must not be replaced.
         also: index and PNG → what else is written of that image: contexts of functions that take the ids, uint8
@@ -96,7 +128,9 @@ def write_predictions(
     raw_palette = visual_utils.raw_palette(palette, class_map.raw_values)
     share = range(state.process_index, len(names), state.num_processes)
     written = []
-    for index in tqdm(share, desc="predicting", disable=not state.is_main_process):
+    logger.info(f"predicting {count_of(len(names), 'image')}")
+    # None: a bar on a terminal alone.
+    for index in tqdm(share, desc="predicting", leave=False, disable=None if state.is_main_process else True):
         found = read(index)
         if found is None:
             continue
@@ -113,26 +147,39 @@ def write_predictions(
                     visual_utils.save_indexed_png(partial, class_map.to_raw(ids), raw_palette)
                     for take in takers:
                         take(ids)
+                truth = None if truth is None else np.asarray(truth)
+                panels = visual_utils.side_by_side(rgb_view(image), truth, ids, palette, class_map.id2label)
+                # Before the other gets its name, as `refuse_foreign` tells predictions by their overlays.
+                with written_aside(overlay) as partial:
+                    panels.save(partial, quality=90)
         except UnreadableRows as error:
             if unreadable is None:
                 raise
             unreadable.append(str(error))
             continue
-        truth = None if truth is None else np.asarray(truth)
-        panels = visual_utils.side_by_side(rgb_view(image), truth, ids, palette, class_map.id2label)
-        with written_aside(overlay) as partial:
-            panels.save(partial, quality=90)
-        written.append(index)
-    files = [places[index] for index in sorted(gather_object(written))]
+        written.append((index, math.nan if truth is None else _mean_iou(ids, truth, class_map.num_labels)))
+    scores = dict(sorted(gather_object(written)))
+    files = [places[index] for index in scores]
     if files and state.is_main_process:
+        worst_first = sorted(scores, key=lambda index: (math.isnan(scores[index]), scores[index]))
+        titles = [
+            names[index] if math.isnan(scores[index]) else f"{names[index]}   IoU {scores[index]:.3f}"
+            for index in worst_first
+        ]
         with written_aside(contact_sheet) as partial:
-            visual_utils.contact_sheet([overlay for _, overlay in files]).save(partial)
+            visual_utils.contact_sheet([places[index][1] for index in worst_first], titles=titles).save(partial)
         if sample is not None:
             with written_aside(sample) as partial:
                 shutil.copyfile(files[0][1], partial)
         images = "1 image" if len(files) == 1 else f"{len(files)} images"
         logger.info(f"predictions of {images} in {folder}; at a glance: {contact_sheet}")
     return files
+
+
+def _mean_iou(ids: np.ndarray, truth: np.ndarray, num_labels: int) -> float:
+    """Of one image; NaN where no pixel is labelled."""
+    matrix = confusion_matrix(ids, truth, num_labels).numpy()
+    return score_images(per_image_counts(matrix[None]))
 
 
 def _save_bands(

@@ -277,7 +277,7 @@ SAY = "raise UserError('a.png is gone')"
 BUG = "1 / 0"
 # In C, where no handler of Python's runs, as in a library that waits for another process.
 WAIT = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'x', b'y', 200_000_000)"
-LOST = "import time; time.sleep(1); raise RuntimeError('[pair.cc:547] Connection closed by peer [127.0.0.1]:1234')"
+LOST = "time.sleep(1); raise RuntimeError('[pair.cc:547] Connection closed by peer [127.0.0.1]:1234')"
 # Both have started, whatever the load of the machine.
 TOGETHER = """
 import os, pathlib, time
@@ -312,9 +312,10 @@ def test_of_several_processes_the_first_error_is_heard_alone(cases, tmp_path):
         pipe = subprocess.PIPE
         running[case] = subprocess.Popen(command, cwd=REPOSITORY, stdout=pipe, stderr=pipe, text=True)
     for case, process in running.items():
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=300)
         seconds, *codes = output.split()
-        assert float(seconds) < 10 and "0" not in codes, (case, output, errors)
+        # Launchers kill after 30 s what does not end by itself.
+        assert float(seconds) < 25 and "0" not in codes, (case, output, errors)
         expected = CASES[case][2]
         if case == "bug":
             assert errors.count("Traceback") == 1 and errors.splitlines()[-1] == expected, (case, errors)
@@ -416,7 +417,7 @@ def test_the_log_has_no_secrets_whoever_writes_it(capsys):
     logging.getLogger("httpx2").info("GET https://host/a 200")
     logging.getLogger("library").warning("%d", "no number")  # the handler says so
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "WARNING library: … at https://host/a?…" and "httpx2" not in "".join(lines)
+    assert lines[0] == "warning: … at https://host/a?…" and "httpx2" not in "".join(lines)
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -569,7 +570,7 @@ def test_the_home_folder_in_every_path(monkeypatch, config):
 
 
 def test_all_flags_for_files_and_folders_are_known_as_such():
-    expected = "dataset_dir dataset_name images masks id2label label_map model_name_or_path from_scratch"
+    expected = "dataset_dir dataset_name images masks id2label label_map model_name_or_path from_scratch backbone"
     groups = [*GROUPS.values(), predict.PredictArguments, check_dataset.CheckArguments, compare_runs.CompareArguments]
     marked = {name for group in groups for name, field in group.__dataclass_fields__.items() if is_path(field)}
     assert marked == {
@@ -618,7 +619,8 @@ def test_names_cannot_reach_the_terminal(capsys):
     with pytest.raises(SystemExit):
         run_cli(mistake)
     formatter = PrintableFormatter("%(message)s")
-    shown = [formatter.format(logging.makeLogRecord({"msg": name})), capsys.readouterr().err.removeprefix("error: ")]
+    record = logging.makeLogRecord({"msg": name, "levelno": logging.INFO, "pathname": __file__})
+    shown = [formatter.format(record), capsys.readouterr().err.removeprefix("error: ")]
     for text in shown:
         assert text.strip() == printable(name, lines=True)
 

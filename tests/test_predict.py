@@ -510,6 +510,36 @@ def test_large_images_are_predicted_in_bands(model_dir, tmp_path, monkeypatch, c
         run(model_dir, tmp_path / "flip", *inputs, flags=["--eval_flip"])
 
 
+def test_what_people_drew_is_not_written_over(model_dir, tmp_path):
+    """Masks have the names of their images, and so have predictions."""
+    photos, masks = tmp_path / "photos", tmp_path / "masks"
+    for folder, mode in ((photos, "RGB"), (masks, "L")):
+        folder.mkdir()
+        for name in "ab":
+            Image.new(mode, (40, 32)).save(folder / f"{name}.png")
+    before = {path: path.read_bytes() for path in masks.iterdir()}
+    argv = ["--model", str(model_dir), "--device", "cpu", str(photos), "--output_dir"]
+    with pytest.raises(UserError, match=r"masks holds files that are no predictions, .* written over: a.png, b.png"):
+        predict.main([*argv, str(masks)])
+    assert {path: path.read_bytes() for path in masks.iterdir()} == before
+    sheet = tmp_path / "run" / predict.CONTACT_SHEET
+    sheet.parent.mkdir()
+    sheet.write_bytes(b"mine")
+    with pytest.raises(UserError, match="written over: contact_sheet.png"):
+        predict.main([*argv, str(sheet.parent)])
+    for _ in range(2):  # predictions make way for those of another try
+        predict.main([*argv, str(tmp_path / "out")])
+    Image.new("RGB", (40, 32)).save(photos / "c.png")
+    predict.main([*argv, str(tmp_path / "out")])
+    (tmp_path / "out" / "overlays" / "c.jpg").unlink()
+    with pytest.raises(UserError, match="written over: c.png"):
+        predict.main([*argv, str(tmp_path / "out")])
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "a.tif").write_bytes(b"mine")
+    with pytest.raises(UserError, match="written over: a.tif"):
+        predict.main([*argv, str(tmp_path / "maps")])
+
+
 # ---- more outputs ---------------------------------------------------------------------------------------------------
 
 

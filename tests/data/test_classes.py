@@ -481,3 +481,19 @@ def test_names_that_break_a_line_or_cannot_be_seen_are_none(tmp_path, name):
     (tmp_path / "classes.json").write_text(json.dumps({"0": name, "1": "b"}))
     with pytest.raises(UserError, match="cannot be printed|cannot be seen|without a name"):
         read_class_list(tmp_path / "classes.json")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        [1],
+        {"do_reduce_labels": "x", "ignore_values": [], "raw_to_id": None},
+        {"do_reduce_labels": False, "ignore_values": ["x"], "raw_to_id": None},
+        {"do_reduce_labels": False, "ignore_values": [], "raw_to_id": [[1, 2, 3]]},
+        {"do_reduce_labels": False, "ignore_values": [], "raw_to_id": [[0, 0], [1, 7]]},
+        {},
+    ],
+)
+def test_a_damaged_entry_of_a_model_is_named(config):
+    with pytest.raises(UserError, match="segmentation_label_map in the model's config.json is damaged"):
+        ClassMap.from_config(config, {0: "a", 1: "b"})

@@ -193,3 +193,32 @@ def test_pipeline_predicts_as_evaluated(model, folder):
     assert agreement(100, 160) < 0.99  # 64 × 102 pixels instead of 64 × 128
     save_processor_config(folder, processor, protocol, [(100, 160), (50, 80)])
     assert agreement(100, 160) > 0.999
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(
+            ("image_mean", [float("nan")] * 3),
+            ("image_mean", "x"),
+            ("image_std", [0, 0.2, 0.2]),
+            ("image_std", [1, 1]),
+        ),
+        *(("rescale_factor", float("nan")), ("rescale_factor", 0), ("size", {"height": -1, "width": 64})),
+        *(("size", {"shortest_edge": 10**9}), ("size", {"shortest_edge": float("nan")})),
+    ],
+)
+def test_numbers_that_make_nonsense_of_images_are_refused(folder, key, value):
+    """Else every pixel would be class 0, or memory run out."""
+    settings = T.SegformerImageProcessor().to_dict() | {key: value}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=f"preprocessor_config.json or processor_config.json.* has {key} "):
+        load_image_processor(str(folder))
+
+
+def test_images_are_scaled_as_the_processor_says(folder):
+    """Against transformers' own arithmetic, of a file that scales to 0…2."""
+    processor = T.SegformerImageProcessor(rescale_factor=2 / 255, size={"height": 32, "width": 32})
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    [shown] = EvaluationProtocol.from_image_processor(processor).preprocess(image)[None]
+    torch.testing.assert_close(shown, processor(image, return_tensors="pt")["pixel_values"][0], atol=1e-5, rtol=1e-5)
