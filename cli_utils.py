@@ -121,6 +121,7 @@ _CALLED_ELSEWHERE = {
     "max_images": "max_samples num_samples limit max_train_samples",
     "max_eval_samples": "max_val_samples max_validation_samples max_test_samples",
     "config": "cfg config_file yaml c",
+    "verbose": "v debug",
     "seed": "random_seed manual_seed seed_everything",
 }
 _INSTEAD = {
@@ -264,10 +265,32 @@ def printable(text: str, lines: bool = False) -> str:
 
 
 class PrintableFormatter(logging.Formatter):
-    """For every handler that writes to a terminal: messages hold names from data, which may hold anything."""
+    """For every handler that writes to a terminal: messages hold names from data, which may hold anything. What is no
+    plain information says so, and libraries say who they are."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record), lines=True)
+        level = "" if record.levelno == logging.INFO else record.levelname.lower()
+        source = "" if is_ours(record) else record.name
+        before = f"{level} ({source})" if level and source else level or source
+        return printable(f"{before}: " * bool(before) + super().format(record), lines=True)
+
+
+class _LineHandler(logging.StreamHandler):
+    """Writes lines above a progress bar that is being drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except Exception:
+            self.handleError(record)
+
+
+def is_ours(record: logging.LogRecord) -> bool:
+    """Whether a line of the log comes from this project and no library."""
+    path = Path(record.pathname)
+    return path.is_relative_to(Path(__file__).parent) and "site-packages" not in path.parts
 
 
 def shorten(names: Iterable[str], shown: int = 3) -> str:
@@ -408,13 +431,22 @@ def keep_secret(value: str | None) -> None:
         _secrets.add(value)
 
 
-def set_up_logging(level: int = logging.INFO, force: bool = True) -> None:
+def set_up_logging(level: int = logging.INFO, force: bool = True, tables: bool = True, others: bool = True) -> None:
     """One stream of printable lines on stderr, without secrets, and without a line for every request to the Hub.
 
-    force: also where logging was set up already.
+    Args:
+        force: also where logging was set up already.
+        tables: show information of several lines. others: show the information of libraries, too.
     """
-    handler = logging.StreamHandler()
-    handler.setFormatter(PrintableFormatter("%(levelname)s %(name)s: %(message)s"))
+
+    def is_shown(record: logging.LogRecord) -> bool:
+        if record.levelno != logging.INFO:
+            return True
+        return (tables or "\n" not in record.getMessage()) and (others or is_ours(record))
+
+    handler = _LineHandler()
+    handler.addFilter(is_shown)
+    handler.setFormatter(PrintableFormatter("%(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=force)
     logging.setLogRecordFactory(_redacted_record)
     for name in REQUEST_LOGGERS:
@@ -533,7 +565,11 @@ def missing_folders(folder: Path) -> list[Path]:
 
 
 class _HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter):
-    """The description's lines as they are, and every flag's default."""
+    """The description's lines as they are, and the default of every flag that has one."""
+
+    def _get_help_string(self, action):
+        says_it = "default" in (action.help or "")
+        return action.help if says_it or action.default in (None, [], "") else super()._get_help_string(action)
 
 
 @cache

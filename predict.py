@@ -58,6 +58,7 @@ from data.trial_pairing import masks_among
 from data.unread import describe_unread, unread_pictures
 from metrics_utils import IGNORE_INDEX
 from models.banded import predict_bands
+from models.configurations import is_universal
 from models.image_processor import load_image_processor
 from models.inference import evaluation_protocol, find_device, predict_confidence, predict_ids
 from models.loading import describe_model, load_trained_model
@@ -294,6 +295,11 @@ def main(argv: list[str] | None = None) -> list[Path]:
 
         def predict(image):
             if isinstance(image, LargeImage):
+                if is_universal(model.config):
+                    raise UserError(
+                        f"an image of {image.size[1]:,}x{image.size[0]:,} pixels is read in bands, and "
+                        f"{model.config.model_type} needs the whole: cut it into tiles"
+                    )
                 return predict_bands(model, image, protocol)
             return predict_ids(model, image, protocol, args.fused_ops)
 

@@ -37,7 +37,7 @@ from transformers import EarlyStoppingCallback, PretrainedConfig, PreTrainedMode
 from checks.judge import judge_example, prepare_and_judge, prepare_dataset
 from checks.records import Finding
 from checks.values import MOSTLY_IGNORED
-from cli_utils import UserError, run_cli, set_up_logging, written_aside, written_together
+from cli_utils import UserError, printable, run_cli, set_up_logging, written_aside, written_together
 from data.augmentation import TrainTransform
 from data.bulk import column_of
 from data.class_weights import find_class_weights
@@ -54,15 +54,17 @@ from models.image_processor import load_image_processor, save_processor_config
 from models.inference import evaluation_protocol
 from models.loading import describe_model, find_config, load_model, load_trained_model
 from models.universal import check_flags_of_masks
+from reports.closing import closing_lines
 from reports.intervals import bootstrap_interval, save_per_image
 from reports.model_card import write_model_card
 from reports.predictions import prediction_files, write_predictions
 from reports.publishing import check_hub_access, push_run
 from reports.run_record import RunPage, evaluated_images, new_record
 from training.annealing import find_phases
-from training.arguments import Arguments, SegmentationTrainingArguments
+from training.arguments import Arguments
 from training.batches import check_batches
 from training.checkpoints import check_same_run, check_steps, started_with
+from training.display import is_live
 from training.divergence import SKIPPED, skipped_steps
 from training.dry_run import dry_run
 from training.idle_flags import idle_flags
@@ -91,7 +93,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     Raises `cli_utils.UserError` for anything wrong with flags, data or model, before training starts.
     """
     args = Arguments.parse(argv, description=__doc__)
-    log_to_terminal(args.training)
+    log_to_terminal(args)
     for sentence in idle_flags(args):
         logger.warning(sentence)
     set_seed(args.training.seed)
@@ -178,23 +180,30 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             files = predicted(output_dir)
             write_predictions(names, trainer.eval_dataset.read, trainer.predict_ids, class_map, *files, data.files())
         page.finish(output_dir, evaluated=args.training.do_eval)
+        metrics = train_metrics | eval_metrics
+        if trainer.is_world_process_zero():
+            print(printable("\n".join(closing_lines(output_dir, metrics)), lines=True))
         if args.training.do_train and trainer.is_world_process_zero():
             write_model_card(output_dir, repo_id)
             if repo_id:
                 publish(output_dir, repo_id, args)
-        return train_metrics | eval_metrics
+        return metrics
 
 
 # ---- the steps ------------------------------------------------------------------------------------------------------
 
 
-def log_to_terminal(args: SegmentationTrainingArguments) -> None:
-    """One stream of INFO lines from the main process; errors alone from the others."""
-    main_process = args.local_process_index == 0
-    set_up_logging(logging.INFO if main_process else logging.ERROR)
+def log_to_terminal(args: Arguments) -> None:
+    """One stream of lines from the main process; errors alone from the others. Tables, and what libraries say and
+    draw of their own, are for `--verbose`."""
+    main_process, verbose = args.training.local_process_index == 0, args.run.verbose
+    set_up_logging(logging.INFO if main_process else logging.ERROR, tables=verbose or args.run.dry_run, others=verbose)
     if not main_process:
         transformers.logging.set_verbosity_error()
-        datasets.disable_progress_bars()
+    if not (main_process and verbose):
+        transformers.logging.disable_progress_bar()
+        if not (main_process and is_live()):
+            datasets.disable_progress_bars()
 
 
 @contextmanager
@@ -405,7 +414,6 @@ def evaluate(trainer: SegmentationTrainer, class_map: ClassMap, output_dir: Path
     statistics = trainer.compute_metrics
     interval = bootstrap_interval(statistics.counts)
     metrics |= dict(zip(("eval_mean_iou_low", "eval_mean_iou_high"), interval, strict=True))
-    trainer.log_metrics("eval", metrics)
     metrics["eval_protocol"] = trainer.protocol.describe()
     trainer.save_metrics("eval", metrics)
     if trainer.is_world_process_zero():
@@ -432,7 +440,6 @@ def evaluate_on_train(
     """Scores the training images, unaugmented, as `train_mean_iou` and so on, beside what training itself measured."""
     scores = trainer.evaluate(SegmentationDataset(split, trainer.protocol), metric_key_prefix="train")
     metrics = without_per_category(scores) | train_metrics
-    trainer.log_metrics("train", metrics)
     trainer.save_metrics("train", metrics)
     return metrics
 

@@ -306,18 +306,24 @@ def augmentation_sheet(
 
 
 def contact_sheet(
-    panels: Sequence[Image.Image | str | Path], columns: int = 2, max_width: int = 2000, max_panels: int = 24
+    panels: Sequence[Image.Image | str | Path],
+    columns: int = 2,
+    max_width: int = 2000,
+    max_panels: int = 24,
+    titles: Sequence[str] | None = None,
 ) -> Image.Image:
     """Images or image files in columns, each scaled down (never up) to the column's width, the next one always below
     the shortest column, so that portraits beside landscapes leave no holes.
 
     Args:
         max_panels: of a longer list that many are shown, evenly spread from the first to the last.
+        titles: what stands above each; the end of one that is too long, as a path has its name there.
     """
     if not panels:
         raise ValueError("a contact sheet needs at least one picture")
     if len(panels) > max_panels:
-        panels = [panels[i] for i in np.linspace(0, len(panels) - 1, max_panels).round().astype(int)]
+        shown = np.linspace(0, len(panels) - 1, max_panels).round().astype(int)
+        panels, titles = [panels[i] for i in shown], titles and [titles[i] for i in shown]
     columns = min(columns, len(panels))
     cell = (max_width - MARGIN) // columns - MARGIN
     images = []
@@ -327,12 +333,18 @@ def contact_sheet(
             image = image.resize((cell, max(1, round(image.height * cell / image.width))), Image.Resampling.LANCZOS)
         images.append(image)
     cell = max(image.width for image in images)
+    head = LINE_HEIGHT if titles else 0
     bottoms, places = [MARGIN] * columns, []
     for image in images:
         column = bottoms.index(min(bottoms))
         places.append((MARGIN + column * (cell + MARGIN), bottoms[column]))
-        bottoms[column] += image.height + MARGIN
+        bottoms[column] += head + image.height + MARGIN
     sheet = Image.new("RGB", (columns * (cell + MARGIN) + MARGIN, max(bottoms)), SHEET_BACKGROUND)
-    for image, place in zip(images, places, strict=True):
-        sheet.paste(image, place)
+    draw = ImageDraw.Draw(sheet)
+    for image, (left, top), title in zip(images, places, titles or [""] * len(images), strict=True):
+        text = drawable(title)
+        while _font().getlength(text) > cell and len(text) > 1:
+            text = f"…{text[2:]}"
+        draw.text((left, top + head // 2), text, fill=TEXT_COLOR, font=_font(), anchor="lm")
+        sheet.paste(image, (left, top + head))
     return sheet

@@ -260,7 +260,8 @@ def predict_confidence(model, image: Image.Image | Tensor, protocol: EvaluationP
     with full_precision(logits[0].device.type):
         for pixels, probabilities in _mean_probabilities(logits, tuple(ids.shape)):
             likely = probabilities.cpu().gather(-1, target[pixels][..., None])[..., 0]
-            confidence[pixels] = (likely * 255).round().to(torch.uint8)
+            # Scores of universal models are sums over masks, which may exceed 1.
+            confidence[pixels] = (likely.clamp(0, 1) * 255).round().to(torch.uint8)
     return confidence
 
 

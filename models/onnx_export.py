@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 
 from cli_utils import UserError, one_line
 from data.preprocessing import MAX_ASPECT_RATIO, EvaluationProtocol
+from models.configurations import is_universal
 from models.fused_segformer import fold_decode_head
 from models.inference import class_shift, predicted_ids, protocol_logits, two_class_logits
 from models.onnx_model import CONFIDENCE, IDS, IMAGE, LOGITS, PIXEL_VALUES
@@ -97,6 +98,12 @@ def export_network(model: PreTrainedModel, protocol: EvaluationProtocol, half: b
     Raises:
         UserError: the architecture cannot be exported.
     """
+    kind = model.config.model_type
+    if is_universal(model.config):
+        raise UserError(
+            f"{kind} cannot be exported: its pixels get scores from masks with classes, which these graphs do not sum "
+            "up; predict.py runs the model as it is"
+        )
     copied = exportable(model)
     network = _Network(copied.half() if half else copied).eval()
     # Sides that differ, and are no square or small multiple, so that nothing is taken for a constant.
@@ -120,7 +127,6 @@ def export_network(model: PreTrainedModel, protocol: EvaluationProtocol, half: b
                 verbose=False,
             )
     except Exception as error:  # the exporter's own errors are many, and none says what a user can do
-        kind = model.config.model_type
         raise UserError(
             f"{kind} cannot be exported to ONNX by torch {torch.__version__}: {one_line(error)[:200]}; predict.py and "
             "pipeline() run it as it is"

@@ -1,6 +1,7 @@
 """Predictions as files: an indexed PNG and an overlay for each image, and a contact sheet of all."""
 
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +21,7 @@ from data.classes import ClassMap
 from data.image_files import rgb_view
 from data.large_images import LargeImage, UnreadableRows
 from data.output_paths import output_names, refuse_inputs
+from metrics_utils import confusion_matrix, per_image_counts, score_images
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +99,8 @@ def write_predictions(
             truth, some rows of them after the other, as `models.banded.predict_bands` does.
         folder: for `prediction_files`: the class of every pixel in the annotation files' own values, and image, truth
             and prediction side by side.
-        contact_sheet: file for a grid of some of the overlays.
+        contact_sheet: file for a grid of some of the overlays with the names of the images, those with the lowest
+            mean IoU of their own first where the truth is known.
         sample: file for a copy of the first overlay.
         inputs: files that must not be replaced.
         also: index and PNG → what else is written of that image: contexts of functions that take the ids, uint8
@@ -125,7 +128,9 @@ def write_predictions(
     raw_palette = visual_utils.raw_palette(palette, class_map.raw_values)
     share = range(state.process_index, len(names), state.num_processes)
     written = []
-    for index in tqdm(share, desc="predicting", disable=not state.is_main_process):
+    logger.info(f"predicting {count_of(len(names), 'image')}")
+    # None: a bar on a terminal alone.
+    for index in tqdm(share, desc="predicting", leave=False, disable=None if state.is_main_process else True):
         found = read(index)
         if found is None:
             continue
@@ -152,17 +157,29 @@ def write_predictions(
                 raise
             unreadable.append(str(error))
             continue
-        written.append(index)
-    files = [places[index] for index in sorted(gather_object(written))]
+        written.append((index, math.nan if truth is None else _mean_iou(ids, truth, class_map.num_labels)))
+    scores = dict(sorted(gather_object(written)))
+    files = [places[index] for index in scores]
     if files and state.is_main_process:
+        worst_first = sorted(scores, key=lambda index: (math.isnan(scores[index]), scores[index]))
+        titles = [
+            names[index] if math.isnan(scores[index]) else f"{names[index]}   IoU {scores[index]:.3f}"
+            for index in worst_first
+        ]
         with written_aside(contact_sheet) as partial:
-            visual_utils.contact_sheet([overlay for _, overlay in files]).save(partial)
+            visual_utils.contact_sheet([places[index][1] for index in worst_first], titles=titles).save(partial)
         if sample is not None:
             with written_aside(sample) as partial:
                 shutil.copyfile(files[0][1], partial)
         images = "1 image" if len(files) == 1 else f"{len(files)} images"
         logger.info(f"predictions of {images} in {folder}; at a glance: {contact_sheet}")
     return files
+
+
+def _mean_iou(ids: np.ndarray, truth: np.ndarray, num_labels: int) -> float:
+    """Of one image; NaN where no pixel is labelled."""
+    matrix = confusion_matrix(ids, truth, num_labels).numpy()
+    return score_images(per_image_counts(matrix[None]))
 
 
 def _save_bands(

@@ -32,6 +32,7 @@ from reports.intervals import MEASURES, PER_IMAGE_FILE, PerImage, bootstrap_inte
 from reports.pictures import draw_matrix, file_of, heat_map, hex_color, percents
 from reports.tables import Score, Table
 from reports.templates import page_script, render
+from training.display import duration
 from visual_utils import default_palette
 
 PAGE, RECORD, HISTORY = "report.html", "report.json", "history.csv"
@@ -300,25 +301,20 @@ def _machine(run: Run) -> Table:
         rows.append(
             (
                 "training",
-                f"{_duration(training['train_runtime'])}, {training['train_samples_per_second']:.1f} images/s",
+                f"{duration(training['train_runtime'])}, {training['train_samples_per_second']:.1f} images/s",
             )
         )
     if "eval_runtime" in scores:
         rows.append(
             (
                 "last evaluation",
-                f"{_duration(scores['eval_runtime'])}, {scores['eval_samples_per_second']:.1f} images/s",
+                f"{duration(scores['eval_runtime'])}, {scores['eval_samples_per_second']:.1f} images/s",
             )
         )
     if "peak_memory" in run.record:
         rows.append(("peak of memory", run.record["peak_memory"]))
     rows += list(run.record.get("versions", {}).items())
     return Table("Time, memory and versions", ("", ""), rows)
-
-
-def _duration(seconds: float) -> str:
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{hours:.1f} h" if hours >= 2 else f"{minutes:.1f} min" if minutes >= 2 else f"{seconds:.0f} s"
 
 
 def _commands(folder: str, trained: bool) -> list[tuple[str, str]]:

@@ -417,7 +417,7 @@ def test_the_log_has_no_secrets_whoever_writes_it(capsys):
     logging.getLogger("httpx2").info("GET https://host/a 200")
     logging.getLogger("library").warning("%d", "no number")  # the handler says so
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "WARNING library: … at https://host/a?…" and "httpx2" not in "".join(lines)
+    assert lines[0] == "warning: … at https://host/a?…" and "httpx2" not in "".join(lines)
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -619,7 +619,8 @@ def test_names_cannot_reach_the_terminal(capsys):
     with pytest.raises(SystemExit):
         run_cli(mistake)
     formatter = PrintableFormatter("%(message)s")
-    shown = [formatter.format(logging.makeLogRecord({"msg": name})), capsys.readouterr().err.removeprefix("error: ")]
+    record = logging.makeLogRecord({"msg": name, "levelno": logging.INFO, "pathname": __file__})
+    shown = [formatter.format(record), capsys.readouterr().err.removeprefix("error: ")]
     for text in shown:
         assert text.strip() == printable(name, lines=True)
 

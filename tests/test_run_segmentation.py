@@ -479,7 +479,8 @@ def test_a_dry_run_tells_and_leaves_nothing(tmp_path, flags, capsys, ade20k):
     options = ["--dataset_dir", str(data), "--dry_run", "--lr_scheduler_type", "polynomial", "--warmup_steps", "5"]
     results = run_segmentation.main(brief(flags, tmp_path / "out", *options, steps=40))
     assert results["perfect_mean_iou"] == 1.0
-    assert results["training_hours"] == pytest.approx(results["seconds_per_step"] * 40 / 3600)
+    # More where one process reads more slowly than the model learns.
+    assert results["training_hours"] >= results["seconds_per_step"] * 40 / 3600 * (1 - 1e-9)
     assert sorted(tmp_path.rglob("*")) == before
     log = capsys.readouterr().err
     for told in ("encoder norms", "step        5: 0.00875", "effective batch: 2", "MiB", "-> 1 disc", "40 steps"):

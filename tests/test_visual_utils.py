@@ -227,6 +227,17 @@ def test_contact_sheet_scales_down_and_samples_evenly():
     assert np.asarray(many)[[MARGIN, 10 + 2 * MARGIN, 20 + 3 * MARGIN], MARGIN, 0].tolist() == [0, 50, 100]
 
 
+def test_contact_sheet_names_its_pictures():
+    plain = contact_sheet([solid((200, 20), (9, 9, 9))] * 2, columns=1)
+    named = contact_sheet([solid((200, 20), (9, 9, 9))] * 2, columns=1, titles=["short", "folder/" * 20 + "name.png"])
+    assert named.height == plain.height + 2 * LINE_HEIGHT
+    pixels = np.asarray(named)
+    for top in (MARGIN, 2 * MARGIN + LINE_HEIGHT + 20):
+        line = pixels[top : top + LINE_HEIGHT, MARGIN : MARGIN + 200]
+        assert (line < 100).any() and (pixels[top + LINE_HEIGHT + 1, MARGIN] == 9).all()
+    assert (pixels[:, MARGIN + 200 :] == pixels[0, 0]).all()  # a long one is cut
+
+
 def test_contact_sheet_of_nothing_is_an_error():
     with pytest.raises(ValueError, match="at least one"):
         contact_sheet([])

@@ -40,7 +40,8 @@ PATHS = ("model_name_or_path", "from_scratch", "backbone")
 # What says nothing about training, and what is compared by what came of it (classes, weights of classes).
 UNSAID = (
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "run_name", "report_to", "disable_tqdm"),
-    *("do_train", "do_eval", "do_predict", "eval_on_train", "check_data", "max_predict_samples", "preview", "dry_run"),
+    *("do_train", "do_eval", "do_predict", "eval_on_train", "check_data", "max_predict_samples", "preview"),
+    *("dry_run", "verbose"),
     *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy"),
     *("id2label", "label_map", "class_weights", "ignore_values", "merge_classes", "drop_classes", "do_reduce_labels"),
 )

@@ -106,6 +106,10 @@ class RunArguments:
         metadata={"help": "run every stage once on a few images, report time and memory, and keep nothing"},
     )
 
+    verbose: bool = field(
+        default=False, metadata={"help": "also show tables, and what libraries say and draw of their own"}
+    )
+
     def __post_init__(self):
         check_positive(self, "max_train_samples", "max_eval_samples", "max_predict_samples")
         if self.preview is not None:

@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import SchedulerType, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from checks.suspects import NOTHING, suspected_errors
@@ -40,6 +40,7 @@ from models.loading import check_finite
 from models.objectives import find_objective
 from training.annealing import MaskAnnealing
 from training.checkpoints import fault_of, newest_checkpoint, read_record, seal
+from training.display import Display, is_live
 from training.divergence import DivergenceGuard, check_weights, poisoned, raise_on_nonfinite_losses
 from training.ema import WeightAverage
 from training.interruption import deaf, lost_workers_named
@@ -91,7 +92,7 @@ class _ResumedStateCallback(TrainerCallback):
 
 
 def _concise(callback: type[TrainerCallback]) -> type[TrainerCallback]:
-    """A progress display of the Trainer without the hundreds of per-category scalars."""
+    """A table of the Trainer in a notebook without the hundreds of per-category scalars."""
 
     class Concise(callback):
         def on_log(self, args, state, control, logs=None, **kwargs):
@@ -178,9 +179,12 @@ class SegmentationTrainer(Trainer):
         self.add_callback(MaskAnnealing(annealing_phases))
         if self.train_dataset is not None:
             self.add_callback(_EpochCallback(self.train_dataset))
-        for display in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # the first is a table in notebooks
-            if self.pop_callback(display):
-                self.add_callback(_concise(display))
+        for display in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):
+            if not self.pop_callback(display):
+                continue
+            in_notebook = display not in (ProgressCallback, PrinterCallback)
+            live = display is ProgressCallback and is_live()
+            self.add_callback(_concise(display) if in_notebook else Display(live))
 
     # ---- optimizer ------------------------------------------------------------------------------------------------
 

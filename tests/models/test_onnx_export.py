@@ -2,15 +2,17 @@
 
 import copy
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
-from factories.architectures import backbone_configs, tiny_configs
+from factories.architectures import backbone_configs, tiny_configs, universal_configs
 from torch import nn
 from transformers import AutoModelForSemanticSegmentation
 
+from cli_utils import UserError
 from data.preprocessing import EvaluationProtocol
 from models.fused_segformer import FoldedSegformerDecodeHead, fold_decode_head, fuse_model
 from models.geometry import input_geometry
@@ -76,7 +78,7 @@ def test_pooling_by_products(size):
 def test_adaptive_pooling_still_fails():
     dynamic = torch.export.Dim.DYNAMIC
     program = torch.onnx.export(
-        nn.AdaptiveAvgPool2d(2),
+        nn.AdaptiveAvgPool2d(2).eval(),
         (torch.randn(2, 3, 10, 14),),
         dynamo=True,
         dynamic_shapes=[{0: dynamic, 2: dynamic, 3: dynamic}],
@@ -109,6 +111,13 @@ def test_the_old_exporter_takes_a_fused_model(tmp_path):
     with torch.no_grad():
         expected = model(pixel_values=pixel_values).logits.numpy()
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", universal_configs())
+def test_universal_models_are_refused(name):
+    model = SimpleNamespace(config=universal_configs()[name])
+    with pytest.raises(UserError, match="cannot be exported: its pixels get scores from masks with classes"):
+        export_network(model, EvaluationProtocol(64))
 
 
 # ---- every architecture ---------------------------------------------------------------------------------------------

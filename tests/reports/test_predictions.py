@@ -71,8 +71,8 @@ def test_each_process_writes_its_share_and_names_all(tmp_path, monkeypatch, proc
         Image.new("RGB", (60, 20)).save(overlay)
 
     def gather(written):
-        assert written == mine
-        return [0, 2, 1, 3]
+        assert [index for index, _ in written] == mine
+        return [(index, np.nan) for index in (0, 2, 1, 3)]
 
     monkeypatch.setattr(predictions, "gather_object", gather)
     files = write(tmp_path)
@@ -125,3 +125,27 @@ def test_a_full_disk_leaves_whole_files(tmp_path, monkeypatch, fails_at):
     for path in files:
         with Image.open(path) as picture:
             picture.load()
+
+
+def test_the_worst_come_first_on_the_contact_sheet_with_their_names(tmp_path, monkeypatch):
+    truths = [[0, 0, 1, 1], [0, 1, 1, 1], None, [1, 0, 0, 0], [255] * 4]
+    shown = {}
+    draw = predictions.visual_utils.contact_sheet
+    monkeypatch.setattr(
+        predictions.visual_utils, "contact_sheet", lambda files, **more: shown.update(more) or draw(files, **more)
+    )
+    files = write_predictions(
+        ["half", "good", "unknown", "bad", "unlabelled"],
+        lambda index: (
+            Image.new("RGB", (4, 1)),
+            truths[index] and Image.fromarray(np.array([truths[index]], np.uint8)),
+        ),
+        lambda image: np.array([[0, 1, 1, 1]]),
+        CLASS_MAP,
+        tmp_path / "predictions",
+        tmp_path / "sheet.png",
+    )
+    assert [png.stem for png, _ in files] == ["half", "good", "unknown", "bad", "unlabelled"]
+    names = [title.split("   ")[0] for title in shown["titles"]]
+    assert names[:3] == ["bad", "half", "good"] and {*names[3:]} == {"unknown", "unlabelled"}
+    assert shown["titles"][2] == "good   IoU 1.000" and shown["titles"][1].endswith(f"IoU {(1 / 2 + 2 / 3) / 2:.3f}")

@@ -85,4 +85,4 @@ def test_the_program_says_so(tmp_path, capsys):
     argv = ["--dataset_dir", str(tmp_path / "none"), "--do_train", "--eval_steps", "4", "--use_cpu"]
     with pytest.raises(UserError):
         run_segmentation.main([*argv, "--from_scratch", "mit-b0", "--output_dir", str(tmp_path / "out")])
-    assert "WARNING run_segmentation: --eval_steps has no effect" in capsys.readouterr().err
+    assert "warning: --eval_steps has no effect" in capsys.readouterr().err

@@ -73,7 +73,7 @@ def evaluating_for_ever(argv):
 
 
 def steps_logged(run):
-    return run.text().count("'loss'")
+    return run.text().count(", loss ")
 
 
 def logged(folder):
@@ -263,7 +263,7 @@ def test_a_signal_to_the_launcher_of_two_processes(flags, tmp_path, signum):
     folder = tmp_path / "run"
     process = launch(script, [*flags, "--output_dir", folder], log)
     deadline = time.monotonic() + 300
-    while log.read_text().count("'loss'") < 5:
+    while log.read_text().count(", loss ") < 5:
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
         time.sleep(0.001)
     process.send_signal(signum)
