@@ -836,7 +836,7 @@ def run_cli(main: Callable) -> None:
         for timer in timers:
             timer.cancel()
         if code > 128:  # else Python would wait for them
-            _kill_children()
+            kill_children()
         # A signal reaches every process of a run; one of them says so.
         if int(os.environ.get("LOCAL_RANK", 0)) <= 0:
             print(printable(redact(message), lines=True), file=sys.stderr, flush=True)
@@ -927,7 +927,8 @@ def _start_timer(seconds: float, function: Callable, *args) -> threading.Timer:
     return timer
 
 
-def _kill_children() -> None:
+def kill_children() -> None:
+    """Ends the worker processes of this one at once."""
     children = multiprocessing.active_children()
     if children and hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises an error for a worker that dies
@@ -936,7 +937,7 @@ def _kill_children() -> None:
 
 
 def _leave_at_once(code: int) -> None:
-    _kill_children()
+    kill_children()
     os.write(2, b"interrupted\n")
     os._exit(code)
 

@@ -2,7 +2,9 @@
 
 One GPU, or the CPU:
 
-    python run_segmentation.py --dataset_dir my_photos --output_dir outputs/mine --do_train --do_predict
+    python run_segmentation.py --config auto --dataset_dir my_photos --output_dir outputs/mine
+
+chooses settings for the data and the machine (plan.py); with `--do_train --do_predict` instead, flags say it all.
 
 Many GPUs:
 
@@ -33,11 +35,12 @@ import torch
 import transformers
 from datasets import Dataset, DatasetDict
 from transformers import EarlyStoppingCallback, PretrainedConfig, PreTrainedModel, set_seed
+from transformers.image_processing_base import ImageProcessingMixin
 
 from checks.judge import judge_example, prepare_and_judge, prepare_dataset
 from checks.records import Finding
 from checks.values import MOSTLY_IGNORED
-from cli_utils import UserError, printable, run_cli, set_up_logging, written_aside, written_together
+from cli_utils import UserError, printable, run_cli, set_up_logging, write_text, written_aside, written_together
 from data.augmentation import TrainTransform
 from data.bulk import column_of
 from data.class_weights import find_class_weights
@@ -61,7 +64,7 @@ from reports.predictions import prediction_files, write_predictions
 from reports.publishing import check_hub_access, push_run
 from reports.run_record import RunPage, evaluated_images, new_record
 from training.annealing import find_phases
-from training.arguments import Arguments
+from training.arguments import PLAN_FILE, Arguments
 from training.batches import check_batches
 from training.checkpoints import check_same_run, check_steps, started_with
 from training.display import is_live
@@ -80,6 +83,7 @@ from training.output_folder import (
     save_results,
     split_file,
 )
+from training.plan_file import Steps, make_plan
 from training.run_arguments import RunArguments
 from training.trainer import SegmentationTrainer
 
@@ -94,20 +98,16 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     """
     args = Arguments.parse(argv, description=__doc__)
     log_to_terminal(args)
-    for sentence in idle_flags(args):
-        logger.warning(sentence)
-    set_seed(args.training.seed)
     # What cannot be used or reached is found before data is prepared: the folder, the repository, and the model.
     with output_folder(args) as output_dir:
+        if args.is_to_be_planned:
+            args = planned(args, argv, output_dir)
+        for sentence in idle_flags(args):
+            logger.warning(sentence)
+        set_seed(args.training.seed)
         repo_id = open_repository(args)
-        config = find_config(**args.model.location, image_size=args.evaluation.image_size)
-        annealing_phases = check_model(config, args)
-        image_processor = load_image_processor(
-            **args.model.location, image_size=args.evaluation.image_size, num_channels=args.dataset.num_channels
-        )
-        protocol = evaluation_protocol(config, image_processor, args.evaluation, args.augmentation.crop_size)
-        # Random transforms happen as training images are drawn; evaluation images keep their own size.
-        transform = TrainTransform(protocol, **args.augmentation.of_transform())
+        config, image_processor, transform = find_model(args)
+        annealing_phases, protocol = check_model(config, args), transform.protocol
 
         # Data. The main process prepares it, the others read its cache.
         with args.training.main_process_first(desc="preparing the dataset"):
@@ -217,6 +217,31 @@ def output_folder(args: Arguments) -> Iterator[Path]:
         args.training.output_dir = folder
         args.training.push_to_hub, args.training.report_to = False, []
         yield Path(folder)
+
+
+def planned(args: Arguments, argv: list[str] | None, output_dir: Path) -> Arguments:
+    """The arguments of `--config auto`: a plan is made, kept in the output folder, and read as any file of flags."""
+    text = make_plan(args, PLANNED_STEPS)
+    logger.info(f"the plan:\n{text}")  # a table, for `--verbose`
+    logger.info(f"settings are planned; {output_dir / PLAN_FILE} has the reasons, once there is something to keep")
+    file = output_dir / NEW_RUN / PLAN_FILE  # moves in with the first checkpoint or result
+    write_text(file, text)
+    result = Arguments.parse(argv, plan=file)
+    for name in ("output_dir", "push_to_hub", "report_to"):  # see `output_folder`
+        setattr(result.training, name, getattr(args.training, name))
+    return result
+
+
+def find_model(args: Arguments) -> tuple[PretrainedConfig, ImageProcessingMixin, TrainTransform]:
+    """The model's configuration, its image processor, and how training images are made for it; the transform's
+    protocol says how images are evaluated."""
+    config = find_config(**args.model.location, image_size=args.evaluation.image_size)
+    image_processor = load_image_processor(
+        **args.model.location, image_size=args.evaluation.image_size, num_channels=args.dataset.num_channels
+    )
+    protocol = evaluation_protocol(config, image_processor, args.evaluation, args.augmentation.crop_size)
+    # Random transforms happen as training images are drawn; evaluation images keep their own size.
+    return config, image_processor, TrainTransform(protocol, **args.augmentation.of_transform())
 
 
 def open_repository(args: Arguments) -> str | None:
@@ -442,6 +467,10 @@ def evaluate_on_train(
     metrics = without_per_category(scores) | train_metrics
     trainer.save_metrics("train", metrics)
     return metrics
+
+
+# What a plan does as a run does it.
+PLANNED_STEPS = Steps(find_model, check_plan, prepare, choose_splits, build_model)
 
 
 def publish(output_dir: Path, repo_id: str, args: Arguments) -> None:

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 # Training ids are uint8 and 255 means ignored.
 MAX_LABELS = 255
+HEX_COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 
 
 @dataclass(frozen=True)
@@ -246,10 +247,11 @@ class ClassMap:
 def read_class_list(path: str | os.PathLike) -> tuple[dict[int, str], list[list[int]] | None]:
     """Reads class names by id, and, where all have one, their colours in the order of the ids.
 
-    JSON or YAML: `{id: name}`, `{name: id}`, a list of names or of `{"id", "name", "color"}`, or one of these under
-    `names` (YOLO) or `labels` (nnU-Net, Mapillary). CSV: with such columns, a colour being three numbers, or with
-    name, r, g, b, as CamVid's `class_dict.csv`. Text: a name a line, or `id name`; CVAT's `labelmap.txt` with
-    `name:r,g,b:parts:actions`; CamVid's `label_colors.txt` with `r g b name`. Without ids the rows count from 0.
+    JSON or YAML: `{id: name}`, `{name: id}`, `{name: color}`, a list of names or of `{"id", "name", "color"}`, or one
+    of these under `names` (YOLO) or `labels` (nnU-Net, Mapillary). CSV: with such columns, a colour being three
+    numbers or `#rrggbb`, or with name, r, g, b, as CamVid's `class_dict.csv`. Text: a name a line, or `id name`;
+    CVAT's `labelmap.txt` with `name:r,g,b:parts:actions`; CamVid's `label_colors.txt` with `r g b name`, or
+    `name r g b`. Without ids the rows count from 0.
 
     Ids from 0 without a gap are training ids, all others values in masks, see `class_map_of_list`.
 
@@ -375,6 +377,8 @@ def _entries(content) -> list[dict]:
     if not isinstance(content, dict | list):
         raise TypeError(f"a {type(content).__name__}")
     if isinstance(content, dict):
+        if content and all(_is_color(value) for value in content.values()):
+            return [{"id": i, "name": name, "color": color} for i, (name, color) in enumerate(content.items())]
         by_name = all(
             isinstance(value, int) and not str(key).strip().lstrip("-").isdigit() for key, value in content.items()
         )
@@ -385,6 +389,12 @@ def _entries(content) -> list[dict]:
     if all(isinstance(entry, str) for entry in content):
         return _numbered(content)
     return [_entry(index, entry) for index, entry in enumerate(content)]
+
+
+def _is_color(value) -> bool:
+    if isinstance(value, str):
+        return bool(HEX_COLOR.fullmatch(value.strip()))
+    return isinstance(value, list) and len(value) == 3 and all(isinstance(number, int) for number in value)
 
 
 def _entry(index: int, row: dict) -> dict:
@@ -426,6 +436,10 @@ def _line_entries(text: str) -> list[dict]:
     colored = [re.fullmatch(r"(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(.+)", line) for line in lines]
     if lines and all(colored):
         return [{"id": index, "name": hit[4], "color": list(hit.groups()[:3])} for index, hit in enumerate(colored)]
+    colored = [re.fullmatch(r"(.*\D)[\s,;:]+(\d+)[\s,]+(\d+)[\s,]+(\d+)", line) for line in lines]
+    if lines and all(colored):
+        names = [hit[1].strip(" ,;:\t") for hit in colored]
+        return [{"id": i, "name": names[i], "color": list(hit.groups()[1:])} for i, hit in enumerate(colored)]
     numbered = [re.fullmatch(r"(\d+)\s*[:=,;\t ]\s*(.*\D.*)", line) for line in lines]
     if lines and all(numbered):
         return [{"id": hit[1], "name": hit[2]} for hit in numbered]
@@ -433,9 +447,11 @@ def _line_entries(text: str) -> list[dict]:
 
 
 def _read_color(color) -> list[int] | None:
-    """[r, g, b], or a string with three numbers; None for no colour."""
+    """[r, g, b], or a string with three numbers or as #rrggbb; None for no colour."""
     if not color:
         return None
+    if isinstance(color, str) and HEX_COLOR.fullmatch(color.strip()):
+        return list(bytes.fromhex(color.strip()[-6:]))
     numbers = [whole_number(number) for number in (re.findall(r"\d+", color) if isinstance(color, str) else color)]
     if len(numbers) != 3 or not all(0 <= number <= 255 for number in numbers):
         raise ValueError(f"colour {color!r} is not three numbers in 0…255")

@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 COLOR_VALUES = 1 << 24  # added to packed colours, so that none is taken for an annotation value
 LARGE = 1 << 24  # pixels, from which on it pays to compare sizes before a mask is decoded
+MOST_STEPS = 10  # between values that look spread out
 SAMPLE = 200  # masks that tell whether a dataset is the one that its folders are named after
 FEATURES = Features(
     {
@@ -151,7 +152,20 @@ def annotation_values(
             f"({shorten(stated)}), which programs also write where 0 is the background. Say what it is: "
             "--ignore_values 0 if nothing is known there, --id2label FILE with a name for 0 if it is a class"
         )
+    if IGNORE_INDEX in values - {*ignore_values} and _are_spread(values):
+        listed = ", ".join(map(str, sorted(values)))
+        table = ", ".join(f"{value}: class_{value}" for value in sorted(values))
+        raise UserError(
+            f"[mask-values-spread] the masks hold {listed}, as of classes that were spread out to be seen, but 255 is "
+            f"ignored: --label_map FILE with {{{table}}} makes classes of all, --ignore_values 255 means void"
+        )
     return values
+
+
+def _are_spread(values: set[int]) -> bool:
+    """Whether a few values go from 0 to 255 in equal steps."""
+    steps = len(values) - 1
+    return 1 < steps <= MOST_STEPS and all(abs(value - 255 * i / steps) <= 1 for i, value in enumerate(sorted(values)))
 
 
 def values_by_image(split: Dataset) -> list[set[int]]:

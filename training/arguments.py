@@ -5,6 +5,7 @@ Each group checks itself; what only several of them show together is checked by 
 
 import logging
 import sys
+from argparse import ArgumentParser
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,10 +26,12 @@ from training.workers import default_workers
 
 logger = logging.getLogger(__name__)
 
-ARGUMENTS_FILE = "arguments.yaml"
+ARGUMENTS_FILE, PLAN_FILE = "arguments.yaml", "plan.yaml"
 SECRETS = ("hub_token",)
+# Of these at most one is given.
+EXCLUSIVE = (("model_name_or_path", "from_scratch", "backbone"), ("dataset_dir", "dataset_name"))
 # What is meant for one command and not for the next one that takes its arguments from the file.
-FOR_ONCE = ("resume_from_checkpoint", "overwrite_output_dir")
+FOR_ONCE = ("resume_from_checkpoint", "overwrite_output_dir", "minutes")
 
 
 def _default(name: str, value):
@@ -210,18 +213,39 @@ class Arguments:
     training: SegmentationTrainingArguments
     given: tuple[str, ...] = ()  # names of the flags that the command line or the file of `--config` sets
     token: str | None = None  # of `--hub_token`, from which it is taken away: the Trainer pickles its arguments
+    is_to_be_planned: bool = False  # `--config auto`: what no flag says is for `training.plan_file` to decide
 
     @classmethod
-    def parse(cls, argv: list[str] | None = None, description: str | None = None) -> "Arguments":
-        """From the command line, or `argv`, and the YAML file of `--config`."""
-        exclusive = (("model_name_or_path", "from_scratch", "backbone"), ("dataset_dir", "dataset_name"))
+    def parse(
+        cls, argv: list[str] | None = None, description: str | None = None, plan: str | Path | None = None
+    ) -> "Arguments":
+        """From the command line, or `argv`, and the YAML file of `--config`.
+
+        plan: the file to read for `--config auto`; None: there is none yet.
+        """
         types, argv = tuple(GROUPS.values()), list(sys.argv[1:] if argv is None else argv)
-        groups = parse_arguments(types, argv, description, exclusive)
+        wants_plan, argv = _without_auto(argv)
+        if plan is not None and wants_plan:
+            wants_plan, argv = False, ["--config", str(plan), *argv]
+        groups = parse_arguments(types, argv, description, EXCLUSIVE)
         parsed = dict(zip(GROUPS, groups, strict=True))
-        if parsed["run"].trains(parsed["training"]):
-            argv.append("--do_train")  # before the Trainer's arguments draw their conclusions from it
-            groups = parse_arguments(types, argv, description, exclusive)
-        return cls(*groups, given=given_flags(types, argv))
+        run, training = parsed["run"], parsed["training"]
+        if wants_plan and training.resume_from_checkpoint:
+            kept = Path(training.output_dir or "", PLAN_FILE)
+            if not kept.is_file():
+                raise UserError(f"--config auto --resume_from_checkpoint goes on with {kept}, which is not there")
+            return cls.parse(["--config", "auto", *argv], description, kept)
+        asked = [f"--{name}" for name in ("do_train", "do_eval", "do_predict") if getattr(training, name)]
+        if wants_plan and asked and not training.do_train:
+            raise UserError(f"--config auto plans training: add --do_train, or leave out {' and '.join(asked)}")
+        if wants_plan and not asked:
+            argv += ["--do_train", "--do_eval", "--do_predict"]
+        elif run.trains(training):
+            argv.append("--do_train")
+        if argv[-1:] in (["--do_train"], ["--do_predict"]):
+            # Again, as the Trainer's arguments draw their conclusions from it.
+            groups = parse_arguments(types, argv, description, EXCLUSIVE)
+        return cls(*groups, given=given_flags(types, argv), is_to_be_planned=wants_plan)
 
     def __post_init__(self):
         self.token, self.training.hub_token = self.training.hub_token or self.token, None
@@ -296,10 +320,20 @@ class Arguments:
     def values(self) -> dict:
         """Name → value, as YAML and JSON can hold it, of every flag but tokens."""
         fields = [(group, name) for group in self.groups() for name, f in group.__dataclass_fields__.items() if f.init]
-        return {name: _plain(getattr(group, name)) for group, name in fields if name not in SECRETS}
+        values = {name: _plain(getattr(group, name)) for group, name in fields if name not in SECRETS}
+        # The Trainer makes an empty list of "none", and no flag takes one.
+        return values | {"report_to": values["report_to"] or "none"}
 
     def groups(self) -> list:
         return [getattr(self, name) for name in GROUPS]
+
+
+def _without_auto(argv: list[str]) -> tuple[bool, list[str]]:
+    """Whether a command line has `--config auto`, and the command line without it."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    found, others = parser.parse_known_args(argv)
+    return (True, others) if found.config == "auto" else (False, argv)
 
 
 def _plain(value):
@@ -308,4 +342,5 @@ def _plain(value):
     return value if isinstance(value, bool | int | float | str | list | dict | None) else str(value)
 
 
-GROUPS = {name: kind for name, kind in Arguments.__annotations__.items() if name not in ("given", "token")}
+_NO_GROUPS = ("given", "token", "is_to_be_planned")
+GROUPS = {name: kind for name, kind in Arguments.__annotations__.items() if name not in _NO_GROUPS}

@@ -53,7 +53,8 @@ def help_page(description: str) -> str:
         formatter_class=RawDescriptionHelpFormatter,
         add_help=False,
     )
-    parser.add_argument("--config", metavar="FILE.yaml", help="YAML file with any of these flags; flags here win")
+    words = "YAML file with any of these flags; flags here win; auto: chosen for data and machine (docs/planning.md)"
+    parser.add_argument("--config", metavar="FILE.yaml", help=words)
     for kind in OWN_GROUPS:
         group = parser.add_argument_group(kind.__doc__.splitlines()[0].rstrip("."))
         for field in fields(kind):

@@ -34,6 +34,7 @@ def idle_flags(args: Arguments) -> list[str]:
     # (flags, whether they have an effect, why they have none)
     rules = [
         (of_training, trains, "nothing is trained; add --do_train"),
+        (["minutes"], False, "it is for a plan, and this one is made already; --config auto makes a new one"),
         (["max_train_samples"], trains or run.eval_on_train, "training images are not used"),
         (["max_eval_samples"], evaluates or training.do_predict, "nothing is evaluated or predicted"),
         (["max_predict_samples"], training.do_predict, "nothing is predicted; add --do_predict"),

@@ -4,6 +4,7 @@ Source of the way: a flag that the signal sets, read at the end of a step, in al
 saved is what any checkpoint of that step is. A run that goes on from it is bit for bit the run that was not stopped.
 """
 
+import atexit
 import os
 import re
 import signal
@@ -17,7 +18,7 @@ from accelerate.utils import gather
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from cli_utils import Interrupted, UserError, handling_signals
+from cli_utils import Interrupted, UserError, handling_signals, kill_children
 from training.checkpoints import newest_checkpoint
 
 
@@ -25,8 +26,12 @@ def deaf(loader: DataLoader) -> DataLoader:
     """A data loader, in place, whose workers take no notice of signals: a terminal, a launcher and a batch system send
     them to all processes, and the main one still needs its workers for the step. It ends them itself.
 
-    torch sets a handler of its own as a worker starts; what `worker_init_fn` does comes after it.
+    torch sets a handler of its own as a worker starts; what `worker_init_fn` does comes after it. Workers that are
+    kept from epoch to epoch are still there when the program ends: multiprocessing would send them SIGTERM and wait
+    for ever, so they are killed before it comes to that (what is registered last at exit comes first).
     """
+    atexit.unregister(kill_children)
+    atexit.register(kill_children)
     asked = getattr(loader, "base_dataloader", loader)  # accelerate wraps the one that has the workers
     if getattr(asked.worker_init_fn, "func", None) is not _ignore_signals:  # a loader that is kept comes here again
         asked.worker_init_fn = partial(_ignore_signals, then=asked.worker_init_fn)

@@ -34,7 +34,7 @@ from cli_utils import (
     write_text,
 )
 from data.output_paths import check_writable
-from training.arguments import ARGUMENTS_FILE, GROUPS, Arguments, SegmentationTrainingArguments
+from training.arguments import ARGUMENTS_FILE, GROUPS, PLAN_FILE, Arguments, SegmentationTrainingArguments
 from training.checkpoints import (
     RECORD_FILE,
     check_flags,
@@ -66,7 +66,7 @@ MODEL = (
     *("preprocessor_config.json", "processor_config.json", "trainer_state.json", "train_results.json"),
     "README.md",
 )
-SETTINGS = (ARGUMENTS_FILE, "labels.json")
+SETTINGS = (ARGUMENTS_FILE, PLAN_FILE, "labels.json")
 # What goes when a run has trained its model …
 RESULTS = (*MODEL, *SCORES, *PREDICTIONS)
 # … and when it has its first checkpoint in the place of another run.

@@ -101,6 +101,13 @@ class RunArguments:
             "checkpoint or result"
         },
     )
+    minutes: float | None = field(
+        default=None,
+        metadata={
+            "help": "with --config auto: minutes that training, evaluation and predictions may take on this machine; "
+            "as long as it pays if left out"
+        },
+    )
     dry_run: bool = field(
         default=False,
         metadata={"help": "run every stage once on a few images, report time and memory, and keep nothing"},
@@ -112,6 +119,8 @@ class RunArguments:
 
     def __post_init__(self):
         check_positive(self, "max_train_samples", "max_eval_samples", "max_predict_samples")
+        if self.minutes is not None and self.minutes <= 0:
+            raise UserError(f"--minutes is {self.minutes:g}; it must be more than 0")
         if self.preview is not None:
             file = Path(self.preview)
             if file.suffix.lower() not in Image.registered_extensions():

@@ -75,7 +75,7 @@ def write(root, form, suffix):
 
 def read(root, flags):
     """Name → (H, W) training ids, and the findings that keep training from starting."""
-    if "id2label" in flags:
+    if isinstance(flags.get("id2label"), str):  # what such a file holds
         file = root.parent / ("classes.csv" if "," in flags["id2label"] else "classes.txt")
         file.write_text(flags["id2label"])
         flags = flags | {"id2label": file}
@@ -119,3 +119,34 @@ def test_palettes_that_differ_are_no_ids_unless_the_classes_are_named(tmp_path):
     [error] = read(tmp_path / "data", {})[1]
     assert error.kind == "mask-palettes-differ" and "--id2label FILE, a CSV with the columns name,r,g,b" in error.fix
     assert read(tmp_path / "data", {"id2label": "ground\ncat\ndog\n"})[1] == []
+
+
+@pytest.mark.parametrize("values", [(0, 128, 255), (0, 127, 255)])
+def test_classes_spread_out_to_be_seen_are_asked_about(tmp_path, values):
+    """255 is ignored, unless somebody says that it is a class."""
+    spread = np.array(values, np.uint8)
+    truth = write(tmp_path / "data", lambda ids: Image.fromarray(spread[ids]), ".png")
+    with pytest.raises(UserError, match=r"--label_map FILE with {0: class_0, .*, --ignore_values 255"):
+        load(tmp_path / "data")
+    table = tmp_path / "map.yaml"
+    table.write_text("".join(f"{value}: class_{value}\n" for value in values))
+    found, errors, _ = read(tmp_path / "data", {"label_map": table})
+    assert errors == [] and all((found[name] == ids).all() for name, ids in truth.items())
+    assert load(tmp_path / "data", ignore_values=[255])[1].num_labels == 2
+
+
+CLASS_LISTS = {
+    "hex.csv": "name,color\nground,#0a141e\ncat,#C81E1E\ndog,#1e3cc8\n",
+    "hex.json": '{"ground": "#0a141e", "cat": "#c81e1e", "dog": "#1e3cc8"}',
+    "names.json": '{"ground": [10, 20, 30], "cat": [200, 30, 30], "dog": [30, 60, 200]}',
+    "names.txt": "ground 10 20 30\nfat cat, 200, 30, 30\ndog: 30,60,200\n",
+}
+
+
+@pytest.mark.parametrize("file", CLASS_LISTS)
+def test_lists_of_colours_in_many_hands(tmp_path, file):
+    truth = write(tmp_path / "data", lambda ids: Image.fromarray(COLORS[ids]), ".png")
+    (tmp_path / file).write_text(CLASS_LISTS[file])
+    found, errors, class_map = read(tmp_path / "data", {"id2label": tmp_path / file})
+    assert errors == [] and all((found[name] == ids).all() for name, ids in truth.items())
+    assert class_map.id2label[0] == "ground" and class_map.id2label[1].endswith("cat")
