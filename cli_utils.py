@@ -726,7 +726,8 @@ def parse_arguments(
     try:
         words = parser.parse_known_args(all_words)[1]
     except UserError:  # a flag that is missing may be the one that is misspelt
-        words = [word for word in argv if word[:2] == "--" and not _names_of_flags([word], fields, aliases)]
+        known = fields | dict.fromkeys(others)
+        words = [word for word in argv if word[:2] == "--" and not _names_of_flags([word], known, aliases)]
         words = [word for word in words if word.partition("=")[0] not in ("--config", "--help")]
         if not words:
             raise
