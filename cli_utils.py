@@ -395,12 +395,14 @@ def parse_yaml(text: str):
         raise ValueError(" ".join(str(error).split())) from None
 
 
-def check_positive(args, *names: str) -> None:
-    """Raises UserError where a field of a group of flags is given and less than 1."""
+def check_positive(args, *names: str, most: int | None = None) -> None:
+    """Raises UserError where a field of a group of flags is given and less than 1, or more than `most`."""
     for name in names:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} is {value}; it must be at least 1")
+        if value is not None and most is not None and value > most:
+            raise UserError(f"--{name} is {value}; it must be at most {most}")
 
 
 def check_installed(what: str, *packages: str) -> None:
@@ -724,7 +726,8 @@ def parse_arguments(
     try:
         words = parser.parse_known_args(all_words)[1]
     except UserError:  # a flag that is missing may be the one that is misspelt
-        words = [word for word in argv if word[:2] == "--" and not _names_of_flags([word], fields, aliases)]
+        known = fields | dict.fromkeys(others)
+        words = [word for word in argv if word[:2] == "--" and not _names_of_flags([word], known, aliases)]
         words = [word for word in words if word.partition("=")[0] not in ("--config", "--help")]
         if not words:
             raise

@@ -1,5 +1,7 @@
 """Images that are in a dataset twice, exactly or nearly, and masks that are; leakage from one split into another."""
 
+import itertools
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
@@ -13,7 +15,8 @@ HASH_SHAPE, THUMBNAIL_SIDE = (8, 8), 16
 # Two pictures are near-duplicates if few bits differ and what is left of them at 16x16 correlates so well.
 MAX_HASH_DISTANCE, MIN_CORRELATION = 10, 0.98
 FLAT = 3.0  # standard deviation (of 0…255) of a thumbnail below which pictures cannot be told apart
-BLOCK = 1024  # rows of a comparison of all with all
+BLOCK = 1024  # rows and columns of a comparison
+CELL_AXES, CELL_SIDE = 5, math.sqrt(2 - 2 * MIN_CORRELATION) + 1e-3  # see `best_matches`; the rest is for rounding
 # Findings whose files are alike: in two splits, or in any.
 ACROSS_SPLITS = ("duplicate-across-splits", "near-duplicate-across-splits")
 COPIES = (
@@ -64,7 +67,9 @@ def best_matches(
 ) -> np.ndarray:
     """For each picture its nearest near-duplicate among the known ones.
 
-    All are compared with all in blocks, which takes a second or two for 10,000 pictures.
+    Thumbnails that correlate by c are sqrt(2 - 2c) apart, also along any axis. So pictures are sorted into cells that
+    wide along the few axes in which the known ones differ most, and each is compared with those of its own cell and of
+    the cells around it alone. Memory is that of a block.
 
     Args:
         hashes: uint64 (n,) of `difference_hash`; known_hashes: (m,).
@@ -75,17 +80,53 @@ def best_matches(
         Index of the known picture, int64 (n,); -1 where there is none.
     """
     result = np.full(len(hashes), -1)
-    for start in range(0, len(hashes), BLOCK):
-        rows = slice(start, start + BLOCK)
-        near = np.bitwise_count(hashes[rows, None] ^ known_hashes[None]) <= MAX_HASH_DISTANCE
-        if earlier:
-            near &= np.arange(len(known_hashes)) < np.arange(len(hashes))[rows, None]
-        if near.any():
-            correlation = np.where(near, thumbnails[rows] @ known_thumbnails.T, -1)
-            best = correlation.argmax(axis=1)
-            found = correlation[np.arange(len(best)), best] >= MIN_CORRELATION
-            result[rows][found] = best[found]
+    # Of those without contrast none matches.
+    rows, columns = (np.flatnonzero(one.any(axis=1)) for one in (thumbnails, known_thumbnails))
+    if not len(rows) or not len(columns):
+        return result
+    spread = known_thumbnails[columns].T @ known_thumbnails[columns]
+    axes = np.linalg.eigh(spread.astype(np.float64))[1][:, -CELL_AXES:].astype(np.float32)
+    cells = _cells(thumbnails @ axes, rows)
+    known_cells = cells if earlier else _cells(known_thumbnails @ axes, columns)
+    for cell, members in cells.items():
+        around = itertools.product(*((side - 1, side, side + 1) for side in cell))
+        near = [known_cells[other] for other in around if other in known_cells]
+        if not near:
+            continue
+        known = np.sort(np.concatenate(near))
+        for start in range(0, len(members), BLOCK):
+            block = members[start : start + BLOCK]
+            if earlier:
+                known_block = known[: np.searchsorted(known, block[-1])]
+            else:
+                known_block = known
+            best, highest = np.full(len(block), -1), np.full(len(block), MIN_CORRELATION, np.float32)
+            for begin in range(0, len(known_block), BLOCK):
+                some = known_block[begin : begin + BLOCK]
+                fits = np.bitwise_count(hashes[block, None] ^ known_hashes[None, some]) <= MAX_HASH_DISTANCE
+                if earlier:
+                    fits &= some < block[:, None]
+                if not fits.any():
+                    continue
+                correlation = np.where(fits, thumbnails[block] @ known_thumbnails[some].T, -1)
+                place = correlation.argmax(axis=1)
+                found = correlation[np.arange(len(block)), place]
+                # The first of equal ones counts, so only a better one, or the first good one, replaces it.
+                better = np.where(best < 0, found >= highest, found > highest)
+                best[better], highest[better] = some[place[better]], found[better]
+            result[block] = best
     return result
+
+
+def _cells(places: np.ndarray, chosen: np.ndarray) -> dict[tuple[int, ...], np.ndarray]:
+    """Cell → those of the chosen indices in it, sorted. places: along each axis, float32 (n, axes)."""
+    numbers = np.floor(places[chosen] / CELL_SIDE).astype(np.int64)
+    order = np.lexsort((chosen, *numbers.T))
+    numbers, chosen = numbers[order], chosen[order]
+    starts = np.flatnonzero(np.append(True, (numbers[1:] != numbers[:-1]).any(axis=1)))
+    return {
+        tuple(numbers[start].tolist()): part for start, part in zip(starts, np.split(chosen, starts[1:]), strict=True)
+    }
 
 
 # ---- findings -------------------------------------------------------------------------------------------------------

@@ -6,12 +6,12 @@
 What is looked at beyond preparing: hashes, thumbnails and digests, alignment, runs of values along borders.
 """
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import partial
 
 import numpy as np
+import xxhash
 from datasets import DatasetDict
 from PIL import Image, ImageOps
 from tqdm import tqdm
@@ -22,7 +22,7 @@ from checks.records import ImageRecord
 from checks.values import transitions
 from data.bulk import map_in_order, processes_for
 from data.classes import ClassMap
-from data.image_files import StoredFile
+from data.image_files import EXIF_ORIENTATION, StoredFile
 from data.preparation import DecodedPair, decode_pair, prepared_row, undecoded
 
 IMAGES_PER_PROCESS = 200  # starting more processes would cost more than it saves
@@ -101,7 +101,9 @@ def _decode(
     if decoded is None:
         return ImageRecord(**vars(record)), None
     picture, stored, ids = decoded
-    rgb = ImageOps.exif_transpose(picture).convert("RGB")
+    turned = picture.getexif().get(EXIF_ORIENTATION, 1) != 1
+    rgb = ImageOps.exif_transpose(picture) if turned else picture
+    rgb = rgb if rgb.mode == "RGB" else rgb.convert("RGB")
     gray = rgb.convert("L")
     crossings, ramps, ramp_values = transitions(ids)
     low, high = gray.getextrema()
@@ -118,8 +120,8 @@ def _decode(
         crossings=crossings,
         ramps=ramps,
         ramp_values=ramp_values,
-        image_digest=_digest(rgb.tobytes(), rgb.size),
-        mask_digest=_digest(ids.tobytes(), ids.shape),
+        image_digest=_digest(np.asarray(rgb)),
+        mask_digest=_digest(ids),
         image_hash=difference_hash(gray),
         thumbnail=thumbnail(gray),
         alignment=alignment(gray, ids) if align else (),
@@ -145,5 +147,8 @@ def _palette(mask: Image.Image, values: Iterable[int]) -> dict[int, str]:
     return {value: "#{:02x}{:02x}{:02x}".format(*color) for value, color in colors.items() if len(color) == 3}
 
 
-def _digest(content: bytes, size: tuple) -> str:
-    return hashlib.blake2b(content, digest_size=16, person=repr(size).encode()[:16]).hexdigest()
+def _digest(pixels: np.ndarray) -> str:
+    """128 bits, by which equal pictures are found: of values, of however many bytes, and shape."""
+    digest = xxhash.xxh3_128(repr((pixels.shape, pixels.dtype.str)).encode())
+    digest.update(np.ascontiguousarray(pixels))
+    return digest.hexdigest()

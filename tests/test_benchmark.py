@@ -3,15 +3,18 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from factories.architectures import tiny_configs, universal_configs
 from transformers import SegformerForSemanticSegmentation
 
 import benchmark
 from benchmark import BenchmarkArguments
 from cli_utils import UserError, parse_arguments
+from models.catalogue import MODELS, Model
 from models.fused_segformer import FusedSegformerDecodeHead
 
 ROW = {"stock_seconds", "ours_seconds", "ratio", "stock_peak_mb", "ours_peak_mb"}
@@ -214,3 +217,30 @@ def test_a_missing_package_is_named_before_anything_is_measured(monkeypatch):
     monkeypatch.setattr(benchmark, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install evaluate"):
         benchmark.main(["all"])
+
+
+def test_models_are_counted_and_shown(monkeypatch):
+    tiny = Model("some/tiny", "yes: MIT", None, lambda: tiny_configs()["upernet-convnext"])
+    of_masks = Model("some/masks", "no", "50.0 (a paper)", lambda: universal_configs()["mask2former"])
+    monkeypatch.setattr(benchmark, "MODELS", {"tiny": tiny, "masks": of_masks})
+    rows = {}
+    for name in benchmark.MODELS:
+        args = BenchmarkArguments("models", variant=name, size=64, num_labels=3)
+        model = benchmark.one_model(args)
+        benchmark.model_step(args)()
+        size = sum(parameter.numel() for parameter in model.parameters())
+        rows[name] = {"parameters": size, "multiply_adds": benchmark.multiply_adds(model, 64), "step_mb": 512.0}
+        assert rows[name]["multiply_adds"] > 1e5
+    table = benchmark.models_table(rows | {"masks": rows["masks"] | {"step_mb": None}})
+    assert (
+        "| tiny: `--model_name_or_path some/tiny` |" in table
+        and "| no published figure | 0.5 GiB | yes: MIT |" in table
+    )
+    assert "| 50.0 (a paper) | out of memory | no |" in table
+
+
+def test_the_catalogue_is_what_the_documentation_lists():
+    text = (Path(benchmark.__file__).parent / "docs" / "models.md").read_text(encoding="utf-8")
+    for name, model in MODELS.items():
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| {name}: `{model.flags}` |")]
+        assert row.rstrip(" |").endswith(model.commercial) and (model.ade20k or "no published figure") in row

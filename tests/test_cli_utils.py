@@ -570,7 +570,7 @@ def test_the_home_folder_in_every_path(monkeypatch, config):
 
 
 def test_all_flags_for_files_and_folders_are_known_as_such():
-    expected = "dataset_dir dataset_name images masks id2label label_map model_name_or_path from_scratch"
+    expected = "dataset_dir dataset_name images masks id2label label_map model_name_or_path from_scratch backbone"
     groups = [*GROUPS.values(), predict.PredictArguments, check_dataset.CheckArguments, compare_runs.CompareArguments]
     marked = {name for group in groups for name, field in group.__dataclass_fields__.items() if is_path(field)}
     assert marked == {

@@ -4,6 +4,7 @@ Each group checks itself; what only several of them show together is checked by 
 """
 
 import logging
+import os
 import sys
 from argparse import ArgumentParser
 from dataclasses import dataclass, field
@@ -194,6 +195,21 @@ class SegmentationTrainingArguments(TrainingArguments):
             )
 
 
+SCATTERING = ("FSDP", "DeepSpeed ZeRO-3")
+
+
+def engine_of(training: TrainingArguments) -> str:
+    """What scatters the model over processes, as the flags say or `accelerate launch` does: "FSDP", "DeepSpeed", its
+    "DeepSpeed ZeRO-3", or "" for nothing."""
+    if training.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        return "FSDP"
+    if training.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        plugin = getattr(training, "deepspeed_plugin", None)
+        stage = plugin.zero_stage if plugin else int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0"))
+        return "DeepSpeed ZeRO-3" if stage == 3 else "DeepSpeed"
+    return ""
+
+
 @dataclass
 class Arguments:
     """All flags of `run_segmentation.py`, by topic.
@@ -262,9 +278,12 @@ class Arguments:
             raise UserError(
                 f"--label_smoothing_factor applies to cross-entropy, which --loss {self.loss.loss} does not name"
             )
-        if self.optimization.ema_decay and (self.training.fsdp or self.training.deepspeed):
+        engine = engine_of(self.training)
+        if engine and self.optimization.ema_decay:
             raise UserError("--ema_decay averages whole weights, which FSDP and DeepSpeed scatter; leave it out")
-        if self.optimization.skip_nonfinite and self.training.deepspeed:
+        if engine in SCATTERING:
+            self._check_scattered(engine)
+        if self.optimization.skip_nonfinite and "DeepSpeed" in engine:
             raise UserError("--skip_nonfinite cannot hold back the steps of DeepSpeed; leave it out")
         if self.optimization.sync_bn and self.training.world_size > 1 and self.training.device.type == "cpu":
             raise UserError("--sync_bn needs GPUs; on several CPU processes leave it out")
@@ -293,6 +312,17 @@ class Arguments:
                 raise UserError(f"--{name} belongs to a training run: add --do_train")
         if not self.model.model_name_or_path:
             raise UserError("without --do_train, --model_name_or_path must name the trained model to evaluate")
+
+    def _check_scattered(self, engine: str) -> None:
+        """No process has the whole model: it runs in all of them together, as often in each."""
+        flags = {
+            "do_predict": (self.training.do_predict, "predict afterwards, with predict.py on the saved model"),
+            "dry_run": (self.run.dry_run, "try it out without the launcher"),
+            "slide_crop": (self.evaluation.slide_crop is not None, "evaluate the saved model afterwards"),
+        }
+        for name, (is_given, instead) in flags.items():
+            if is_given:
+                raise UserError(f"--{name} does not go with {engine}, which scatters the weights: {instead}")
 
     def _check_streaming(self) -> None:
         has_classes = self.classes.id2label or self.classes.label_map or ADE20K_ON_THE_HUB in self.dataset.source

@@ -1,11 +1,13 @@
 """Numbers and names that the Trainer would take and fail with later, or never."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from cli_utils import UserError
-from training.arguments import Arguments, SegmentationTrainingArguments
+from training import arguments
+from training.arguments import Arguments, SegmentationTrainingArguments, engine_of
 
 NUMBERS = [
     name
@@ -71,3 +73,37 @@ def test_what_fits_is_taken():
     assert args.lr_scheduler_kwargs == {"num_cycles": 2}
     assert parse("--dataloader_num_workers", "2", "--dataloader_persistent_workers").dataloader_persistent_workers
     assert parse("--optim_args", "a=1, b=2").optim_args == "a=1, b=2"
+
+
+SCATTERED = {"ACCELERATE_USE_FSDP": "true"}
+ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "engine"),
+    [
+        ({}, ""),
+        (SCATTERED, "FSDP"),
+        (ZERO, "DeepSpeed ZeRO-3"),
+        (ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}, "DeepSpeed"),
+    ],
+)
+def test_the_engine_is_told_by_the_launcher(monkeypatch, environment, engine):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert engine_of(SimpleNamespace(fsdp=[], deepspeed=None)) == engine
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--do_predict"], "--do_predict does not go with FSDP, .*predict.py"),
+        (["--dry_run"], "--dry_run does not go with FSDP"),
+        (["--slide_crop", "64"], "--slide_crop does not go with FSDP"),
+        (["--ema_decay", "0.9"], "--ema_decay averages whole weights"),
+    ],
+)
+def test_what_cannot_work_with_scattered_weights_is_refused(monkeypatch, flags, message):
+    monkeypatch.setattr(arguments, "engine_of", lambda training: "FSDP")
+    with pytest.raises(UserError, match=message):
+        parse(*flags)
