@@ -64,7 +64,10 @@ class CheckArguments:
     seed: int = field(default=42, metadata={"help": "seed of the sample and of --train_val_split"})
 
     def __post_init__(self):
-        check_positive(self, "image_size", "num_proc", "max_images")
+        check_positive(self, "image_size", "max_images")
+        check_positive(self, "num_proc", most=1024)
+        if self.seed < 0:
+            raise UserError(f"--seed is {self.seed}; it must be at least 0")
 
     def reports(self) -> dict[str, Path]:
         """Flag → file, of those that were given."""

@@ -395,12 +395,14 @@ def parse_yaml(text: str):
         raise ValueError(" ".join(str(error).split())) from None
 
 
-def check_positive(args, *names: str) -> None:
-    """Raises UserError where a field of a group of flags is given and less than 1."""
+def check_positive(args, *names: str, most: int | None = None) -> None:
+    """Raises UserError where a field of a group of flags is given and less than 1, or more than `most`."""
     for name in names:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} is {value}; it must be at least 1")
+        if value is not None and most is not None and value > most:
+            raise UserError(f"--{name} is {value}; it must be at most {most}")
 
 
 def check_installed(what: str, *packages: str) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from cli_utils import UserError, check_positive
 
+# Of an image as a network is shown it; more takes all memory, mostly for a slip of the hand.
+MAX_SIDE, MAX_CHANNELS = 1 << 15, 1 << 12
 # `EvaluationArguments.options` without any flag.
 NO_OPTIONS = {"slide_crop": None, "slide_stride": None, "scales": (1.0,), "flip": False, "threshold": 0.5}
 
@@ -75,7 +77,7 @@ class DatasetArguments:
     )
 
     def __post_init__(self):
-        check_positive(self, "num_channels")
+        check_positive(self, "num_channels", most=MAX_CHANNELS)
         if self.dataset_dir and self.dataset_name:
             raise UserError("give only one of --dataset_dir and --dataset_name")
         for name in ("images", "masks", "mask_suffix", "image_suffix"):
@@ -210,7 +212,7 @@ class AugmentationArguments:
         for name in ("max_class_share", "flip_probability", "vertical_flip_probability", "rare_class_crops"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name} is {getattr(self, name):g}; it must be from 0 to 1")
-        check_positive(self, "crop_size")
+        check_positive(self, "crop_size", most=MAX_SIDE)
 
     def of_transform(self) -> dict:
         """What `data.augmentation.TrainTransform` takes; the rest says which images it is given."""
@@ -251,7 +253,7 @@ class EvaluationArguments:
     )
 
     def __post_init__(self):
-        check_positive(self, "image_size")
+        check_positive(self, "image_size", most=MAX_SIDE)
         # Raises on values that do not fit together. What the sides must be multiples of, the model decides, and the
         # side of the training crop is not known here.
         options = self.options(self.slide_stride or self.slide_crop or 32)

@@ -17,6 +17,7 @@ from transformers import (
 from transformers.image_processing_base import ImageProcessingMixin
 
 from cli_utils import UserError, one_line, write_text
+from data.arguments import MAX_SIDE
 from data.preprocessing import MAX_ASPECT_RATIO, EvaluationProtocol, short_side_of
 from models.loading import find_config
 
@@ -28,8 +29,6 @@ _KINDS = {
     "mask2former": Mask2FormerImageProcessor,
     "maskformer": MaskFormerImageProcessor,
 }
-
-MAX_SIDE = 1 << 15  # in pixels, to which images are brought
 
 
 def load_image_processor(

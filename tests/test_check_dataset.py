@@ -185,6 +185,8 @@ def test_page_and_clean_copy(tmp_path):
     [
         ([], "no data: give --dataset_dir FOLDER"),
         (["data", "--max_images", "0"], "--max_images is 0; it must be at least 1"),
+        (["data", "--seed", "-1"], "--seed is -1; it must be at least 0"),
+        (["data", "--num_proc", "99999999999"], "--num_proc is 99999999999; it must be at most 1024"),
         (["data", "--dataset_name", "x/y"], "give only one of --dataset_dir and --dataset_name"),
         (["data", "--num_procs", "2"], "unknown flag --num_procs (did you mean --num_proc?)"),
         (["data", "more"], "'more' belongs to no flag"),
