@@ -228,18 +228,23 @@ NO_EVALUATION = ("--eval_strategy", "no")
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--dataset_dir", "x", "--dataset_name", ""), "--streaming reads --dataset_name; a folder"),
+        (("--dataset_dir", "x", "without", "--dataset_name"), "--streaming reads --dataset_name; a folder"),
         (("--max_steps", "5", "--max_eval_samples", "5", "--train_val_split", "0.2"), "leave out --train_val_split"),
         (("--max_eval_samples", "5"), "give --max_steps"),
         (("--max_steps", "5"), "say how many with --max_eval_samples"),
-        (("--max_steps", "5", "--max_eval_samples", "5", "--id2label", ""), "needs to know the classes beforehand"),
+        (("--max_steps", "5", *NO_EVALUATION, "without", "--id2label"), "needs to know the classes beforehand"),
         (("--max_steps", "5", *NO_EVALUATION, "--class_weights", "auto"), "counts all pixels first"),
         (("--max_steps", "5", *NO_EVALUATION, "--preview", "x.png"), "keeps no training images"),
     ],
 )
 def test_flags_that_do_not_go_together(flags, message, tmp_path):
+    stream, flags = list(STREAM), list(flags)
+    if "without" in flags:
+        name = flags.pop()
+        flags.remove("without")
+        del stream[(at := stream.index(name)) : at + 2]
     with pytest.raises(UserError, match=message):
-        Arguments.parse([*STREAM, *flags, "--output_dir", str(tmp_path), "--use_cpu"])
+        Arguments.parse([*stream, *flags, "--output_dir", str(tmp_path), "--use_cpu"])
 
 
 @pytest.mark.parametrize("flags", [("--max_eval_samples", "5"), NO_EVALUATION])
