@@ -641,7 +641,8 @@ def _local_path(name: str, value):
         with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
             os.lstat(path)
     except (OSError, ValueError) as error:  # too long, a loop of links, or NUL in a YAML file
-        raise UserError(f"--{name} {printable(str(path))}: {getattr(error, 'strerror', None) or error}") from None
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"--{name} {printable(str(path))} cannot be used ({why}); give another one") from None
     return type(value)(path)
 
 

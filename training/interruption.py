@@ -35,6 +35,10 @@ def deaf(loader: DataLoader) -> DataLoader:
     asked = getattr(loader, "base_dataloader", loader)  # accelerate wraps the one that has the workers
     if getattr(asked.worker_init_fn, "func", None) is not _ignore_signals:  # a loader that is kept comes here again
         asked.worker_init_fn = partial(_ignore_signals, then=asked.worker_init_fn)
+    if asked.persistent_workers and asked.generator is None:
+        # An iterator that starts draws a seed for its workers, which persistent ones do once and a run that goes on
+        # once more: not from the generator that dropout draws from.
+        asked.generator = torch.Generator()
     return loader
 
 

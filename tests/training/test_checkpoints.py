@@ -12,7 +12,7 @@ from factories.runs import flags_for, make_dataset, save_tiny_config
 from safetensors.torch import load_file
 
 import run_segmentation
-from cli_utils import UserError
+from cli_utils import UserError, kill_children
 from training.checkpoints import RECORD_FILE, fault_of, newest_checkpoint, read_record, seal
 from training.trainer import SegmentationTrainer
 
@@ -33,7 +33,10 @@ class Stop(Exception):
 
 
 def run(flags, folder, *options):
-    return run_segmentation.main([*flags, "--output_dir", str(folder), *map(str, options)])
+    try:
+        return run_segmentation.main([*flags, "--output_dir", str(folder), *map(str, options)])
+    finally:
+        kill_children()  # workers that are kept from epoch to epoch; as at the end of the program
 
 
 def stop_at(monkeypatch, flags, folder, step, *options):

@@ -248,6 +248,7 @@ def test_a_run_is_planned_and_its_plan_runs_again(data, tiny_config, tmp_path):
     assert again["eval_mean_iou"] == metrics["eval_mean_iou"] and again["train_loss"] == metrics["train_loss"]
 
 
+@pytest.mark.slow
 def test_a_planned_run_goes_on_with_its_plan(data, tiny_config, tried, tmp_path, caplog):
     out = tmp_path / "out"
     more = ("--max_steps", "4", "--save_strategy", "steps", "--save_steps", "2", "--eval_strategy", "no")
@@ -272,6 +273,7 @@ def test_a_finished_run_keeps_its_plan(data, tiny_config, tried, tmp_path):
     assert (out / "plan.yaml").read_bytes() == before and not (out / ".new_run").exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_is_planned_and_kept_nowhere(data, tiny_config, tried, tmp_path):
     results = run_segmentation.main(auto(data, tiny_config, tmp_path / "out", "--dry_run", "--minutes", "3"))
     assert results["perfect_mean_iou"] == 1 and not (tmp_path / "out").exists()
