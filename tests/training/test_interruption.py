@@ -161,7 +161,9 @@ def test_a_worker_that_is_killed_is_named_with_the_way_on(flags, tmp_path):
         time.sleep(0.05)
     assert run.returncode == 2, run.text()[-3000:]
     last = run.text().splitlines()[-1]
-    assert re.match(r"error: a worker that loads images was killed after step \d+ \(process [\d, ]+(, Killed)?\), ", last)
+    assert re.match(
+        r"error: a worker that loads images was killed after step \d+ \(process [\d, ]+(, Killed)?\), ", last
+    )
     assert "--dataloader_num_workers fewer than 2" in last and "Traceback" not in run.text()
     assert f"to go on from {newest_checkpoint(folder)}: --resume_from_checkpoint last" in last
 

@@ -455,7 +455,8 @@ def test_a_folder_that_cannot_be_written_to_is_found_at_once(flags, tmp_path, sm
         folder = tmp_path / folder
     monkeypatch.setattr(run_segmentation, "load_data", lambda *args: pytest.fail("data was read"))
     with pytest.raises(
-        UserError, match=r"--output_dir .* (cannot be (written to|used) \(.*\); give another one|is a file; give a folder)"
+        UserError,
+        match=r"--output_dir .* (cannot be (written to|used) \(.*\); give another one|is a file; give a folder)",
     ):
         run(flags, folder)
     assert (tmp_path / "file").read_text() == "mine"
