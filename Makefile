@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-.PHONY: install demo test test-slow benchmark style quality clean
+.PHONY: install demo test test-runs test-others test-slow benchmark style quality clean
 .DELETE_ON_ERROR:
 
 # Installed again only when a requirements file changed.
@@ -24,8 +24,16 @@ demo: install
 	@echo "the pictures: $(CURDIR)/outputs/toy_overfit/contact_sheet.png"
 	@echo "the page of the run: $(CURDIR)/outputs/toy_overfit/report.html"
 
+# Two processes, as a test uses one core: those that train, and all others.
+RUNS := tests/training tests/test_run_segmentation.py tests/test_publish.py tests/test_architectures.py
 test: install
-	$(BIN)/python -m pytest tests -m "not slow"
+	$(MAKE) -j 2 -k test-runs test-others
+
+test-runs:
+	$(BIN)/python -m pytest $(RUNS) -m "not slow" -q
+
+test-others:
+	$(BIN)/python -m pytest tests $(RUNS:%=--ignore=%) -m "not slow" -q
 
 # pytest ends with 5 where it finds no test: not a failure.
 test-slow: install
