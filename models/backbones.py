@@ -27,7 +27,7 @@ from transformers.utils import cached_file
 
 from cli_utils import UserError, one_line, shorten
 from models.adapters import encoder_modules, encoder_names
-from models.configurations import WITHOUT_NETWORK, encoder_config, num_equal_layers, open_config
+from models.configurations import encoder_config, num_equal_layers, open_config, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -149,19 +149,7 @@ def load_backbone(model: PreTrainedModel, name_or_path: str, revision: str | Non
         return
     eomt = config.model_type == "eomt_dinov3"
     kind = DINOv3ViTModel if eomt else MODEL_FOR_BACKBONE_MAPPING[type(config)]
-    try:
-        backbone, info = kind.from_pretrained(
-            name_or_path,
-            config=None if eomt else config,
-            revision=revision,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
-    except Exception as error:  # missing, truncated and foreign files raise anything from OSError to IndexError
-        raise UserError(
-            f"the weights of {name_or_path} cannot be loaded: {one_line(error)} ({WITHOUT_NETWORK})"
-        ) from error
+    backbone, info = read_checkpoint(kind, name_or_path, None if eomt else config, revision)
     prefix = kind.base_model_prefix + "."
     missing = {key for key in info["missing_keys"] if not key.removeprefix(prefix).startswith(_FRESH)}
     if config.model_type == "pixio":  # its norm is one of feature maps

@@ -1,4 +1,4 @@
-"""Opening a model's configuration, on the Hub or on this disk, of whatever architecture it is."""
+"""Opening a model's configuration and its weights, on the Hub or on this disk, of whatever architecture it is."""
 
 import logging
 import os
@@ -96,3 +96,30 @@ def num_equal_layers(config: PretrainedConfig) -> int | None:
     """How many layers of one width a ViT has, by its configuration; None for what comes in stages of other widths."""
     layers, width = (getattr(config, name, None) for name in ("num_hidden_layers", "hidden_size"))
     return layers if isinstance(layers, int) and isinstance(width, int) and not hasattr(config, "depths") else None
+
+
+def read_checkpoint(
+    kind: type, name_or_path: str, config: PretrainedConfig | None, revision: str | None
+) -> tuple[PreTrainedModel, dict]:
+    """A checkpoint's weights in float32 in a model of this kind, a class or an auto class, and what transformers says
+    of keys that are missing, unexpected or of another shape.
+
+    config: of the model; None: the checkpoint's own.
+
+    Raises:
+        UserError: the weights cannot be reached or read.
+    """
+    try:
+        return kind.from_pretrained(
+            name_or_path,
+            config=config,
+            revision=revision,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except Exception as error:  # missing, truncated and foreign files raise anything from OSError to IndexError
+        raise UserError(
+            f"the weights of {name_or_path} cannot be loaded: {one_line(error)} ({WITHOUT_NETWORK})"
+        ) from error

@@ -29,12 +29,12 @@ from models.adapters import encoder_modules, encoder_names, set_num_channels, wi
 from models.backbones import config_with_head, load_backbone
 from models.configurations import (
     UNIVERSAL,
-    WITHOUT_NETWORK,
     auto_class,
     encoder_config,
     is_universal,
     new_model,
     open_config,
+    read_checkpoint,
 )
 from models.fused_segformer import fuse_model
 from models.geometry import input_channels, input_geometry
@@ -293,20 +293,7 @@ def _load_pretrained(
 ) -> PreTrainedModel:
     """The checkpoint's weights in a model of this configuration; raises unless all that must be there fits."""
     trained = _is_segmentation_checkpoint(config)
-    try:
-        model, info = auto_class(config).from_pretrained(
-            name_or_path,
-            config=config,
-            revision=revision,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
-    except Exception as error:  # missing, truncated and foreign files raise anything from OSError to IndexError
-        raise UserError(
-            f"the weights of {name_or_path} cannot be loaded: {one_line(error)} ({WITHOUT_NETWORK})"
-        ) from error
+    model, info = read_checkpoint(auto_class(config), name_or_path, config, revision)
     _judge_loading(name_or_path, model, info, trained, old_id2label)
     # `save_pretrained` reverts only those key mappings that loading has used: an encoder's checkpoint would be saved
     # with old names for the encoder and new ones for the head, and older transformers would not find the head. None
