@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel, SchedulerType, get_s
 
 from cli_utils import UserError, nearest, one_line
 from models.adapters import encoder_names
-from models.configurations import encoder_config, num_equal_layers
+from models.configurations import encoder_config, is_eomt, num_equal_layers
 from training.annealing import POWER, two_stage_factor
 
 NORM_LAYERS = (
@@ -99,7 +99,7 @@ def _layer_of(name: str, config: PretrainedConfig) -> tuple[str, int]:
     if encoder_config(config).model_type in _CONVNEXT:
         return _stage_of(name, encoder_config(config).depths)
     count = num_equal_layers(encoder_config(config))
-    before_last = 0 if config.model_type.startswith("eomt") else 1
+    before_last = 0 if is_eomt(config) else 1
     layer = re.search(r"(?:^|\.)(?:layers?|blocks?)\.(\d+)\.", name)
     if layer:
         return f" layer {layer[1]}", count - 1 - int(layer[1]) + before_last
