@@ -65,13 +65,8 @@ from data.synonyms import IMAGE_EXTENSIONS
 from data.trial_pairing import masks_among
 from data.unread import describe_unread, unread_pictures
 from metrics_utils import IGNORE_INDEX
-from models.banded import predict_bands
-from models.configurations import is_universal
-from models.image_processor import load_image_processor
-from models.inference import evaluation_protocol, find_device, predict_confidence, predict_ids
-from models.loading import describe_model, load_trained_model
-from models.onnx_model import OnnxModel
-from models.trained_classes import find_class_map
+from models.inference import find_device
+from models.predictor import load_predictor
 from reports.prediction_outputs import (
     Areas,
     Georeference,
@@ -214,18 +209,6 @@ def _images_in(folder: Path) -> list[tuple[str, Path]]:
     return [(path.with_suffix("").as_posix(), folder / path) for path in sorted(below) if folder / path not in masks]
 
 
-def load_graph(args: PredictArguments, evaluation_args: EvaluationArguments, device: torch.device) -> OnnxModel:
-    """A file of export_onnx.py; UserError where it does not fit the flags."""
-    if args.model_revision is not None:
-        raise UserError(f"--model_revision {args.model_revision} is for models of the Hub, and {args.model} is a file")
-    if not Path(args.model).is_file():
-        raise UserError(f"--model {args.model}: no such file; export_onnx.py writes one")
-    model = OnnxModel(args.model, device)
-    evaluation_args.check_classes(model.class_map.num_labels, args.model)
-    model.set_protocol(evaluation_args)
-    return model
-
-
 def confidence_file(png: Path, output_dir: Path) -> Path:
     return output_dir / "confidence" / png.relative_to(output_dir)
 
@@ -342,32 +325,11 @@ def predict_all(args: PredictArguments, evaluation_args: EvaluationArguments) ->
     check_writable(args.output_dir, "--output_dir", is_folder=True)
     device = find_device(args.device)
 
-    if args.model.endswith(".onnx"):
-        model = load_graph(args, evaluation_args, device)
-        network = None if model.takes_images else model.network
-        if args.save_confidence and network is None:
-            raise UserError(f"--save_confidence: {args.model} gives classes alone; export the model with --logits")
-        class_map, protocol, predict, what = model.class_map, model.protocol, model.predict, model.describe()
-    else:
-        revision = args.model_revision
-        model = load_trained_model(args.model, args.fused_ops, revision=revision).to(device)
-        image_processor = load_image_processor(args.model, revision=revision, image_size=evaluation_args.image_size)
-        class_map = find_class_map(args.model, model.config, image_processor, revision)
-        evaluation_args.check_classes(class_map.num_labels, args.model)
-        protocol = evaluation_protocol(model.config, image_processor, evaluation_args)
-        what, network = describe_model(model), model
-
-        def predict(image):
-            if isinstance(image, LargeImage):
-                if is_universal(model.config):
-                    raise UserError(
-                        f"an image of {image.size[1]:,}x{image.size[0]:,} pixels is read in bands, and "
-                        f"{model.config.model_type} needs the whole: cut it into tiles"
-                    )
-                return predict_bands(model, image, protocol)
-            return predict_ids(model, image, protocol, args.fused_ops)
-
-    logger.info(f"{what}, on {device}; short side {protocol.short_side}")
+    predictor = load_predictor(args.model, evaluation_args, device, args.model_revision, args.fused_ops)
+    class_map, protocol, predict = predictor.class_map, predictor.protocol, predictor.predict
+    if args.save_confidence and predictor.network is None:
+        raise UserError(f"--save_confidence: {args.model} gives classes alone; export the model with --logits")
+    logger.info(f"{predictor.description}, on {device}; short side {protocol.short_side}")
     values = [f"{value} {class_map.id2label[i]}" for i, value in enumerate(class_map.raw_values)]
     logger.info(f"values in the PNGs: {values[0]} … {values[-1]}")
 
@@ -408,7 +370,7 @@ def predict_all(args: PredictArguments, evaluation_args: EvaluationArguments) ->
             return with_nodata(predict(image), place)
         ids = predict(image)
         if args.save_confidence:
-            confidences.append(predict_confidence(network, image, protocol, ids))
+            confidences.append(predictor.confidence(image, ids))
         return next(with_nodata([tidy(ids)], place))
 
     def also(index: int, png: Path):

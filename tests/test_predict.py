@@ -291,7 +291,7 @@ def test_unreadable_files_are_named_and_the_others_predicted(model_dir, photos, 
 @pytest.fixture
 def no_model(monkeypatch):
     """Mistakes in the inputs are found before a model is loaded."""
-    monkeypatch.setattr(predict, "load_trained_model", lambda *args: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(predict, "load_predictor", lambda *args: pytest.fail("the model was loaded"))
 
 
 def test_folder_without_images(no_model, tmp_path):
