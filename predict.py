@@ -27,7 +27,7 @@ evaluated with --slide_crop, --eval_scales and so on predicts as it was evaluate
 import glob
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,15 +56,14 @@ from data.output_paths import check_writable, output_names, refuse_inputs
 from data.synonyms import IMAGE_EXTENSIONS
 from data.trial_pairing import masks_among
 from data.unread import describe_unread, unread_pictures
-from metrics_utils import IGNORE_INDEX
 from models.inference import find_device
 from models.predictor import load_predictor
 from reports.prediction_outputs import (
     Areas,
-    Georeference,
     geojson,
     geotiff,
     read_georeference,
+    with_nodata,
     without_small_areas,
 )
 from reports.predictions import prediction_files, refuse_foreign, write_predictions
@@ -224,16 +223,6 @@ def files_there(images: dict[str, Path], output_dir: Path) -> set[int]:
     there = {index for index, pair in enumerate(files) if all(file.is_file() for file in pair)}
     logger.info(f"--skip_existing: {len(there)} of {len(images)} images are predicted already")
     return there
-
-
-def with_nodata(bands: Iterable[torch.Tensor], place: Georeference | None) -> Iterator[torch.Tensor]:
-    """Bands of ids (n, W), 255 where the image states that it knows nothing."""
-    top = 0
-    for ids in bands:
-        if place and place.nodata:
-            ids = ids.masked_fill(torch.from_numpy(~place.known(top, top + len(ids))), IGNORE_INDEX)
-        yield ids
-        top += len(ids)
 
 
 @contextmanager
