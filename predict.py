@@ -3,9 +3,13 @@
     python predict.py --model outputs/mine --output_dir predicted photo.jpg folder_of_photos
     python predict.py --model nvidia/segformer-b0-finetuned-ade-512-512 --output_dir predicted photo.jpg
     python predict.py --model mine.onnx --output_dir predicted photo.jpg                # see export_onnx.py
+    python predict.py --model outputs/mine --output_dir predicted @list.txt https://example.org/photo.jpg 'more/*.png'
+    cat photo.jpg | python predict.py --model outputs/mine - > mask.png
 
-Folders are searched with their subfolders. Written to --output_dir, NAME being a file's name, or its path below the
-folder that was given, without the extension:
+Folders are searched with their subfolders. A list has a file, a folder, a pattern or an address a line; - takes one
+image from stdin and gives its PNG alone, to stdout. Written to --output_dir, NAME being a file's name, or its path
+below the folder that was given, or, of a file in a list, as the list names it, or an address's host and path, without
+the extension:
 
     NAME.png            class of every pixel at the image's size: an indexed PNG in the annotation files' own values
     overlays/NAME.jpg   image and prediction side by side, with the names of the classes
@@ -15,7 +19,7 @@ folder that was given, without the extension:
 
 Where a name is no file name on every system, or two differ in capitals alone, a line says what they became. Files of
 kinds that are not read, and masks in the folders of a dataset, are passed over with a warning, and the exit code is 0;
-it is 1 where a file that should have been read could not be.
+it is 1 where a file that should have been read, or an address, could not be.
 
 Images of more than 89 million pixels are predicted a band of rows after the other, with the same result and in little
 memory: TIFF files are also read so, through rasterio (pip install rasterio); others are decoded at once.
@@ -24,13 +28,15 @@ Photos are turned upright first, as their EXIF orientation says, and predictions
 evaluated with --slide_crop, --eval_scales and so on predicts as it was evaluated when it is given the same flags here.
 """
 
-import glob
 import logging
+import os
+import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from accelerate.utils import gather_object
@@ -41,6 +47,7 @@ from cli_utils import (
     UserError,
     WriteError,
     check_installed,
+    check_positive,
     count_of,
     parse_arguments,
     run_cli,
@@ -49,7 +56,8 @@ from cli_utils import (
     written_aside,
 )
 from data.arguments import EvaluationArguments
-from data.image_files import read_channels
+from data.image_files import TIFF_SIGNATURES, read_channels
+from data.inputs import STDIN, Address, Downloads, Input, expand
 from data.large_images import LargeImage, open_large
 from data.layouts import Tree
 from data.output_paths import check_writable, output_names, refuse_inputs
@@ -84,10 +92,23 @@ class PredictArguments:
             "metavar": "DIR_OR_ID_OR_FILE",
         }
     )
-    output_dir: Path = field(metadata={"help": "folder for predictions, overlays and the contact sheet"})
-    inputs: list[Path] = field(
+    output_dir: Path | None = field(
+        default=None,
+        metadata={"help": "folder for predictions, overlays and the contact sheet; none for an image from stdin"},
+    )
+    inputs: list[str] = field(
         default_factory=list,
-        metadata={"help": "images and folders of images; the flag may be left out", "metavar": "FILE_OR_FOLDER"},
+        metadata={
+            "help": "images, folders of images, patterns, addresses (http, https), @LIST for a text file with any of "
+            "these a line, or - for stdin; the flag may be left out",
+            "metavar": "IMAGE",
+        },
+    )
+    url_megabytes: float = field(
+        default=256.0, metadata={"help": "an image on the web that is larger is skipped, in megabytes"}
+    )
+    url_seconds: float = field(
+        default=60.0, metadata={"help": "an image on the web that takes longer to download is skipped, in seconds"}
     )
     device: str | None = field(
         default=None, metadata={"help": "cuda, mps, cpu …; the accelerator if left out, or cpu where there is none"}
@@ -120,6 +141,7 @@ class PredictArguments:
     def __post_init__(self):
         if self.min_area < 0:
             raise UserError(f"--min_area is {self.min_area}; it is a number of pixels, 0 or more")
+        check_positive(self, "url_megabytes", "url_seconds")
         if self.save_polygons not in (None, "geojson"):
             raise UserError(f"--save_polygons {self.save_polygons}: the format that is written is geojson")
         for flag in ("min_area", "save_polygons"):
@@ -127,8 +149,8 @@ class PredictArguments:
                 check_installed(f"--{flag}", "rasterio")
 
 
-def find_images(inputs: list[Path], output_dir: Path) -> dict[str, Path]:
-    """Name → file, in the order given, folders sorted.
+def find_images(inputs: Sequence[Input], output_dir: Path) -> dict[str, Path | Address]:
+    """Name → file or address, in the order given, folders sorted.
 
     Raises:
         UserError: nothing given or there, two files of one name, or an output that would replace an input or become
@@ -137,19 +159,21 @@ def find_images(inputs: list[Path], output_dir: Path) -> dict[str, Path]:
     if not inputs:
         raise UserError("no images: name files or folders")
     images = {}
-    for source in _expanded(inputs):
-        if source.is_dir():
+    for item in inputs:
+        source = item.source
+        if isinstance(source, Path) and os.path.isdir(source):
             if output_dir.resolve().is_relative_to(source.resolve()):
                 raise UserError(f"--output_dir {output_dir} lies in the input folder {source}; give one outside it")
             found = _images_in(source)
-        elif source.is_file():
-            found = [(source.stem, source)]
+        elif isinstance(source, Address) or os.path.isfile(source) or item.listed:
+            found = [(item.name, source)]
         else:
             raise UserError(f"{source}: no such file or folder")
         for name, path in found:
-            if images.setdefault(name, path).resolve() != path.resolve():
+            if not _is_same(images.setdefault(name, path), path):
+                shown = [getattr(source, "shown", source) for source in (images[name], path)]
                 raise UserError(
-                    f"{images[name]} and {path} would both become {output_dir / name}.png; "
+                    f"{shown[0]} and {shown[1]} would both become {output_dir / name}.png; "
                     "rename one, or give them separate --output_dir"
                 )
     contact_sheet = output_dir / CONTACT_SHEET
@@ -157,11 +181,10 @@ def find_images(inputs: list[Path], output_dir: Path) -> dict[str, Path]:
     return images
 
 
-def _expanded(inputs: list[Path]) -> Iterator[Path]:
-    """Patterns as photos/*.jpg, where no shell has seen them, become what they match, sorted."""
-    for source in inputs:
-        matches = sorted(glob.glob(str(source), recursive=True)) if glob.has_magic(str(source)) else []
-        yield from [source] if source.exists() or not matches else map(Path, matches)
+def _is_same(one: Path | Address, other: Path | Address) -> bool:
+    if isinstance(one, Address) or isinstance(other, Address):
+        return one == other
+    return one.resolve() == other.resolve()
 
 
 def _images_in(folder: Path) -> list[tuple[str, Path]]:
@@ -233,6 +256,37 @@ def confidence_map(path: Path, confidences: list[torch.Tensor]) -> Iterator[Call
         Image.fromarray(confidences.pop().numpy()).save(partial)
 
 
+def pipe(args: PredictArguments, evaluation_args: EvaluationArguments) -> list[Path]:
+    """The image on stdin → its PNG on stdout, where nothing else goes."""
+    allowed = ("model", "inputs", "device", "model_revision", "fused_ops", "min_area")
+    defaults = PredictArguments(args.model)
+    names = [flag.name for flag in fields(args) if flag.name not in allowed]
+    given = [name for name in names if getattr(args, name) != getattr(defaults, name)]
+    if given or len(args.inputs) > 1:
+        what = f"leave out --{given[0]}" if given else "name nothing else"
+        raise UserError(f"- is one image from stdin, and its PNG alone goes to stdout: {what}, or give files")
+    output = sys.stdout
+    if output.isatty():
+        raise UserError("the PNG goes to stdout, which is a terminal: add > mask.png")
+    with TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
+        source = Path(folder, "stdin")
+        with source.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        with source.open("rb") as file:
+            is_tiff = file.read(4) in TIFF_SIGNATURES
+        source = source.rename(source.with_suffix(".tif")) if is_tiff else source
+        if not source.stat().st_size:
+            raise UserError("nothing came in on stdin, where - takes an image from")
+        try:
+            png = predict_all(replace(args, inputs=[str(source)], output_dir=Path(folder, "out")), evaluation_args)[0]
+        except SystemExit as unreadable:
+            sys.exit(str(unreadable.code).replace(str(source), "stdin"))
+        content = png.read_bytes()
+    output.buffer.write(content)
+    output.buffer.flush()
+    return []
+
+
 def main(argv: list[str] | None = None) -> list[Path]:
     """Predicts all images and returns the files written: PNGs, overlays and the contact sheet.
 
@@ -242,9 +296,19 @@ def main(argv: list[str] | None = None) -> list[Path]:
     args, evaluation_args = parse_arguments(
         (PredictArguments, EvaluationArguments), argv, description=__doc__, positional="inputs"
     )
-    set_up_logging()
-    videos, inputs = split_videos(args.inputs)
+    pipes = STDIN in args.inputs
+    set_up_logging(logging.WARNING if pipes else logging.INFO)
+    return (pipe if pipes else predict_all)(args, evaluation_args)
+
+
+def predict_all(args: PredictArguments, evaluation_args: EvaluationArguments) -> list[Path]:
+    """`main`, of files and addresses."""
+    if args.output_dir is None:
+        raise UserError("--output_dir is missing: give the folder for predictions")
+    inputs = expand(args.inputs)
+    videos, _ = split_videos([item.source for item in inputs if isinstance(item.source, Path)])
     films = film_files(videos, args.output_dir)
+    inputs = [item for item in inputs if item.source not in films]
     images = find_images(inputs, args.output_dir) if inputs or not videos else {}
     check_outputs(images, args.output_dir)
     check_writable(args.output_dir, "--output_dir", is_folder=True)
@@ -267,16 +331,18 @@ def main(argv: list[str] | None = None) -> list[Path]:
     def read(index: int):
         if index in there:
             return None
+        path = name = getattr(paths[index], "shown", paths[index])
         try:
-            large = open_large(paths[index], protocol.num_channels)
-            places[index] = read_georeference(paths[index])
+            path = downloads.path_of(paths[index])
+            large = open_large(path, protocol.num_channels)
+            places[index] = read_georeference(path)
             if large is None:
-                return read_channels(paths[index], protocol.num_channels), None
+                return read_channels(path, protocol.num_channels, name), None
             height, width = large.size
-            logger.info(f"{paths[index]}: {width:,}x{height:,} pixels, read and predicted in bands of rows")
+            logger.info(f"{name}: {width:,}x{height:,} pixels, read and predicted in bands of rows")
             return large, None
         except UserError as error:
-            unreadable.append(str(error))
+            unreadable.append(str(error).replace(str(path), str(name)))
 
     def tidy(ids):
         ids = ids.to(torch.uint8)
@@ -310,17 +376,18 @@ def main(argv: list[str] | None = None) -> list[Path]:
     confidences: list[torch.Tensor] = []
     contact_sheet = args.output_dir / CONTACT_SHEET
     try:
-        written = write_predictions(
-            list(images),
-            read,
-            predict_and_tidy,
-            class_map,
-            args.output_dir,
-            contact_sheet,
-            inputs=paths,
-            also=also,
-            unreadable=unreadable,
-        )
+        with Downloads(int(args.url_megabytes * 2**20), args.url_seconds) as downloads:
+            written = write_predictions(
+                list(images),
+                read,
+                predict_and_tidy,
+                class_map,
+                args.output_dir,
+                contact_sheet,
+                inputs=paths,
+                also=also,
+                unreadable=unreadable,
+            )
         for film, target in films.items():
             if not (args.skip_existing and target.is_file()):
                 frames = target.with_name(f"{target.stem}_frames") if args.video_frames else None

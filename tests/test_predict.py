@@ -1,11 +1,14 @@
 """`predict.py` on a tiny random SegFormer: against stock transformers and `run_segmentation.py`, and bad input."""
 
 import errno
+import io
 import json
 import logging
 import os
 import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -26,6 +29,7 @@ import run_segmentation
 from cli_utils import UserError, run_cli
 from data import large_images
 from data.classes import ClassMap
+from data.inputs import expand
 from models.trained_classes import find_class_map
 
 
@@ -316,7 +320,7 @@ def test_two_inputs_of_one_name(no_model, photos, tmp_path):
 
 
 def test_a_file_given_twice_is_predicted_once(photos, tmp_path):
-    images = predict.find_images([photos, photos / "a.png"], tmp_path / "out")
+    images = predict.find_images(expand([photos, photos / "a.png"]), tmp_path / "out")
     assert images == {"a": photos / "a.png", "sub/b.v2": photos / "sub" / "b.v2.bmp"}
 
 
@@ -334,7 +338,7 @@ def test_output_over_an_input_file(no_model, photos):
 def test_image_that_is_called_as_the_contact_sheet(photos):
     noise(8, 8).save(photos / "contact_sheet.png")
     out = photos.parent / "out"
-    names = list(predict.find_images([photos], out))
+    names = list(predict.find_images(expand([photos]), out))
     files = predict.prediction_files(names, out, [out / predict.CONTACT_SHEET])
     assert [png.name for png, _ in files] == ["a.png", "contact_sheet_2.png", "b.v2.png"]
 
@@ -350,7 +354,7 @@ def test_what_is_passed_over_in_a_folder_is_counted(photos, caplog):
         (photos / folder).mkdir()
         noise(8, 8).save(photos / folder / "a.png")
     (photos / "gtFine" / "a.png").rename(photos / "gtFine" / "lone.png")  # belongs to no image, so it is one
-    assert sorted(predict.find_images([photos], photos.parent / "out")) == ["a", "gtFine/lone", "sub/b.v2"]
+    assert sorted(predict.find_images(expand([photos]), photos.parent / "out")) == ["a", "gtFine/lone", "sub/b.v2"]
     assert "3 files are of kinds that are not read (1 .heic, 1 .nef, 1 without extension)" in caplog.text
     assert "is a dataset: 3 masks in" in caplog.text
 
@@ -382,17 +386,17 @@ def test_masks_of_a_dataset_are_passed_over(tmp_path, caplog, layout):
         image, mask = (tmp_path / "data" / f"{pattern.format(name)}.png" for pattern in LAYOUTS[layout])
         photo(image)
         spots(mask)
-    found = predict.find_images([tmp_path / "data"], tmp_path / "out")
+    found = predict.find_images(expand([tmp_path / "data"]), tmp_path / "out")
     assert sorted(found) == sorted(LAYOUTS[layout][0].format(name) for name in ("a", "b"))
     assert f"{tmp_path / 'data'} is a dataset: 2 masks in" in caplog.text
     if "/" in LAYOUTS[layout][1]:  # by itself such a folder holds images like any other
-        assert len(predict.find_images([mask.parent], tmp_path / "out")) == 2
+        assert len(predict.find_images(expand([mask.parent]), tmp_path / "out")) == 2
 
 
 def test_photographs_with_the_names_of_masks(tmp_path, caplog):
     for name in ("beach", "beach_L", "beach_mask", "old/beach"):
         photo(tmp_path / "data" / f"{name}.jpg")
-    assert len(predict.find_images([tmp_path / "data"], tmp_path / "out")) == 4 and not caplog.text
+    assert len(predict.find_images(expand([tmp_path / "data"]), tmp_path / "out")) == 4 and not caplog.text
 
 
 def test_photos_of_kinds_that_are_not_read_are_counted(model_dir, photos, tmp_path, capsys):
@@ -649,10 +653,10 @@ def test_films_beside_images(model_dir, photos, tmp_path):
 
 def test_patterns_that_no_shell_has_seen(photos, tmp_path):
     (photos / "[x].png").write_bytes((photos / "a.png").read_bytes())
-    images = predict.find_images([photos / "**" / "*.bmp", photos / "[x].png"], tmp_path / "out")
+    images = predict.find_images(expand([photos / "**" / "*.bmp", photos / "[x].png"]), tmp_path / "out")
     assert images == {"b.v2": photos / "sub" / "b.v2.bmp", "[x]": photos / "[x].png"}
     with pytest.raises(UserError, match=r"\*\.webp: no such file or folder"):
-        predict.find_images([photos / "*.webp"], tmp_path / "out")
+        predict.find_images(expand([photos / "*.webp"]), tmp_path / "out")
 
 
 def test_a_large_image_that_ends_too_early_is_left_out(model_dir, photos, tmp_path, monkeypatch):
@@ -668,3 +672,97 @@ def test_a_large_image_that_ends_too_early_is_left_out(model_dir, photos, tmp_pa
         run(model_dir, tmp_path / "out", tmp_path / "cut.tif", photos / "a.png")
     assert "1 of 2 files were skipped" in exit_.value.code and "cut.tif (rows " in exit_.value.code
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "contact_sheet.png", "overlays"]
+
+
+# ---- lists, addresses and stdin -------------------------------------------------------------------------------------
+
+
+class PhotoServer(BaseHTTPRequestHandler):
+    """The files of a folder; asked lists what was asked for."""
+
+    folder, asked = None, []
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        file = self.folder / self.path.strip("/")
+        self.send_response(200 if file.is_file() else 404)
+        self.end_headers()
+        if file.is_file():
+            self.wfile.write(file.read_bytes())
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def photo_server(photos, monkeypatch):
+    monkeypatch.setattr(PhotoServer, "folder", photos)
+    monkeypatch.setattr(PhotoServer, "asked", [])
+    with ThreadingHTTPServer(("127.0.0.1", 0), PhotoServer) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_lists_and_addresses_beside_files(model_dir, photos, photo_server, tmp_path):
+    (photos / "c.png").write_bytes(b"no image")
+    lines = [f"{photos}/sub/b.v2.bmp", f"{photos}/gone.png", f"{photo_server}/a.png", f"{photo_server}/c.png"]
+    (tmp_path / "list.txt").write_text("\n".join([*lines, f"{photo_server}/gone.png"]))
+    inputs, out = [photos / "a.png", f"@{tmp_path}/list.txt"], tmp_path / "out"
+    with pytest.raises(SystemExit) as exit_:
+        run(model_dir, out, *inputs)
+    said = exit_.value.code
+    assert "3 of 6 files were skipped" in said and f"{photos}/gone.png ([Errno 2] No such file" in said
+    assert f"{photo_server}/c.png (no image, or of an unknown format)" in said
+    assert f"{photo_server}/gone.png (the server answers 404" in said
+    assert np.array_equal(ids_in(out / "127.0.0.1" / "a.png"), ids_in(out / "a.png"))
+    assert ids_in(out / "sub" / "b.v2.png").shape == (70, 50)
+    # Again: what is there is not asked for.
+    PhotoServer.asked.clear()
+    (out / "sub" / "b.v2.png").write_bytes(b"mine")
+    with pytest.raises(SystemExit):
+        run(model_dir, out, *inputs, flags=["--skip_existing"])
+    assert PhotoServer.asked == ["/c.png", "/gone.png"] and (out / "sub" / "b.v2.png").read_bytes() == b"mine"
+
+
+class Pipe:
+    """A stream of bytes, as sys.stdin and sys.stdout are."""
+
+    def __init__(self, content=b"", terminal=False):
+        self.buffer, self.isatty = io.BytesIO(content), lambda: terminal
+
+
+def test_stdin_to_stdout(model_dir, photos, tmp_path, monkeypatch, capsys):
+    run(model_dir, tmp_path / "out", photos / "a.png", flags=["--min_area", "9", "--eval_flip"])
+    for kind in ("PNG", "TIFF"):
+        content = io.BytesIO()
+        Image.open(photos / "a.png").save(content, kind)
+        monkeypatch.setattr(sys, "stdin", Pipe(content.getvalue()))
+        monkeypatch.setattr(sys, "stdout", stdout := Pipe())
+        predict.main(["--model", str(model_dir), "--device", "cpu", "-", "--min_area", "9", "--eval_flip"])
+        assert stdout.buffer.getvalue() == (tmp_path / "out" / "a.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "stdin", "error", "message"),
+    [
+        (["-", "a.png"], b"", UserError, "- is one image from stdin, .*: name nothing else"),
+        (["-", "--output_dir", "out"], b"", UserError, "leave out --output_dir"),
+        (["-", "--save_areas"], b"", UserError, "leave out --save_areas"),
+        (["-"], b"", UserError, "nothing came in on stdin"),
+        (["-"], b"no image", SystemExit, r"1 of 1 files were skipped: stdin \(no image"),
+        (["a.png"], b"", UserError, "--output_dir is missing"),
+    ],
+)
+def test_stdin_that_is_none(model_dir, monkeypatch, words, stdin, error, message):
+    monkeypatch.setattr(sys, "stdin", Pipe(stdin))
+    monkeypatch.setattr(sys, "stdout", stdout := Pipe())
+    with pytest.raises(error, match=message):
+        predict.main(["--model", str(model_dir), "--device", "cpu", *words])
+    assert stdout.buffer.getvalue() == b""
+
+
+def test_a_terminal_gets_no_png(no_model, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Pipe(terminal=True))
+    with pytest.raises(UserError, match="stdout, which is a terminal: add > mask.png"):
+        predict.main(["--model", "model", "-"])
