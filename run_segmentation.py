@@ -53,8 +53,9 @@ from data.streaming import StreamingDataset
 from data_utils import Data, SegmentationDataset, augmentation_preview, find_classes, load_data
 from metrics_utils import per_category_table, save_confusion, without_per_category
 from models.adapters import add_lora, enable_activation_checkpointing, freeze_encoder, merge_lora
+from models.calibration import calibrate, pixels_per_image, save_temperature
 from models.image_processor import load_image_processor, save_processor_config
-from models.inference import evaluation_protocol
+from models.inference import TEMPERATURE, evaluation_protocol
 from models.loading import describe_model, find_config, load_model, load_trained_model
 from models.universal import check_flags_of_masks
 from reports.closing import closing_lines
@@ -172,7 +173,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if args.training.do_train:
             train_metrics = train(trainer, args, class_map, page)
         if args.training.do_eval:
-            eval_metrics = evaluate(trainer, class_map, output_dir)
+            eval_metrics = evaluate(trainer, class_map, output_dir, page)
         if args.run.eval_on_train:
             train_metrics = evaluate_on_train(trainer, train_split, train_metrics)
         if args.training.do_predict:
@@ -378,6 +379,7 @@ def build_model(args: Arguments, class_map: ClassMap) -> PreTrainedModel:
         **args.model.overrides,
     )
     model.config.segmentation_label_map = class_map.to_config()
+    vars(model.config).pop(TEMPERATURE, None)  # of the model that is trained on
     if args.optimization.freeze_encoder:
         freeze_encoder(model)
     if args.optimization.lora_r is not None:
@@ -431,15 +433,23 @@ def check_before_training(trainer: SegmentationTrainer, checkpoint: str | None) 
     check_room(trainer, max_steps, steps_per_epoch, done)
 
 
-def evaluate(trainer: SegmentationTrainer, class_map: ClassMap, output_dir: Path) -> dict[str, float]:
-    """Scores the evaluation images; leaves the scores, the confusion matrix and the counts of every image."""
+def evaluate(trainer: SegmentationTrainer, class_map: ClassMap, output_dir: Path, page: RunPage) -> dict[str, float]:
+    """Scores the evaluation images; leaves the scores, the confusion matrix and the counts of every image, and in the
+    configuration of a model that was trained now its temperature."""
     trainer.finds_suspects = True
+    trainer.sampled_pixels = pixels_per_image(len(trainer.eval_dataset), class_map.num_labels)
     metrics = without_per_category(trainer.evaluate())
-    trainer.finds_suspects = False
+    trainer.finds_suspects, trainer.sampled_pixels = False, 0
     statistics = trainer.compute_metrics
+    calibration = calibrate(*statistics.others[-2:], statistics.counts[:, 1].sum(axis=-1))
     interval = bootstrap_interval(statistics.counts)
     metrics |= dict(zip(("eval_mean_iou_low", "eval_mean_iou_high"), interval, strict=True))
     metrics["eval_protocol"] = trainer.protocol.describe()
+    if calibration:
+        metrics |= calibration.metrics()
+        page.add_calibration(calibration)
+        if trainer.args.do_train and trainer.is_world_process_zero():
+            save_temperature(output_dir, calibration.temperature)
     trainer.save_metrics("eval", metrics)
     if trainer.is_world_process_zero():
         images = evaluated_images(trainer, class_map)

@@ -28,10 +28,12 @@ from metrics_utils import IGNORE_INDEX
 from models.configurations import is_universal
 from models.geometry import input_geometry
 from models.losses import check_shapes, log_likelihood, targets_of
-from models.mask_scores import QueryPass, full_scores, mean_scores, query_outputs
+from models.mask_scores import QueryPass, full_scores, mean_scores, query_outputs, share_of_scores
 from models.upsampling import TiledUpsampling, empty_prediction, full_precision, upsampled_argmax
 
 logger = logging.getLogger(__name__)
+
+TEMPERATURE = "segmentation_temperature"  # the key in a model's configuration
 
 
 def find_device(name: str | None) -> torch.device:
@@ -80,6 +82,7 @@ def _of_architecture(config: PretrainedConfig, args: EvaluationArguments, short_
     """What else a protocol has of the architecture: how its output is resized, and the windows of EoMT, which takes
     one size and shows images of any aspect in as few of them as cover the long side."""
     options = {"output": "queries" if is_universal(config) else "logits"}
+    options["temperature"] = getattr(config, TEMPERATURE, 1.0)
     if config.model_type == "upernet":
         options["output"] = "full logits"
     if config.model_type.startswith("eomt") and args.slide_crop is None and args.slide_stride is None:
@@ -254,15 +257,55 @@ def predict_ids(model, image: Image.Image | Tensor, protocol: EvaluationProtocol
 def predict_confidence(model, image: Image.Image | Tensor, protocol: EvaluationProtocol, ids: Tensor) -> Tensor:
     """How likely the classes `ids` (H, W) are that `predict_ids` gave: uint8 (H, W), 255 for certainty, on the CPU."""
     logits = protocol_logits(model, protocol.preprocess(image), protocol)
-    if isinstance(logits, Tensor):
-        logits = [PassLogits(logits, [slice(0, 1)], [slice(0, 1)])]
+    logits = _as_passes(logits)
     confidence, target = torch.empty(ids.shape, dtype=torch.uint8), ids.long()
     with full_precision(logits[0].device.type):
         for pixels, probabilities in _mean_probabilities(logits, tuple(ids.shape)):
+            probabilities = at_temperature(probabilities, protocol.temperature)
             likely = probabilities.cpu().gather(-1, target[pixels][..., None])[..., 0]
-            # Scores of universal models are sums over masks, which may exceed 1.
-            confidence[pixels] = (likely.clamp(0, 1) * 255).round().to(torch.uint8)
+            confidence[pixels] = (likely * 255).round().to(torch.uint8)
     return confidence
+
+
+def at_temperature(probabilities: Tensor, temperature: float) -> Tensor:
+    """Probabilities (…, C) → softmax of their logarithms over the temperature: those of the logits over it, where
+    they are the softmax of some, and whatever they are an average of, in the same order."""
+    if temperature == 1:
+        return probabilities
+    return (probabilities.clamp(min=torch.finfo(torch.float32).tiny).log() / temperature).softmax(-1)
+
+
+@torch.no_grad()
+def scores_at(
+    logits: Tensor | list[PassLogits] | list[QueryPass], size: tuple[int, int], rows: Tensor, columns: Tensor
+) -> Tensor:
+    """Of single pixels (k,) at `size`: float32 (k, C) whose softmax is their probabilities.
+
+    logits: of `protocol_logits`.
+    """
+    passes = _as_passes(logits)
+    with full_precision(passes[0].device.type):
+        if isinstance(passes[0], QueryPass):
+            pixels = [(slice(y, y + 1), slice(x, x + 1)) for y, x in zip(rows.tolist(), columns.tolist(), strict=True)]
+            probabilities = torch.cat([share_of_scores(passes, size, one)[0] for one in pixels])
+            return probabilities.clamp(min=torch.finfo(torch.float32).tiny).log()
+        found = [_logits_at(one, size, rows, columns) for one in passes]
+        if len(found) == 1:
+            return found[0]
+        return torch.stack([one.log_softmax(-1) for one in found]).logsumexp(0)
+
+
+def _logits_at(one: PassLogits, size: tuple[int, int], rows: Tensor, columns: Tensor) -> Tensor:
+    """Upsampled logits (k, C) of single pixels."""
+    if one.windows is not None:
+        return TiledUpsampling(one.logits, size, one.windows).at(0, rows, columns)
+    places = torch.stack([(columns + 0.5) * 2 / size[1] - 1, (rows + 0.5) * 2 / size[0] - 1], dim=-1)
+    options = {"mode": "bilinear", "padding_mode": "border", "align_corners": False}
+    return F.grid_sample(one.logits.float(), places[None, None].float(), **options)[0, :, 0].T
+
+
+def _as_passes(logits: Tensor | list[PassLogits] | list[QueryPass]) -> list[PassLogits] | list[QueryPass]:
+    return [PassLogits(logits, [slice(0, 1)], [slice(0, 1)])] if isinstance(logits, Tensor) else logits
 
 
 def class_shift(threshold: float, device: torch.device | str = "cpu") -> Tensor:

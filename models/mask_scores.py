@@ -112,8 +112,13 @@ def mean_scores(passes: list[QueryPass], size: tuple[int, int]) -> Iterator[tupl
     for top in range(0, size[0], rows):
         for left in range(0, size[1], columns):
             pixels = slice(top, min(top + rows, size[0])), slice(left, min(left + columns, size[1]))
-            scores = sum(_tile_scores(one, size, pixels) for one in passes)
-            yield pixels, scores / scores.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+            yield pixels, share_of_scores(passes, size, pixels)
+
+
+def share_of_scores(passes: list[QueryPass], size: tuple[int, int], pixels: tuple[slice, slice]) -> Tensor:
+    """As `mean_scores`, of the pixels in these rows and columns."""
+    scores = sum(_tile_scores(one, size, pixels) for one in passes)
+    return scores / scores.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def _tile_scores(one: QueryPass, size: tuple[int, int], pixels: tuple[slice, slice]) -> Tensor:

@@ -166,6 +166,20 @@ class TiledUpsampling:
         """Rows (n, w, C) of the logits of an image."""
         return self.logits[image][rows]
 
+    def at(self, image: int, rows: Tensor, columns: Tensor) -> Tensor:
+        """Logits (k, C) of k single pixels of an image, int64 rows and columns (k,)."""
+        found = self.new_empty(len(rows), self.logits.shape[-1])
+        for down in self.rows:
+            for across in self.columns:
+                inside = (rows >= down.output.start) & (rows < down.output.stop)
+                inside = (inside & (columns >= across.output.start) & (columns < across.output.stop)).nonzero()[:, 0]
+                if len(inside):
+                    low = self.low_rows(image, down.input)[:, across.input].to(self.dtype)
+                    y = down.weights[rows[inside] - down.output.start]
+                    x = across.weights[columns[inside] - across.output.start]
+                    found[inside] = torch.einsum("ph,pw,hwc->pc", y, x, low)
+        return found
+
     def softmax(self, tile: Tile) -> Tensor:
         """Probabilities (rows, columns, C) of a tile, overwritten by the next call."""
         return torch.softmax(tile.logits, -1, out=_first(self._probabilities, *tile.logits.shape))

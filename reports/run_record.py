@@ -25,6 +25,7 @@ from data.classes import ClassMap
 from data.image_files import rgb_view
 from data_utils import Data
 from metrics_utils import SCORES, without_per_category
+from models.calibration import Calibration
 from models.loading import describe_model
 from reports.intervals import PerImage
 from reports.pictures import around, example, hex_color
@@ -203,6 +204,13 @@ class RunPage(TrainerCallback):
         except Exception as error:
             logger.warning(f"the page of the run could not be made after step {state.global_step}: {one_line(error)}")
         log_pictures(self.trainer, self.class_map)
+
+    def add_calibration(self, calibration: Calibration) -> None:
+        """Of the evaluation that the page shows at the end."""
+        bins = {"before": calibration.bins_uncalibrated, "after": calibration.bins}
+        self.record["reliability"] = {
+            name: values[values[:, 0] > 0].tolist() for name, values in bins.items() if values is not None
+        }
 
     def _current(self, metrics: dict) -> Run:
         """The run as it stands."""

@@ -179,10 +179,10 @@ def identity(channels: int) -> onnx.ModelProto:
 @pytest.mark.parametrize(
     "protocol",
     [
-        EvaluationProtocol(64),
+        EvaluationProtocol(64, temperature=1.7),
         EvaluationProtocol(50, size_divisor=14, flip_channels=True),
         EvaluationProtocol(48, square=True),
-        EvaluationProtocol(64, image_mean=(0.5, 0.4), image_std=(0.2, 0.3), threshold=0.7),
+        EvaluationProtocol(64, image_mean=(0.5, 0.4), image_std=(0.2, 0.3), threshold=0.7, temperature=0.5),
         EvaluationProtocol(64, image_mean=(0.5,) * 5, image_std=(0.1, 0.2, 0.3, 0.4, 0.5)),
     ],
     ids=str,
@@ -203,7 +203,9 @@ def test_images_of_any_size_are_shown_as_the_protocol_says(protocol):
         best = upsampled.topk(2, dim=0).values.diff(dim=0)[0].abs().numpy()
         assert ids.shape == size
         assert ((ids == upsampled.argmax(0).numpy()) | (best < 1e-4)).all()
-        expected = (upsampled - shift).softmax(0).gather(0, torch.from_numpy(ids)[None].long())[0]
+        expected = (
+            ((upsampled - shift) / protocol.temperature).softmax(0).gather(0, torch.from_numpy(ids)[None].long())[0]
+        )
         assert np.abs(confidence / 255 - expected.numpy()).max() < 1.1 / 255
 
 

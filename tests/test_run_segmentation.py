@@ -24,6 +24,7 @@ from transformers import AutoImageProcessor, SegformerConfig, SegformerForSemant
 import run_segmentation
 from cli_utils import UserError
 from metrics_utils import confusion_matrix, per_image_counts
+from models.loading import find_config
 from reports.intervals import load_per_image
 from training.checkpoints import newest_checkpoint
 
@@ -72,6 +73,10 @@ def test_a_run_leaves_what_the_readme_says(run):
     assert 0 < results["eval_boundary_mean_iou"] < 1 and 0 < results["eval_per_image_mean_iou"] < 1
     assert "short side 64" in results["eval_protocol"] and "original size" in results["eval_protocol"]
     assert all(isinstance(value, int | float | str) for value in results.values())
+    assert 0 < results["eval_ece"] < 1 and 0 < results["eval_ece_uncalibrated"] < 1
+    temperature = read(output_dir / "config.json")["segmentation_temperature"]
+    assert results["eval_temperature"] == temperature == find_config(str(output_dir)).segmentation_temperature
+    assert '<section id="confidence">' in (output_dir / "report.html").read_text()
     assert not any("disc" in key for key in results)  # categories stand in per_category.csv
     assert metrics["train_mean_iou"] > 0.5 and metrics["eval_mean_iou"] > 0.5
     assert metrics["train_loss"] != metrics["eval_loss"]
@@ -143,8 +148,14 @@ def test_evaluating_a_trained_folder_repeats_its_numbers(run, flags, data, tmp_p
     np.testing.assert_array_equal(
         np.load(tmp_path / "confusion_matrix.npy"), np.load(output_dir / "confusion_matrix.npy")
     )
-    for key in ("eval_mean_iou", "eval_mean_accuracy", "eval_overall_accuracy", "eval_loss"):
-        assert again[key] == metrics[key]
+    for key in ("mean_iou", "mean_accuracy", "overall_accuracy", "loss", "temperature", "ece", "ece_uncalibrated"):
+        assert again[f"eval_{key}"] == metrics[f"eval_{key}"]
+
+
+def test_a_model_that_is_trained_on_has_no_temperature_of_before(run, flags, tmp_path):
+    argv = [*flags[2:], "--model_name_or_path", str(run[0]), "--do_train", "--max_steps", "1", "--eval_strategy", "no"]
+    run_segmentation.main([*argv, "--output_dir", str(tmp_path)])
+    assert "segmentation_temperature" not in read(tmp_path / "config.json")
 
 
 def weights(folder):
@@ -252,7 +263,8 @@ def test_two_processes_equal_one(flags, run, data, tiny_config, tmp_path):
         np.load(tmp_path / "evaluated" / "confusion_matrix.npy"), np.load(trained / "confusion_matrix.npy")
     )
     results = read(tmp_path / "evaluated" / "eval_results.json")
-    assert results["eval_mean_iou"] == metrics["eval_mean_iou"] and results["eval_loss"] == metrics["eval_loss"]
+    for key in ("eval_mean_iou", "eval_loss", "eval_temperature", "eval_ece"):
+        assert results[key] == metrics[key]
     assert len(list((tmp_path / "evaluated" / "predictions").glob("*.png"))) == 5
     before, after = load_per_image(trained), load_per_image(tmp_path / "evaluated")
     assert before.names == after.names == [f"val_{i}" for i in range(5)]

@@ -34,6 +34,7 @@ from data.streaming import StreamingDataset
 from data_utils import collate_eval, collate_train
 from metrics_utils import ComputeMetrics, boundary_counts, confusion_matrix, without_per_category
 from models.adapters import merged_state_dict, save_adapters, with_adapters
+from models.calibration import sample_pixels
 from models.configurations import is_universal
 from models.inference import predict_ids, protocol_logits, score_logits
 from models.loading import check_finite
@@ -154,6 +155,7 @@ class SegmentationTrainer(Trainer):
         self.weight_average = WeightAverage(ema_decay)
         self.record, self.replaced = record or {}, replaced
         self.saves_aside = self.finds_suspects = False
+        self.sampled_pixels = 0
         self.divergence = DivergenceGuard(skip_nonfinite)
         super().__init__(
             *args,
@@ -292,14 +294,16 @@ class SegmentationTrainer(Trainer):
 
         Returns:
             (None, (confusion int64 (n, C, C), mean cross-entropy float32 (n,), valid pixels int64 (n,), boundary
-            counts int64 (n, 3, C), brightness float32 (n,), suspects float32 (n, FOUND, FIELDS)), zeros (n,)). The
-            last stands for labels, without which the Trainer would not call `compute_metrics`. Brightness is the mean
-            of the pixels, 0 to 1; suspects are those of `checks.suspects`, looked for where `finds_suspects` is set
-            and the network sees whole images, once.
+            counts int64 (n, 3, C), brightness float32 (n,), suspects float32 (n, FOUND, FIELDS), scores and targets
+            of pixels), zeros (n,)). The last stands for labels, without which the Trainer would not call
+            `compute_metrics`. Brightness is the mean of the pixels, 0 to 1; suspects are those of `checks.suspects`,
+            looked for where `finds_suspects` is set and the network sees whole images, once; scores and targets are
+            of `sampled_pixels` an image, see `models.calibration`.
         """
         inputs = self._prepare_inputs(inputs)
         num_labels = len(self.compute_metrics.id2label)
         matrices, mean_losses, valid_pixels, boundary, brightness, suspects = [], [], [], [], [], []
+        samples = []
         with torch.inference_mode():
             for pixel_values, labels in zip(inputs["pixel_values"], inputs["labels"], strict=True):
                 with self.compute_loss_context_manager():
@@ -315,8 +319,9 @@ class SegmentationTrainer(Trainer):
                 looks = self.finds_suspects and isinstance(logits, torch.Tensor)
                 found = suspected_errors(logits[0].float().softmax(0), labels) if looks else NOTHING
                 suspects.append(torch.from_numpy(found).to(labels.device))
+                samples.append(sample_pixels(logits, labels, prediction[0], self.sampled_pixels))
         counts = (torch.stack(matrices), torch.cat(mean_losses), torch.cat(valid_pixels), torch.stack(boundary))
-        counts += (torch.stack(brightness), torch.stack(suspects))
+        counts += (torch.stack(brightness), torch.stack(suspects), *map(torch.stack, zip(*samples, strict=True)))
         return None, counts, torch.zeros(len(matrices), device=matrices[0].device)
 
     def predict_ids(self, image: Image.Image | torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,14 @@ from models.adapters import add_lora, enable_activation_checkpointing, freeze_en
 from models.configurations import UNIVERSAL, new_model
 from models.geometry import input_geometry
 from models.image_processor import load_image_processor, save_processor_config
-from models.inference import evaluation_protocol, predict_confidence, predicted_ids, protocol_logits, score_logits
+from models.inference import (
+    evaluation_protocol,
+    predict_confidence,
+    predicted_ids,
+    protocol_logits,
+    score_logits,
+    scores_at,
+)
 from models.loading import load_model, load_trained_model
 from models.mask_scores import QueryOutput, QueryPass, full_scores, mean_scores
 from models.universal import QueryObjective, check_flags_of_masks, mask_targets
@@ -286,8 +293,12 @@ def test_flip_and_scales_average_scores(name):
             scores.append(one.flip(-1) if flipped else one)
         ids = predicted_ids(passes, (64, 96))
         confidence = predict_confidence(model, image, protocol, ids)
+        rows, columns = torch.tensor([0, 17, 63]), torch.tensor([95, 40, 0])
+        sampled = scores_at(passes, (64, 96), rows, columns)
     assert len(passes) == 2
-    share = (sum(scores) / sum(scores).sum(1, keepdim=True))[0].gather(0, ids[None].long())[0]
+    shares = (sum(scores) / sum(scores).sum(1, keepdim=True))[0]
+    torch.testing.assert_close(sampled.softmax(1), shares[:, rows, columns].T, rtol=1e-4, atol=1e-5)
+    share = shares.gather(0, ids[None].long())[0]
     assert (confidence.float() / 255 - share).abs().max() < 0.5 / 255 + 1e-4
     assert (predicted_ids(passes, (64, 96)) == sum(scores).argmax(1)[0]).float().mean() > 0.999
 
