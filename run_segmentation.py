@@ -49,6 +49,7 @@ from data.image_files import share_of
 from data.output_paths import refuse_inputs
 from data.preprocessing import num_channels_of
 from data.rare_classes import rare_class_crops
+from data.reduced_copies import with_reduced_copies
 from data.streaming import StreamingDataset
 from data_utils import Data, SegmentationDataset, augmentation_preview, find_classes, load_data
 from metrics_utils import per_category_table, save_confusion, without_per_category
@@ -123,6 +124,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             check_plan(data, args, output_dir)
             class_map = find_classes(data, args.classes)
             dataset, findings = prepare(data, class_map, args)
+            if args.training.do_train and args.augmentation.copies_large_photos:
+                dataset = with_reduced_copies(dataset, transform)
         logger.info(f"annotation value -> training id\n{class_map.table()}")
         args.evaluation.check_classes(class_map.num_labels)
         train_split, eval_split = choose_splits(dataset, args.run)

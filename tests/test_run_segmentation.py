@@ -541,6 +541,15 @@ def test_a_preview_is_all_that_is_written(tmp_path, flags):
         assert image.width > 300 and len(image.getcolors(10**6)) > 100
 
 
+def test_large_photos_are_copied_for_training(tmp_path, flags, capsys):
+    """Of 40 x 64 pixels or so, and shown at 16 x 26 at most."""
+    small = ("--image_size", "32", "--scale_range", "0.5", "0.5", "--preview", str(tmp_path / "x.png"))
+    run_segmentation.main(brief(flags, tmp_path, *small))
+    assert "6 of 6 training images are read from copies" in capsys.readouterr().err
+    run_segmentation.main(brief(flags, tmp_path, *small, "--no_reduced_copies"))
+    assert "copies" not in capsys.readouterr().err
+
+
 def test_a_frozen_encoder_stays_as_it_was(run, flags, tmp_path):
     start = load_file(run[0] / "model.safetensors")
     argv = [flag if flag != "--from_scratch" else "--model_name_or_path" for flag in flags]
