@@ -32,7 +32,8 @@ from data.large_images import LARGE_PIXELS, open_large
 from data.output_paths import output_names
 from models.inference import find_device
 from models.predictor import Predictor, load_predictor
-from reports.prediction_outputs import geojson, read_georeference, with_nodata
+from reports.polygons import geojson
+from reports.prediction_outputs import read_georeference, with_nodata
 from reports.predictions import write_predictions
 from reports.viewer import View, viewer_frame, viewer_page
 
