@@ -68,7 +68,7 @@ from reports.run_record import RunPage, evaluated_images, new_record
 from training.annealing import find_phases
 from training.arguments import PLAN_FILE, Arguments
 from training.batches import check_batches
-from training.checkpoints import check_same_run, check_steps, started_with
+from training.checkpoints import check_same_run, check_steps, read_record, started_with
 from training.display import is_live
 from training.divergence import SKIPPED, skipped_steps
 from training.dry_run import dry_run
@@ -164,6 +164,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             replaced=replaced_files(output_dir, args),
             void_in_masks=args.loss.void_in_masks or "background",
             skip_nonfinite=args.optimization.skip_nonfinite,
+            train_minutes=args.run.train_minutes,
             callbacks=[EarlyStoppingCallback(patience)] if patience else None,
         )
         if args.run.dry_run:
@@ -432,6 +433,8 @@ def check_before_training(trainer: SegmentationTrainer, checkpoint: str | None) 
     done = 0
     if checkpoint:
         check_same_run(checkpoint, trainer.record, trainer.model)
+        trainer.deadline.go_on_from(read_record(checkpoint).get("deadline"))
+        max_steps = trainer.deadline.last_step(max_steps)
         done = check_steps(checkpoint, max_steps, trainer.args)
     check_room(trainer, max_steps, steps_per_epoch, done)
 
