@@ -3,6 +3,7 @@
     python app.py --model outputs/mine                                                  # then open the address it says
     python app.py --model outputs/a outputs/b nvidia/segformer-b0-finetuned-ade-512-512         # beside each other
     python app.py --model mine.onnx --host 0.0.0.0 --port 8080                          # for the whole network
+    python app.py --model me/my_model --push_space my_page                              # for everybody, on the Hub
 
 A slider says how strongly the classes cover the image, the legend tells the share of each and shows or hides it, and
 what lies under the pointer is named with the model's confidence (a file of export_onnx.py has one with --logits). To
@@ -32,9 +33,12 @@ from data.large_images import LARGE_PIXELS, open_large
 from data.output_paths import output_names
 from models.inference import find_device
 from models.predictor import Predictor, load_predictor
+from reports.model_card import named_repository
 from reports.polygons import geojson
 from reports.prediction_outputs import read_georeference, with_nodata
 from reports.predictions import write_predictions
+from reports.publishing import check_hub_access, check_model_on_hub, push_space
+from reports.space import space_files
 from reports.viewer import View, viewer_frame, viewer_page
 
 logger = logging.getLogger(__name__)
@@ -66,6 +70,18 @@ class AppArguments:
     )
     model_revision: str | None = field(
         default=None, metadata={"help": "branch, tag or commit of models on the Hub; main if left out"}
+    )
+
+    push_space: str | None = field(
+        default=None,
+        metadata={
+            "help": "serve nothing here, and make it a Space of the Hub, with these models of the Hub and these flags",
+            "metavar": "NAME",
+        },
+    )
+    private: bool = field(default=False, metadata={"help": "make the Space private, where it is new"})
+    token: str | None = field(
+        default=None, metadata={"help": "token with write access; HF_TOKEN, or that of `hf auth login`, if left out"}
     )
 
     def __post_init__(self):
@@ -184,15 +200,50 @@ def serve(page, args: AppArguments) -> str:
     return address
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Serves the page until it is interrupted.
+def publish(args: AppArguments, evaluation_args: EvaluationArguments) -> str:
+    """Makes the page a Space and returns its address.
+
+    Raises:
+        UserError: a model that the Hub does not have, no token, or the push failed.
+    """
+    flag = "--push_space"
+    models = [model_on_hub(model) for model in args.model]
+    open_to_all = [check_model_on_hub(model, args.model_revision, args.token, flag) for model in models]
+    space = check_hub_access(args.push_space, args.token, ".", args.private or None, None, flag, flag, space=True)
+    settings = {"model": models, "model_revision": args.model_revision} | vars(evaluation_args)
+    defaults = {"model_revision": None} | vars(EvaluationArguments())
+    settings = {key: value for key, value in settings.items() if key not in defaults or value != defaults[key]}
+    address = push_space(space_files(space.split("/")[-1], settings, models), space, args.token, args.private or None)
+    logger.info(f"published: {address}, which takes some minutes to start")
+    if not all(open_to_all):
+        logger.warning("not everybody may load the model: give the Space a secret HF_TOKEN that may (its settings)")
+    return address
+
+
+def model_on_hub(model: str) -> str:
+    """The id on the Hub of a model that may be the folder of a run that was published."""
+    if not os.path.exists(model):
+        return model
+    published = named_repository(model)
+    if published is None:
+        raise UserError(
+            f"--push_space: a Space loads its models from the Hub, and {model} lies here alone; publish it first "
+            f"(python publish.py {model}), then give its id on the Hub"
+        )
+    return published
+
+
+def main(argv: list[str] | None = None) -> str | None:
+    """Serves the page until it is interrupted, or makes it a Space and returns its address.
 
     argv: command-line arguments without the program's name; None takes them from the command line.
-    Raises `cli_utils.UserError` for a model or an address that cannot be used.
+    Raises `cli_utils.UserError` for a model or an address that cannot be used, or what the Hub refuses.
     """
     args, evaluation_args = parse_arguments((AppArguments, EvaluationArguments), argv, description=__doc__)
     set_up_logging()
     check_installed("app.py", "gradio")
+    if args.push_space:
+        return publish(args, evaluation_args)
     device = find_device(args.device)
     predictors = {}
     for title, model in zip(titles_of(args.model), args.model, strict=True):

@@ -2,13 +2,18 @@
 
 import json
 import socket
+import subprocess
+import sys
 import urllib.parse
 import urllib.request
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
+import yaml
 from factories.browser import NEEDS_CHROMIUM, browser  # noqa: F401
+from factories.hub_server import TOKEN
 from factories.models import COLORS, noise, save_model
 
 import app
@@ -160,3 +165,92 @@ def test_models_are_called_by_their_last_names(tmp_path):
     (tmp_path / "outputs" / "mine").mkdir(parents=True)
     folder = str(tmp_path / "outputs" / "mine")
     assert app.titles_of([folder, "nvidia/segformer-b0", f"{folder}/"]) == ["mine", "nvidia/segformer-b0", "mine_2"]
+
+
+# ---- a Space --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(hub, monkeypatch, tmp_path):
+    """A Hub with a model of ours, and the right token."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    huggingface_hub.HfApi().create_repo("tester/model", private=False)
+    hub.requests.clear()
+    return hub
+
+
+def push(*models, name="page", flags=()):
+    return app.main(["--model", *map(str, models), "--push_space", name, *flags])
+
+
+def test_a_space_has_all_that_it_needs(server, models, tmp_path):
+    """What was uploaded starts by itself, in a process that sees nothing else of ours, and predicts."""
+    assert push("tester/model", flags=["--slide_crop", "64", "--eval_flip"]) == f"{server.url}/spaces/tester/page"
+    assert server.repos["spaces/tester/page"]["sdk"] == "gradio"
+    files = server.files("spaces/tester/page")
+    assert "predict.py" not in files and not any(path.startswith("tests") for path in files)
+    for path, content in files.items():
+        (tmp_path / "space" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "space" / path).write_bytes(content)
+    front = yaml.safe_load(files["README.md"].decode().split("---\n")[1])
+    assert {"sdk": "gradio", "app_file": "space.py", "models": ["tester/model"]}.items() <= front.items()
+    settings = yaml.safe_load(files["app.yaml"])
+    assert settings == {"model": ["tester/model"], "slide_crop": 64, "eval_flip": True}
+    noise(60, 80).save(tmp_path / "photo.png")
+    script = f"""
+import runpy, sys
+import app
+
+class Page:
+    def launch(self, **options):
+        print(options["server_name"], options["server_port"], flush=True)
+        raise OSError("seen enough")
+build = app.build_page
+def seen(predictors):
+    assert build(predictors) and [*predictors] == ["best"], predictors
+    for html, names in app.answers(app.Path({str(tmp_path / "photo.png")!r}), predictors):
+        print(sorted(app.Path(name).name for name in names), predictors["best"].protocol.flip, html.count("<iframe"))
+    return Page()
+app.build_page = seen
+sys.argv = ["space.py", "--model", {str(models[0])!r}]
+runpy.run_path("space.py", run_name="__main__")
+"""
+    env = {key: value for key, value in server.env().items() if key != "PYTHONPATH"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path / "space", env=env, capture_output=True, text=True, check=False)
+    predicted, served = done.stdout.splitlines() or [done.stderr, ""]
+    assert predicted == "['photo.geojson', 'photo.jpg', 'photo.png'] True 1" and served == "0.0.0.0 7860"
+    assert done.stderr.splitlines()[-1].startswith("error: --host 0.0.0.0 --port 7860 cannot be used (seen enough)")
+
+
+def test_the_folder_of_a_run_that_was_published(server, models, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(UserError, match=r"run lies here alone; publish it first \(python publish.py .*run\)"):
+        push(run)
+    (run / "README.md").write_text('---\n---\n```python\nmodel_id = "tester/model"\n```\n')
+    push(run, name="tester/other", flags=["--private"])
+    assert yaml.safe_load(server.files("spaces/tester/other")["app.yaml"]) == {"model": ["tester/model"]}
+    assert server.repos["spaces/tester/other"]["private"] is True
+
+
+@pytest.mark.parametrize(
+    ("model", "flags", "message"),
+    [
+        ("tester/none", [], "has no model tester/none, or not for you .HTTP 404"),
+        ("tester/model", ["--push_space", "a b"], "--push_space a b cannot name a repository"),
+        ("tester/model", ["--push_space", "somebody/page"], "refused the token for somebody/page"),
+        ("tester/model", ["--token", "hf_wrong"], "has no model tester/model, or not for you"),
+    ],
+)
+def test_a_space_that_cannot_be(server, model, flags, message):
+    with pytest.raises(UserError, match=message):
+        push(model, flags=flags)
+    assert server.commits == []
+
+
+def test_a_push_that_fails(server):
+    server.fail_on, server.fail_status = "commit", 503
+    with pytest.raises(UserError, match="the Space tester/page failed .HTTP 503.*The same command pushes again"):
+        push("tester/model")
