@@ -240,9 +240,11 @@ def planned(args: Arguments, argv: list[str] | None, output_dir: Path) -> Argume
 def find_model(args: Arguments) -> tuple[PretrainedConfig, ImageProcessingMixin, TrainTransform]:
     """The model's configuration, its image processor, and how training images are made for it; the transform's
     protocol says how images are evaluated."""
-    config = find_config(**args.model.location, image_size=args.evaluation.image_size)
+    side = args.evaluation.image_size
+    # Of a trained model that is evaluated alone, the size is its own.
+    config = find_config(**args.model.location, image_size=side if args.training.do_train else None)
     image_processor = load_image_processor(
-        **args.model.location, image_size=args.evaluation.image_size, num_channels=args.dataset.num_channels
+        **args.model.location, image_size=side, num_channels=args.dataset.num_channels
     )
     protocol = evaluation_protocol(config, image_processor, args.evaluation, args.augmentation.crop_size)
     # Random transforms happen as training images are drawn; evaluation images keep their own size.

@@ -26,7 +26,10 @@ class OptimizationArguments:
     )
     layer_decay: float = field(
         default=1.0,
-        metadata={"help": "of a ViT: factor on the encoder's learning rate from each layer to the one before it"},
+        metadata={
+            "help": "of a ViT (or the stages of a ConvNeXt): factor on the encoder's learning rate from each layer to "
+            "the one before it"
+        },
     )
     encoder_warmup_steps: int | None = field(
         default=None,

@@ -118,7 +118,7 @@ class SegmentationTrainer(Trainer):
         losses: of `models.losses.parse_loss`.
         class_weights: float (num_labels,), for the losses that take them.
         head_lr_multiplier: of the learning rate outside the encoder.
-        layer_decay: of the learning rate from each layer of a ViT to the one before it.
+        layer_decay: of the learning rate from each layer of a ViT, or stage of a ConvNeXt, to the one before it.
         encoder_warmup_steps: of `training.annealing.two_stage_factor`; None for the schedule of `poly_factor`.
         annealing_phases: of `training.annealing.MaskAnnealing`.
         ema_decay: of the average of the weights that is evaluated and saved; 0 for the weights themselves.
