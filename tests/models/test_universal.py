@@ -19,7 +19,7 @@ from models.geometry import input_geometry
 from models.image_processor import load_image_processor, save_processor_config
 from models.inference import (
     evaluation_protocol,
-    predict_confidence,
+    predict_with_confidence,
     predicted_ids,
     protocol_logits,
     score_logits,
@@ -291,8 +291,7 @@ def test_flip_and_scales_average_scores(name):
             output = model(pixel_values=pixels[None])
             one = detectron2s_order(output.class_queries_logits, output.masks_queries_logits, (64, 96), (64, 96))
             scores.append(one.flip(-1) if flipped else one)
-        ids = predicted_ids(passes, (64, 96))
-        confidence = predict_confidence(model, image, protocol, ids)
+        ids, confidence = predict_with_confidence(model, image, protocol)
         rows, columns = torch.tensor([0, 17, 63]), torch.tensor([95, 40, 0])
         sampled = scores_at(passes, (64, 96), rows, columns)
     assert len(passes) == 2
