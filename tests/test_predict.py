@@ -514,8 +514,6 @@ def test_large_images_are_predicted_in_bands(model_dir, tmp_path, monkeypatch, c
     with Image.open(tmp_path / "bands" / "overlays" / "tif.jpg") as overlay:
         assert overlay.height > 400
     assert "700x1,400 pixels, read and predicted in bands of rows" in capsys.readouterr().err
-    with pytest.raises(UserError, match="--eval_scales and --eval_flip need the whole image several times"):
-        run(model_dir, tmp_path / "flip", *inputs, flags=["--eval_flip"])
 
 
 def test_what_people_drew_is_not_written_over(model_dir, tmp_path):

@@ -203,8 +203,9 @@ def test_scores_tile_by_tile_are_detectron2s(size, monkeypatch):
         [[QueryOutput(classes[0].softmax(-1)[:, :-1], masks[0])]], [slice(0, shown[0])], [slice(0, shown[1])]
     )
     torch.testing.assert_close(full_scores(one, size), expected)
-    monkeypatch.setattr("models.mask_scores.TILE_COLUMNS", 50)
-    monkeypatch.setattr("models.mask_scores.tile_bytes", lambda device: 50 * 22 * 4 * 17)  # 17 rows
+    for module in ("mask_scores", "upsampling"):
+        monkeypatch.setattr(f"models.{module}.TILE_COLUMNS", 50)
+    monkeypatch.setattr("models.upsampling.tile_bytes", lambda device: 50 * 22 * 4 * 17)  # 17 rows
     found = torch.empty(*size, 5)
     for pixels, scores in mean_scores([one], size):
         assert max(scores.shape[:2]) <= 50
