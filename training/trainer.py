@@ -381,6 +381,9 @@ class SegmentationTrainer(Trainer):
         *_, max_steps = self.set_initial_training_values(args, self.get_train_dataloader())
         if record["global_step"] >= self.deadline.last_step(max_steps):
             return self._take_trained(resume_from_checkpoint)
+        if isinstance(self.train_dataset, StreamingDataset) and not args.ignore_data_skip:
+            batches = record["global_step"] * args.gradient_accumulation_steps  # which the stock loop throws away
+            self.train_dataset.skip_first(batches, args.per_device_train_batch_size)
         with lost_workers_named(self):
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
