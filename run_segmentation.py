@@ -232,6 +232,7 @@ def planned(args: Arguments, argv: list[str] | None, output_dir: Path) -> Argume
     file = output_dir / NEW_RUN / PLAN_FILE  # moves in with the first checkpoint or result
     write_text(file, text)
     result = Arguments.parse(argv, plan=file)
+    result.given = tuple(name for name in result.given if name != "minutes")  # has had its effect
     for name in ("output_dir", "push_to_hub", "report_to"):  # see `output_folder`
         setattr(result.training, name, getattr(args.training, name))
     return result
@@ -248,7 +249,8 @@ def find_model(args: Arguments) -> tuple[PretrainedConfig, ImageProcessingMixin,
     )
     protocol = evaluation_protocol(config, image_processor, args.evaluation, args.augmentation.crop_size)
     # Random transforms happen as training images are drawn; evaluation images keep their own size.
-    return config, image_processor, TrainTransform(protocol, **args.augmentation.of_transform())
+    transform = TrainTransform(protocol, **args.augmentation.of_transform(args.training.device.type))
+    return config, image_processor, transform
 
 
 def open_repository(args: Arguments) -> str | None:
