@@ -366,10 +366,10 @@ def predict_all(args: PredictArguments, evaluation_args: EvaluationArguments) ->
         path = name = getattr(paths[index], "shown", paths[index])
         try:
             path = downloads.path_of(paths[index])
-            large = open_large(path, protocol.num_channels)
+            large = None if protocol.is_wide else open_large(path, protocol.num_channels)
             places[index] = read_georeference(path)
             if large is None:
-                return read_channels(path, protocol.num_channels, name), None
+                return read_channels(path, protocol.num_channels, name, protocol.image_dtype), None
             height, width = large.size
             logger.info(f"{name}: {width:,}x{height:,} pixels, read and predicted in bands of rows")
             return large, None

@@ -34,7 +34,7 @@ class TrainTransform:
             most.
         flip_probability: of the horizontal flip. vertical_flip_probability: of the other one.
         quarter_turns: whether the crop is turned by 0, 90, 180 or 270 degrees, each as likely as the others.
-        photometric_distortion: whether colours are changed.
+        photometric_distortion: whether colours are changed, of images of 8 bits.
         reduced_decoding: whether JPEG files far larger than any crop needs are decoded at a part of their size, see
             `reduction`.
 
@@ -62,12 +62,13 @@ class TrainTransform:
         rng: np.random.Generator,
         shown_class: int | None = None,
     ) -> dict[str, torch.Tensor]:
-        """RGB image, or uint8 (C, H, W), and mask of training ids, uint8 (H, W) → float32 "pixel_values" (C, S, S) and
-        uint8 "labels" (S, S), where S is `crop_size`. The image has the size of its mask, or a part of it.
+        """RGB image, or what `data.image_files.read_channels` gives, (C, H, W), and mask of training ids, uint8 (H, W)
+        → float32 "pixel_values" (C, S, S) and uint8 "labels" (S, S), where S is `crop_size`. The image has the size of
+        its mask, or a part of it.
 
         shown_class: the crop is laid around a random pixel of this class, if the mask has one.
         """
-        pixels = image if isinstance(image, torch.Tensor) else tvF.pil_to_tensor(image)
+        pixels = self.protocol.without_nodata(image if isinstance(image, torch.Tensor) else tvF.pil_to_tensor(image))
         label = np.asarray(label)
         size = self._jittered_size(*label.shape, rng)
         mask = ResizedMask(label, size)
@@ -82,12 +83,12 @@ class TrainTransform:
         if self.quarter_turns:
             turns = int(rng.integers(4))
             pixels, mask = (torch.rot90(one, turns, (-2, -1)) for one in (pixels, mask))
-        if self.photometric_distortion:
+        if self.photometric_distortion and not self.protocol.is_wide:  # other numbers are measurements, no colours
             pixels = distort_colors(pixels, rng)
         return {"pixel_values": self._padded_values(pixels), "labels": self._padded(mask, IGNORE_INDEX)}
 
     def _padded(self, plane: torch.Tensor, fill: int) -> torch.Tensor:
-        """uint8 (…, h, w) → (…, S, S), contiguous, with `fill` on the right and below."""
+        """(…, h, w) → (…, S, S), contiguous, with `fill` on the right and below."""
         (height, width), side = plane.shape[-2:], self.crop_size
         if height == width == side:
             return plane.contiguous()
@@ -96,7 +97,7 @@ class TrainTransform:
         return padded
 
     def _padded_values(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 (C, h, w) → float32 (C, S, S), normalised, with zeros on the right and below.
+        """(C, h, w) → float32 (C, S, S), normalised, with zeros on the right and below.
 
         Padded first, as bytes: what the network gets is written once.
         """

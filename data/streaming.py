@@ -188,8 +188,8 @@ class StreamingDataset(torch.utils.data.IterableDataset):
         """Image, as `data_utils.SegmentationDataset.read` has it, and mask of training ids, uint8 (H, W), decoded and
         checked."""
         image, mask = (StoredFile.of(row[column], name) for column in ("image", "label"))
-        num_channels = self.transform.protocol.num_channels
-        record, label = prepare_one(image, mask, self.class_map, num_channels)
+        protocol = self.transform.protocol
+        record, label = prepare_one(image, mask, self.class_map, protocol.num_channels)
         if label is None:
             self.judge(record, self.class_map)
-        return decode_image(image, num_channels), label
+        return decode_image(image, protocol.num_channels, dtype=protocol.image_dtype), label

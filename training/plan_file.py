@@ -63,6 +63,7 @@ class Steps(NamedTuple):
     find_model: arguments → configuration, image processor, transform. check: data, arguments, output folder → raises
     for what names show. prepare: data, class map, arguments → splits, findings.
     choose_splits: splits, flags of the run → training and evaluation split. build_model: arguments, class map → model.
+    fit_bands: arguments, splits, image processor, transform → the last two, for bands of more than 8 bits.
     """
 
     find_model: Callable[[Arguments], tuple[PretrainedConfig, ImageProcessingMixin, TrainTransform]]
@@ -70,6 +71,7 @@ class Steps(NamedTuple):
     prepare: Callable[[Data, ClassMap, Arguments], tuple[DatasetDict, list[Finding] | None]]
     choose_splits: Callable[[DatasetDict, RunArguments], list[Dataset | None]]
     build_model: Callable[[Arguments, ClassMap], PreTrainedModel]
+    fit_bands: Callable[..., tuple[ImageProcessingMixin, TrainTransform]]
 
 
 def make_plan(args: Arguments, steps: Steps) -> str:
@@ -370,7 +372,8 @@ def _plan_size(plan: _Plan, facts: DataFacts) -> None:
 def _try(plan, steps, facts, class_map, train_split, eval_split, machine, minutes) -> Measured:
     """What a step, an evaluation and the loading of an example cost."""
     args = plan.args
-    transform = steps.find_model(args)[-1]
+    _, image_processor, transform = steps.find_model(args)
+    _, transform = steps.fit_bands(args, {"train": train_split}, image_processor, transform)
     protocol = transform.protocol
     split = train_split if eval_split is None else eval_split
     height, width = median_side(split, "height"), median_side(split, "width")
