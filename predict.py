@@ -32,7 +32,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -77,6 +77,7 @@ from reports.prediction_outputs import (
     Georeference,
     geotiff,
     read_georeference,
+    with_nodata,
     without_small_areas,
 )
 from reports.predictions import prediction_files, refuse_foreign, write_predictions
@@ -268,16 +269,6 @@ def ids_there(png: Path, class_map: ClassMap) -> np.ndarray:
     ids = np.full(256, IGNORE_INDEX, np.uint8)
     ids[class_map.raw_values] = np.arange(class_map.num_labels)
     return ids[values]
-
-
-def with_nodata(bands: Iterable[torch.Tensor], place: Georeference | None) -> Iterator[torch.Tensor]:
-    """Bands of ids (n, W), 255 where the image states that it knows nothing."""
-    top = 0
-    for ids in bands:
-        if place and place.nodata:
-            ids = ids.masked_fill(torch.from_numpy(~place.known(top, top + len(ids))), IGNORE_INDEX)
-        yield ids
-        top += len(ids)
 
 
 @contextmanager

@@ -46,8 +46,7 @@ def name_repository(output_dir: str | Path, repo_id: str, license: str | None = 
         write_model_card(output_dir, repo_id, license)
         return True
     before = path.read_bytes()
-    named = re.search(rb'^model_id = "(.+)"$', before, flags=re.MULTILINE)
-    known = {None, repo_id, named[1].decode() if named else None}
+    known = {None, repo_id, named_repository(output_dir)}
     text, _, versions = before.partition(VERSIONS)
     if text not in [model_card(output_dir, name, license).partition(VERSIONS)[0] for name in known]:
         return False
@@ -55,6 +54,13 @@ def name_repository(output_dir: str | Path, repo_id: str, license: str | None = 
     with written_aside(path) as partial:
         partial.write_bytes(content)
     return True
+
+
+def named_repository(output_dir: str | Path) -> str | None:
+    """The repository that the card of a run names: where it was published, as far as the card knows."""
+    path = Path(output_dir, "README.md")
+    named = re.search(rb'^model_id = "(.+)"$', path.read_bytes(), flags=re.MULTILINE) if path.is_file() else None
+    return _hub_id(named[1].decode()) if named else None
 
 
 def model_card(output_dir: str | Path, repo_id: str | None = None, license: str | None = None) -> bytes:

@@ -8,13 +8,14 @@ import csv
 import io
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from cli_utils import UserError, one_line, write_text, written_aside
 from data.classes import ClassMap
@@ -67,6 +68,16 @@ def read_georeference(path: Path) -> Georeference | None:
                 return Georeference(path, raster.shape, raster.transform, raster.crs, nodata)
         except rasterio.errors.RasterioError:
             return None  # reading it says more
+
+
+def with_nodata(bands: Iterable[torch.Tensor], place: Georeference | None) -> Iterator[torch.Tensor]:
+    """Bands of ids (n, W), 255 where the image states that it knows nothing."""
+    top = 0
+    for ids in bands:
+        if place and place.nodata:
+            ids = ids.masked_fill(torch.from_numpy(~place.known(top, top + len(ids))), IGNORE_INDEX)
+        yield ids
+        top += len(ids)
 
 
 @contextmanager
