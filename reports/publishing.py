@@ -31,6 +31,8 @@ PUBLISHED_FILES = (
     "model.safetensors.index.json",
     "README.md",
     "sample.jpg",
+    "curves.png",
+    "confusion_matrix.png",
     "labels.json",
     "all_results.json",
     "train_results.json",

@@ -48,7 +48,7 @@ class HubServer:
             or with a connection closed without an answer if that is None.
 
     Attributes:
-        requests: kinds of all requests so far, in order. repos: id → {"private", "branches", "sdk"}.
+        requests: kinds of all requests so far, in order. repos: id → {"private", "branches"}, and of Spaces "sdk".
         commits: {"repo", "branch", "summary", "files": {path: bytes}} in order.
         offered: (repository, branch or commit) → {path: bytes}, to be downloaded.
     """
@@ -100,7 +100,7 @@ class HubServer:
         if not repo.startswith(f"{kind}{USER}/"):
             return 403, {"error": f"You don't have the rights to create a model under the namespace {repo}"}
         private = request.get("visibility") == "private" or bool(request.get("private"))
-        self.repos[repo] = {"private": private, "branches": ["main"], "sdk": request.get("sdk")}
+        self.repos[repo] = {"private": private, "branches": ["main"]} | ({"sdk": request["sdk"]} if kind else {})
         return 200, {"url": f"{self.url}/{repo}", "name": repo}
 
     def branch(self, body, repo, branch):
