@@ -252,7 +252,8 @@ def find_model(args: Arguments) -> tuple[PretrainedConfig, ImageProcessingMixin,
     )
     protocol = evaluation_protocol(config, image_processor, args.evaluation, args.augmentation.crop_size)
     # Random transforms happen as training images are drawn; evaluation images keep their own size.
-    return config, image_processor, TrainTransform(protocol, **args.augmentation.of_transform())
+    transform = TrainTransform(protocol, **args.augmentation.of_transform(args.training.device.type))
+    return config, image_processor, transform
 
 
 def fit_bands(

@@ -157,14 +157,14 @@ def prepare_pairs(
 
 def prepare_one(
     image: StoredFile, mask: StoredFile, class_map: ClassMap, num_channels: int = 3
-) -> tuple[PairRecord, np.ndarray | None]:
-    """A single training example as `prepare_pairs` makes it: its record, and its mask of training ids, uint8 (H, W),
-    or None.
+) -> tuple[PairRecord, np.ndarray | None, Image.Image | None]:
+    """A single training example as `prepare_pairs` makes it: its record; its mask of training ids, uint8 (H, W), or
+    None; and the image as stored, or None where the pair cannot be used.
 
     num_channels: of the image.
     """
     record, decoded = decode_pair("train", image, mask, class_map, num_channels)
-    return record, _label(record, decoded, class_map)
+    return record, _label(record, decoded, class_map), decoded and decoded.picture
 
 
 # ---- the cache ------------------------------------------------------------------------------------------------------
