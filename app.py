@@ -117,9 +117,9 @@ def segment(
         )
     image = read_channels(path, protocol.num_channels, path.name, protocol.image_dtype)
     place = read_georeference(path)
-    predicted = predictor.predict(image).to(torch.uint8)
-    confidence = None if predictor.network is None else predictor.confidence(image, predicted).numpy()
-    ids = next(with_nodata([predicted], place))
+    both = predictor.predict_with_confidence
+    predicted, confidence = both(image) if both else (predictor.predict(image), None)
+    ids = next(with_nodata([predicted.to(torch.uint8)], place))
     polygons = [folder / f"{name}.geojson"] if find_spec("rasterio") else []
     [files] = write_predictions(
         [name],
@@ -130,7 +130,7 @@ def segment(
         folder / "contact_sheet.png",
         also=lambda *_: [geojson(file, predictor.class_map, place) for file in polygons],
     )
-    view = View(title, predictor.class_map, ids.numpy(), confidence)
+    view = View(title, predictor.class_map, ids.numpy(), None if confidence is None else confidence.numpy())
     return rgb_view(image), view, [*files, *polygons]
 
 

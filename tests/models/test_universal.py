@@ -20,7 +20,7 @@ from models.geometry import input_geometry
 from models.image_processor import load_image_processor, save_processor_config
 from models.inference import (
     evaluation_protocol,
-    predict_confidence,
+    predict_with_confidence,
     predicted_ids,
     protocol_logits,
     score_logits,
@@ -203,8 +203,9 @@ def test_scores_tile_by_tile_are_detectron2s(size, monkeypatch):
         [[QueryOutput(classes[0].softmax(-1)[:, :-1], masks[0])]], [slice(0, shown[0])], [slice(0, shown[1])]
     )
     torch.testing.assert_close(full_scores(one, size), expected)
-    monkeypatch.setattr("models.mask_scores.TILE_COLUMNS", 50)
-    monkeypatch.setattr("models.mask_scores.tile_bytes", lambda device: 50 * 22 * 4 * 17)  # 17 rows
+    for module in ("mask_scores", "upsampling"):
+        monkeypatch.setattr(f"models.{module}.TILE_COLUMNS", 50)
+    monkeypatch.setattr("models.upsampling.tile_bytes", lambda device: 50 * 22 * 4 * 17)  # 17 rows
     found = torch.empty(*size, 5)
     for pixels, scores in mean_scores([one], size):
         assert max(scores.shape[:2]) <= 50
@@ -292,8 +293,7 @@ def test_flip_and_scales_average_scores(name):
             output = model(pixel_values=pixels[None])
             one = detectron2s_order(output.class_queries_logits, output.masks_queries_logits, (64, 96), (64, 96))
             scores.append(one.flip(-1) if flipped else one)
-        ids = predicted_ids(passes, (64, 96))
-        confidence = predict_confidence(model, image, protocol, ids)
+        ids, confidence = predict_with_confidence(model, image, protocol)
         rows, columns = torch.tensor([0, 17, 63]), torch.tensor([95, 40, 0])
         sampled = scores_at(passes, (64, 96), rows, columns)
     assert len(passes) == 2
