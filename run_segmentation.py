@@ -236,6 +236,7 @@ def planned(args: Arguments, argv: list[str] | None, output_dir: Path) -> Argume
     file = output_dir / NEW_RUN / PLAN_FILE  # moves in with the first checkpoint or result
     write_text(file, text)
     result = Arguments.parse(argv, plan=file)
+    result.given = tuple(name for name in result.given if name != "minutes")  # has had its effect
     for name in ("output_dir", "push_to_hub", "report_to"):  # see `output_folder`
         setattr(result.training, name, getattr(args.training, name))
     return result
