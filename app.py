@@ -108,14 +108,15 @@ def segment(
     Raises:
         UserError: the image cannot be read, is too large, or does not fit the model.
     """
-    channels = predictor.protocol.num_channels
-    large = open_large(path, channels)
+    protocol = predictor.protocol
+    large = None if protocol.is_wide else open_large(path, protocol.num_channels)
     if large is not None:
         height, width = large.size
         raise UserError(
             f"the image has {width:,} x {height:,} pixels; here it may have {LARGE_PIXELS:,}; predict.py takes it"
         )
-    image, place = read_channels(path, channels, path.name), read_georeference(path)
+    image = read_channels(path, protocol.num_channels, path.name, protocol.image_dtype)
+    place = read_georeference(path)
     both = predictor.predict_with_confidence
     predicted, confidence = both(image) if both else (predictor.predict(image), None)
     ids = next(with_nodata([predicted.to(torch.uint8)], place))

@@ -571,7 +571,7 @@ def models_table(rows: dict[str, dict]) -> str:
             f"{row['multiply_adds'] / 1e9:.0f}",
             model.ade20k or "no published figure",
             memory,
-            model.commercial,
+            model.licence.text,
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

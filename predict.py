@@ -376,10 +376,10 @@ def predict_all(args: PredictArguments, evaluation_args: EvaluationArguments) ->
         path = name = getattr(paths[index], "shown", paths[index])
         try:
             path = downloads.path_of(paths[index])
-            large = open_large(path, protocol.num_channels)
+            large = None if protocol.is_wide else open_large(path, protocol.num_channels)
             places[index] = read_georeference(path)
             if large is None:
-                image = read_channels(path, protocol.num_channels, name)
+                image = read_channels(path, protocol.num_channels, name, protocol.image_dtype)
                 sizes[index] = tuple(tvF.get_size(image))
                 return image, None
             predictor.check_size(path, large.size)
