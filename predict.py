@@ -362,7 +362,7 @@ def predict_all(args: PredictArguments, evaluation_args: EvaluationArguments) ->
         raise UserError(
             f"--save_confidence: {predictor.name} gives classes alone; export the model with --confidence or --logits"
         )
-    for path in images.values() if predictor.needs_whole else ():
+    for path in images.values() if predictor.needs_whole and not protocol.is_wide else ():
         if isinstance(path, Path) and (size := large_size(path)):
             predictor.check_size(path, size)
     logger.info(f"{predictor.description}, on {device}; short side {protocol.short_side}")
