@@ -72,7 +72,7 @@ def add_copies(
     Raises:
         UserError: the disk has no room.
     """
-    if transform.protocol.num_channels != 3:
+    if transform.protocol.num_channels != 3 or transform.protocol.is_wide:
         return train
     options = {"short_side": transform.protocol.short_side, "ratio": transform.scale_range[1]}
     sizes = zip(column_of(train, "height").tolist(), column_of(train, "width").tolist(), strict=True)
