@@ -11,7 +11,7 @@ the last pixel. Evaluation takes the two steps of `predict_ids` one by one, the 
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,8 +28,8 @@ from metrics_utils import IGNORE_INDEX
 from models.configurations import is_eomt, is_universal
 from models.geometry import input_geometry
 from models.losses import check_shapes, log_likelihood, targets_of
-from models.mask_scores import QueryPass, full_scores, mean_scores, query_outputs, share_of_scores
-from models.upsampling import TiledUpsampling, empty_prediction, full_precision, upsampled_argmax
+from models.mask_scores import QueryPass, full_scores, mean_scores, query_outputs, rows_of_scores, share_of_scores
+from models.upsampling import TiledUpsampling, empty_prediction, full_precision, tile_rows, upsampled_argmax
 
 logger = logging.getLogger(__name__)
 
@@ -132,10 +132,11 @@ def predict_logits(model, pixel_values: Tensor) -> Tensor:
     """(C_in, h, w) on the model's device → logits (1, C, h', w'), one image at a time; C is num_labels, or 2 for a
     model with a single logit.
 
-    A batch would be a little faster on a GPU, but matrix products round differently for different batch sizes, and
-    the counts would then depend on who shares a batch with whom.
+    A batch (B, C_in, h, w) would be a little faster on a GPU, but matrix products round differently for different
+    batch sizes, and the counts would then depend on who shares a batch with whom; frames of films are shown so.
     """
-    return two_class_logits(model(pixel_values=pixel_values[None]).logits)
+    images = pixel_values if pixel_values.dim() == 4 else pixel_values[None]
+    return two_class_logits(model(pixel_values=images).logits)
 
 
 def two_class_logits(logits: Tensor) -> Tensor:
@@ -179,12 +180,15 @@ def protocol_logits(
 def _window_logits(
     model, image: Tensor, rows: list[slice], columns: list[slice], protocol: EvaluationProtocol
 ) -> PassLogits:
-    """The logits of every window of an image (C_in, h, w), side by side."""
+    """The logits of every window of an image (C_in, h, w), or of a batch of them, side by side."""
     if len(rows) == len(columns) == 1:
         logits = predict_logits(model, image)
     else:
         logits = torch.cat(
-            [torch.cat([predict_logits(model, image[:, row, column]) for column in columns], dim=-1) for row in rows],
+            [
+                torch.cat([predict_logits(model, image[..., row, column]) for column in columns], dim=-1)
+                for row in rows
+            ],
             dim=-2,
         )
     return PassLogits(logits, rows, columns, protocol.output == "full logits")
@@ -259,17 +263,45 @@ def predict_ids(model, image: Image.Image | Tensor, protocol: EvaluationProtocol
 
 
 @torch.inference_mode()
-def predict_confidence(model, image: Image.Image | Tensor, protocol: EvaluationProtocol, ids: Tensor) -> Tensor:
-    """How likely the classes `ids` (H, W) are that `predict_ids` gave: uint8 (H, W), 255 for certainty, on the CPU."""
-    logits = protocol_logits(model, protocol.preprocess(image), protocol)
-    logits = _as_passes(logits)
-    confidence, target = torch.empty(ids.shape, dtype=torch.uint8), ids.long()
-    with full_precision(logits[0].device.type):
-        for pixels, probabilities in _mean_probabilities(logits, tuple(ids.shape)):
-            probabilities = at_temperature(probabilities, protocol.temperature)
-            likely = probabilities.cpu().gather(-1, target[pixels][..., None])[..., 0]
-            confidence[pixels] = (likely * 255).round().to(torch.uint8)
-    return confidence
+def predict_together(
+    model, images: Sequence[Image.Image | Tensor], protocol: EvaluationProtocol, fused_ops: bool = True
+) -> list[Tensor]:
+    """`predict_ids` of several images of one size, as one batch; the ids are the same, but for pixels where logits
+    differ by what matrix products round. Models that predict masks are shown one after the other."""
+    if len(images) == 1 or protocol.output == "queries":
+        return [predict_ids(model, image, protocol, fused_ops) for image in images]
+    shown = [protocol.preprocess(image) for image in images]
+    if isinstance(shown[0], Tensor):
+        batch = torch.stack(shown)
+    else:
+        batch = [torch.stack(scale) for scale in zip(*shown, strict=True)]
+    logits, size = protocol_logits(model, batch, protocol), tuple(tvF.get_size(images[0]))
+
+    def of(index: int) -> Tensor | list[PassLogits]:
+        one = slice(index, index + 1)
+        return logits[one] if isinstance(logits, Tensor) else [a._replace(logits=a.logits[one]) for a in logits]
+
+    return [predicted_ids(of(index), size, fused_ops, protocol.threshold).cpu() for index in range(len(images))]
+
+
+@torch.inference_mode()
+def predict_with_confidence(
+    model, image: Image.Image | Tensor, protocol: EvaluationProtocol, fused_ops: bool = True
+) -> tuple[Tensor, Tensor]:
+    """As `predict_ids`, and how likely these classes are: uint8 (H, W), 255 for certainty, on the CPU."""
+    logits, size = protocol_logits(model, protocol.preprocess(image), protocol), tuple(tvF.get_size(image))
+    ids = predicted_ids(logits, size, fused_ops, protocol.threshold)
+    confidence = torch.empty(size, dtype=torch.uint8)
+    with full_precision(ids.device.type):
+        for pixels, probabilities in mean_probabilities(as_passes(logits), size):
+            confidence[pixels] = levels(probabilities, ids[pixels], protocol.temperature).cpu()
+    return ids.cpu(), confidence
+
+
+def levels(probabilities: Tensor, ids: Tensor, temperature: float) -> Tensor:
+    """Probabilities (H, W, C) → those of the classes `ids` (H, W) at that temperature, 0 to 255, uint8 (H, W)."""
+    likely = at_temperature(probabilities, temperature).gather(-1, ids.long()[..., None])[..., 0]
+    return (likely * 255).round().to(torch.uint8)
 
 
 def at_temperature(probabilities: Tensor, temperature: float) -> Tensor:
@@ -288,7 +320,7 @@ def scores_at(
 
     logits: of `protocol_logits`.
     """
-    passes = _as_passes(logits)
+    passes = as_passes(logits)
     with full_precision(passes[0].device.type):
         if isinstance(passes[0], QueryPass):
             pixels = [(slice(y, y + 1), slice(x, x + 1)) for y, x in zip(rows.tolist(), columns.tolist(), strict=True)]
@@ -309,7 +341,7 @@ def _logits_at(one: PassLogits, size: tuple[int, int], rows: Tensor, columns: Te
     return F.grid_sample(one.logits.float(), places[None, None].float(), **options)[0, :, 0].T
 
 
-def _as_passes(logits: Tensor | list[PassLogits] | list[QueryPass]) -> list[PassLogits] | list[QueryPass]:
+def as_passes(logits: Tensor | list[PassLogits] | list[QueryPass]) -> list[PassLogits] | list[QueryPass]:
     return [PassLogits(logits, [slice(0, 1)], [slice(0, 1)])] if isinstance(logits, Tensor) else logits
 
 
@@ -375,7 +407,7 @@ def _score_passes(
     prediction = empty_prediction(1, num_classes, size, device)
     likelihood = None if target is None else torch.empty(prediction.shape, device=device)
     with full_precision(device.type):
-        for pixels, probabilities in _mean_probabilities(passes, size):
+        for pixels, probabilities in mean_probabilities(passes, size):
             prediction[0][pixels] = most_likely(probabilities, -1, threshold)
             if target is not None:
                 of_target = probabilities.gather(-1, target[0][pixels][..., None])[..., 0]
@@ -388,23 +420,39 @@ def _full_probabilities(one: PassLogits | QueryPass, size: tuple[int, int]) -> T
     return full_scores(one, size) if isinstance(one, QueryPass) else _full_logits(one, size).softmax(1)
 
 
-def _mean_probabilities(
-    passes: list[PassLogits] | list[QueryPass], size: tuple[int, int]
+def mean_probabilities(
+    passes: list[PassLogits] | list[QueryPass], size: tuple[int, int], rows: int | None = None
 ) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
     """Rows and columns of one tile of the image after the other, with probabilities (rows, columns, C) averaged over
-    the passes."""
+    the passes.
+
+    rows: height of a tile, at most that of `rows_of_tile`, which it is by default.
+    """
     if isinstance(passes[0], QueryPass):
-        yield from mean_scores(passes, size)
-        return
-    first = TiledUpsampling(passes[0].logits, size, passes[0].windows)
-    others = [TiledUpsampling(one.logits, size, one.windows, memory_of=first) for one in passes[1:]]
+        return mean_scores(passes, size, rows)
+    first = TiledUpsampling(passes[0].logits, size, passes[0].windows, rows=rows)
+    return mean_softmax(
+        first, [TiledUpsampling(one.logits, size, one.windows, memory_of=first, rows=rows) for one in passes[1:]]
+    )
+
+
+def rows_of_tile(passes: list[PassLogits] | list[QueryPass], size: tuple[int, int]) -> int:
+    """Height of the tiles in which `mean_probabilities` comes."""
+    one = passes[0]
+    return rows_of_scores(passes, size) if isinstance(one, QueryPass) else tile_rows(size, one.num_classes, one.device)
+
+
+def mean_softmax(
+    first: TiledUpsampling, others: list[TiledUpsampling]
+) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
+    """As `mean_probabilities`, of one image each; the others use the memory of the first."""
     # Drawn one at a time, since each tile overwrites the one before it.
     tiles = [other.tiles(0) for other in others]
     for tile in first.tiles(0):
         probabilities = tile.logits.softmax(-1)
         for other, its_tiles in zip(others, tiles, strict=True):
             probabilities += other.softmax(next(its_tiles))
-        yield tile.pixels, probabilities.div_(len(passes))
+        yield tile.pixels, probabilities.div_(1 + len(others))
 
 
 def most_likely(probabilities: Tensor, dim: int, threshold: float) -> Tensor:
