@@ -117,6 +117,6 @@ def predict_bands(model, image: LargeImage, protocol: EvaluationProtocol) -> Ite
             if logits.is_whole:
                 ids = upsampling.argmax(tile)
             else:
-                ids = most_likely(tile.logits.softmax(-1), -1, protocol.threshold)
+                ids = most_likely(upsampling.softmax(tile), -1, protocol.threshold)
             band[:, tile.columns.output] = ids.to(torch.uint8).cpu()
         yield band
