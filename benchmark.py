@@ -536,10 +536,10 @@ def multiply_adds(model: PreTrainedModel, size: int) -> float:
 
 
 def measure_models(args: BenchmarkArguments) -> dict[str, dict]:
-    """Parameters, multiply-adds and the memory of a training step of every model, weights, gradients and optimizer
-    included."""
+    """Parameters, multiply-adds and the memory of a training step, weights, gradients and optimizer included, of every
+    model, or of the one that `--variant` names."""
     rows = {}
-    for name in MODELS:
+    for name in [args.variant] if args.variant in MODELS else MODELS:
         one = replace(args, variant=name)
         model = one_model(one)
         size = sum(parameter.numel() for parameter in model.parameters())

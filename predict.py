@@ -32,13 +32,15 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from PIL import Image
 
@@ -49,6 +51,7 @@ from cli_utils import (
     check_installed,
     check_positive,
     count_of,
+    one_line,
     parse_arguments,
     run_cli,
     set_up_logging,
@@ -56,23 +59,25 @@ from cli_utils import (
     written_aside,
 )
 from data.arguments import EvaluationArguments
+from data.classes import ClassMap
 from data.image_files import TIFF_SIGNATURES, read_channels
 from data.inputs import STDIN, Address, Downloads, Input, expand
-from data.large_images import LargeImage, open_large
+from data.large_images import LargeImage, no_limit, open_large
 from data.layouts import Tree
 from data.output_paths import check_writable, output_names, refuse_inputs
 from data.synonyms import IMAGE_EXTENSIONS
 from data.trial_pairing import masks_among
 from data.unread import describe_unread, unread_pictures
-from metrics_utils import IGNORE_INDEX
+from metrics_utils import IGNORE_INDEX, csv_text
 from models.inference import find_device
 from models.predictor import load_predictor
+from reports.polygons import FORMATS, CocoAnnotations, geojson, labelme
 from reports.prediction_outputs import (
     Areas,
     Georeference,
-    geojson,
     geotiff,
     read_georeference,
+    with_nodata,
     without_small_areas,
 )
 from reports.predictions import prediction_files, refuse_foreign, write_predictions
@@ -80,7 +85,7 @@ from reports.video import split_videos, video_file, write_video
 
 logger = logging.getLogger(__name__)
 
-CONTACT_SHEET, AREAS = "contact_sheet.png", "areas.csv"
+CONTACT_SHEET, AREAS, COCO = "contact_sheet.png", "areas.csv", "coco.json"
 
 
 @dataclass
@@ -136,15 +141,19 @@ class PredictArguments:
         default=False, metadata={"help": "of films: also an indexed PNG of every frame, in NAME_frames"}
     )
     save_polygons: str | None = field(
-        default=None, metadata={"help": "geojson: also write NAME.geojson, the areas as polygons (needs rasterio)"}
+        default=None,
+        metadata={
+            "help": "also write the areas as polygons (needs rasterio): geojson: NAME.geojson; labelme: NAME.json; "
+            "coco: coco.json, of all images"
+        },
     )
 
     def __post_init__(self):
         if self.min_area < 0:
             raise UserError(f"--min_area is {self.min_area}; it is a number of pixels, 0 or more")
         check_positive(self, "url_megabytes", "url_seconds")
-        if self.save_polygons not in (None, "geojson"):
-            raise UserError(f"--save_polygons {self.save_polygons}: the format that is written is geojson")
+        if self.save_polygons not in (None, *FORMATS):
+            raise UserError(f"--save_polygons {self.save_polygons}: the formats are {', '.join(FORMATS)}")
         for flag in ("min_area", "save_polygons"):
             if getattr(self, flag):
                 check_installed(f"--{flag}", "rasterio")
@@ -222,9 +231,10 @@ def check_outputs(images: dict[str, Path], output_dir: Path) -> None:
     twice = set(pngs) & set(others)
     if twice:
         raise UserError(f"{min(twice)} would be both a prediction and a map of confidence; rename the input's folder")
-    beside = [(png.with_suffix(suffix), png) for png in pngs for suffix in (".tif", ".geojson")]
-    refuse_inputs([*others, *(path for path, _ in beside), output_dir / AREAS], images.values(), "--output_dir")
-    refuse_foreign(files, output_dir / CONTACT_SHEET, beside)
+    beside = [(png.with_suffix(suffix), png) for png in pngs for suffix in (".tif", ".geojson", ".json")]
+    of_all = [output_dir / AREAS, output_dir / COCO]
+    refuse_inputs([*others, *(path for path, _ in beside), *of_all], images.values(), "--output_dir")
+    refuse_foreign(files, output_dir / CONTACT_SHEET, beside, of_all)
 
 
 def film_files(videos: list[Path], output_dir: Path) -> dict[Path, Path]:
@@ -241,22 +251,24 @@ def film_files(videos: list[Path], output_dir: Path) -> dict[Path, Path]:
     return films
 
 
-def files_there(images: dict[str, Path], output_dir: Path) -> set[int]:
-    """Positions of the images whose files are there already; says how many."""
+def files_there(images: dict[str, Path], output_dir: Path) -> dict[int, Path]:
+    """Position → PNG of the images whose files are there already; says how many."""
     files = prediction_files(list(images), output_dir, [output_dir / CONTACT_SHEET])
-    there = {index for index, pair in enumerate(files) if all(file.is_file() for file in pair)}
+    there = {index: pair[0] for index, pair in enumerate(files) if all(file.is_file() for file in pair)}
     logger.info(f"--skip_existing: {len(there)} of {len(images)} images are predicted already")
     return there
 
 
-def with_nodata(bands: Iterable[torch.Tensor], place: Georeference | None) -> Iterator[torch.Tensor]:
-    """Bands of ids (n, W), 255 where the image states that it knows nothing."""
-    top = 0
-    for ids in bands:
-        if place and place.nodata:
-            ids = ids.masked_fill(torch.from_numpy(~place.known(top, top + len(ids))), IGNORE_INDEX)
-        yield ids
-        top += len(ids)
+def ids_there(png: Path, class_map: ClassMap) -> np.ndarray:
+    """Training ids, uint8 (H, W), of a prediction that was written before; UserError where it cannot be read."""
+    try:
+        with no_limit(), Image.open(png) as image:
+            values = np.asarray(image)
+    except Exception as error:  # a decoder may raise anything on a damaged file
+        raise UserError(f"{png} cannot be read ({one_line(error)}); without it the image is predicted again") from None
+    ids = np.full(256, IGNORE_INDEX, np.uint8)
+    ids[class_map.raw_values] = np.arange(class_map.num_labels)
+    return ids[values]
 
 
 @contextmanager
@@ -333,11 +345,11 @@ def predict_all(args: PredictArguments, evaluation_args: EvaluationArguments) ->
     values = [f"{value} {class_map.id2label[i]}" for i, value in enumerate(class_map.raw_values)]
     logger.info(f"values in the PNGs: {values[0]} … {values[-1]}")
 
-    paths, unreadable, places = list(images.values()), [], {}
-    areas = Areas(class_map)
+    names, paths, unreadable, places = list(images), list(images.values()), [], {}
+    areas, coco = Areas(class_map), CocoAnnotations(class_map)
     palette = visual_utils.raw_palette(class_map.colors(), class_map.raw_values)
 
-    there = files_there(images, args.output_dir) if args.skip_existing else set()
+    there = files_there(images, args.output_dir) if args.skip_existing else {}
 
     def read(index: int):
         if index in there:
@@ -373,23 +385,40 @@ def predict_all(args: PredictArguments, evaluation_args: EvaluationArguments) ->
             confidences.append(predictor.confidence(image, ids))
         return next(with_nodata([tidy(ids)], place))
 
+    def of_all(index: int, place: Georeference | None):
+        """What is written of an image into a file of all."""
+        if args.save_areas:
+            yield areas.of(names[index], place)
+        if args.save_polygons == "coco":
+            yield coco.of(index, names[index] + Path(paths[index]).suffix)
+
     def also(index: int, png: Path):
         place = places[index]
         if place:
             yield geotiff(png.with_suffix(".tif"), place, class_map, palette)
-        if args.save_areas:
-            yield areas.of(list(images)[index], place)
-        if args.save_polygons:
+        yield from of_all(index, place)
+        if args.save_polygons == "geojson":
             yield geojson(png.with_suffix(".geojson"), class_map, place)
+        if args.save_polygons == "labelme":
+            yield labelme(png.with_suffix(".json"), class_map, paths[index])
         if args.save_confidence:
             yield confidence_map(confidence_file(png, args.output_dir), confidences)
 
+    def add_to_all(index: int, png: Path) -> None:
+        """Of an image that was predicted before."""
+        place = read_georeference(png.with_suffix(".tif"))
+        with ExitStack() as outputs:
+            takers = [outputs.enter_context(output) for output in of_all(index, place)]
+            for take in takers:
+                take(ids_there(png, class_map))
+
+    state = PartialState()
     confidences: list[torch.Tensor] = []
     contact_sheet = args.output_dir / CONTACT_SHEET
     try:
         with Downloads(int(args.url_megabytes * 2**20), args.url_seconds) as downloads:
             written = write_predictions(
-                list(images),
+                names,
                 read,
                 predict_and_tidy,
                 class_map,
@@ -403,8 +432,14 @@ def predict_all(args: PredictArguments, evaluation_args: EvaluationArguments) ->
             if not (args.skip_existing and target.is_file()):
                 frames = target.with_name(f"{target.stem}_frames") if args.video_frames else None
                 write_video(film, target, lambda image: tidy(predict(image)), class_map, frames)
+        for index in sorted(there)[state.process_index :: state.num_processes]:
+            add_to_all(index, there[index])
         if args.save_areas:
-            areas.save(args.output_dir / AREAS, gather_object(areas.rows))
+            order = {csv_text(name): index for index, name in enumerate(names)}
+            rows = sorted(gather_object(areas.rows), key=lambda row: order[row["image"]])
+            areas.save(args.output_dir / AREAS, rows)
+        if args.save_polygons == "coco":
+            coco.save(args.output_dir / COCO, gather_object(coco.rows))
     except WriteError as error:
         raise UserError(
             f"{error}. What was predicted before is in {args.output_dir}; make room, then give the same command again"

@@ -49,6 +49,7 @@ from data.image_files import share_of
 from data.output_paths import refuse_inputs
 from data.preprocessing import num_channels_of
 from data.rare_classes import rare_class_crops
+from data.reduced_copies import with_reduced_copies
 from data.streaming import StreamingDataset
 from data_utils import Data, SegmentationDataset, augmentation_preview, find_classes, load_data
 from metrics_utils import per_category_table, save_confusion, without_per_category
@@ -67,7 +68,7 @@ from reports.run_record import RunPage, evaluated_images, new_record
 from training.annealing import find_phases
 from training.arguments import PLAN_FILE, Arguments
 from training.batches import check_batches
-from training.checkpoints import check_same_run, check_steps, started_with
+from training.checkpoints import check_same_run, check_steps, read_record, started_with
 from training.display import is_live
 from training.divergence import SKIPPED, skipped_steps
 from training.dry_run import dry_run
@@ -123,6 +124,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             check_plan(data, args, output_dir)
             class_map = find_classes(data, args.classes)
             dataset, findings = prepare(data, class_map, args)
+            if args.training.do_train and args.augmentation.copies_large_photos:
+                dataset = with_reduced_copies(dataset, transform)
         logger.info(f"annotation value -> training id\n{class_map.table()}")
         args.evaluation.check_classes(class_map.num_labels)
         train_split, eval_split = choose_splits(dataset, args.run)
@@ -161,6 +164,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             replaced=replaced_files(output_dir, args),
             void_in_masks=args.loss.void_in_masks or "background",
             skip_nonfinite=args.optimization.skip_nonfinite,
+            train_minutes=args.run.train_minutes,
             callbacks=[EarlyStoppingCallback(patience)] if patience else None,
         )
         if args.run.dry_run:
@@ -236,9 +240,11 @@ def planned(args: Arguments, argv: list[str] | None, output_dir: Path) -> Argume
 def find_model(args: Arguments) -> tuple[PretrainedConfig, ImageProcessingMixin, TrainTransform]:
     """The model's configuration, its image processor, and how training images are made for it; the transform's
     protocol says how images are evaluated."""
-    config = find_config(**args.model.location, image_size=args.evaluation.image_size)
+    side = args.evaluation.image_size
+    # Of a trained model that is evaluated alone, the size is its own.
+    config = find_config(**args.model.location, image_size=side if args.training.do_train else None)
     image_processor = load_image_processor(
-        **args.model.location, image_size=args.evaluation.image_size, num_channels=args.dataset.num_channels
+        **args.model.location, image_size=side, num_channels=args.dataset.num_channels
     )
     protocol = evaluation_protocol(config, image_processor, args.evaluation, args.augmentation.crop_size)
     # Random transforms happen as training images are drawn; evaluation images keep their own size.
@@ -429,6 +435,8 @@ def check_before_training(trainer: SegmentationTrainer, checkpoint: str | None) 
     done = 0
     if checkpoint:
         check_same_run(checkpoint, trainer.record, trainer.model)
+        trainer.deadline.go_on_from(read_record(checkpoint).get("deadline"))
+        max_steps = trainer.deadline.last_step(max_steps)
         done = check_steps(checkpoint, max_steps, trainer.args)
     check_room(trainer, max_steps, steps_per_epoch, done)
 

@@ -201,8 +201,16 @@ class AugmentationArguments:
     reduced_decoding: bool = field(
         default=True,
         metadata={
-            "help": "decode JPEG photos for training at a half, a quarter or an eighth of their size where they are "
-            "that much larger than the scale jitter makes them at most; evaluation reads all of them"
+            "help": "read no more than training needs of photos that are far larger than the scale jitter makes them "
+            "at most: from copies, see --reduced_copies, or JPEG files at a half, a quarter or an eighth of their "
+            "size; evaluation reads all of them"
+        },
+    )
+    reduced_copies: bool = field(
+        default=True,
+        metadata={
+            "help": "keep copies for training, in the cache folder of datasets, of photos at least twice as large as "
+            "the scale jitter makes them at most, at that size"
         },
     )
 
@@ -214,9 +222,14 @@ class AugmentationArguments:
                 raise UserError(f"--{name} is {getattr(self, name):g}; it must be from 0 to 1")
         check_positive(self, "crop_size", most=MAX_SIDE)
 
+    @property
+    def copies_large_photos(self) -> bool:
+        return self.reduced_decoding and self.reduced_copies
+
     def of_transform(self) -> dict:
         """What `data.augmentation.TrainTransform` takes; the rest says which images it is given."""
-        return {name: value for name, value in vars(self).items() if name != "rare_class_crops"}
+        of_images = ("rare_class_crops", "reduced_copies")
+        return {name: value for name, value in vars(self).items() if name not in of_images}
 
 
 @dataclass

@@ -110,17 +110,12 @@ class TrainTransform:
         than the scale jitter makes it at most, so that nothing is ever enlarged on account of it."""
         if not self.reduced_decoding:
             return 1
-        return reduction_for((height, width), self._scaled_size(height, width, self.scale_range[1]))
+        return reduction_for(
+            (height, width), size_at_scale(height, width, self.protocol.short_side, self.scale_range[1])
+        )
 
     def _jittered_size(self, height: int, width: int, rng: np.random.Generator) -> list[int]:
-        return self._scaled_size(height, width, rng.uniform(*self.scale_range))
-
-    def _scaled_size(self, height: int, width: int, ratio: float) -> list[int]:
-        short, long = (
-            int(side * ratio) for side in (self.protocol.short_side, self.protocol.short_side * MAX_ASPECT_RATIO)
-        )
-        scale = min(short / min(height, width), long / max(height, width))
-        return [max(1, int(side * scale + 0.5)) for side in (height, width)]
+        return size_at_scale(height, width, self.protocol.short_side, rng.uniform(*self.scale_range))
 
     def _crop_window(self, mask: "ResizedMask", rng: np.random.Generator) -> tuple[int, int, int, int]:
         """Top, left, height and width of a crop of the mask."""
@@ -152,6 +147,14 @@ class TrainTransform:
             window.append((min(max(0, round(centre - length / 2)), resized - length), length))
         (top, height), (left, width) = window
         return top, left, height, width
+
+
+def size_at_scale(height: int, width: int, short_side: int, ratio: float) -> list[int]:
+    """Height and width in pixels of an image whose short side becomes `short_side` times a ratio, and the long one at
+    most `MAX_ASPECT_RATIO` times that."""
+    short, long = (int(side * ratio) for side in (short_side, short_side * MAX_ASPECT_RATIO))
+    scale = min(short / min(height, width), long / max(height, width))
+    return [max(1, int(side * scale + 0.5)) for side in (height, width)]
 
 
 class ResizedMask:

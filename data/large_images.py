@@ -50,7 +50,7 @@ class LargeImage:
 
 
 @contextmanager
-def _no_limit() -> Iterator[None]:
+def no_limit() -> Iterator[None]:
     """Pillow's limit is for files of strangers that are decoded at once; here their size is looked at instead."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
@@ -66,7 +66,7 @@ def open_large(path: Path, num_channels: int) -> LargeImage | None:
         UserError: it does not fit into memory, or cannot be read in bands; says what to do.
     """
     try:
-        with _no_limit(), warnings.catch_warnings(), Image.open(path, formats=FORMATS) as image:
+        with no_limit(), warnings.catch_warnings(), Image.open(path, formats=FORMATS) as image:
             warnings.simplefilter("ignore")
             size, kind, mode = image.size[::-1], image.format, image.mode
             orientation = Image.Image.getexif(image).get(EXIF_ORIENTATION, 1)
@@ -85,7 +85,7 @@ def open_large(path: Path, num_channels: int) -> LargeImage | None:
             "TILED=YES, which is read in bands, and pip install rasterio)"
         )
     try:
-        with _no_limit(), Image.open(path, formats=FORMATS) as image:
+        with no_limit(), Image.open(path, formats=FORMATS) as image:
             upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith(("I", "F")):
             raise ValueError(f"more than 8 bits a channel, mode {upright.mode}: convert it to 8 bits")

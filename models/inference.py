@@ -25,7 +25,7 @@ from cli_utils import UserError, one_line
 from data.arguments import EvaluationArguments
 from data.preprocessing import EvaluationProtocol, short_side_of
 from metrics_utils import IGNORE_INDEX
-from models.configurations import is_universal
+from models.configurations import is_eomt, is_universal
 from models.geometry import input_geometry
 from models.losses import check_shapes, targets_of
 from models.mask_scores import QueryPass, full_scores, mean_scores, query_outputs, share_of_scores
@@ -60,6 +60,11 @@ def evaluation_protocol(
     Raises:
         UserError: flags that do not fit the architecture, or a configuration whose model does not run.
     """
+    if is_eomt(config) and args.image_size not in (None, config.image_size):
+        raise UserError(
+            f"--image_size {args.image_size}: {config.name_or_path or 'this model'} was trained for "
+            f"{config.image_size} pixels and takes no others: leave it out; training with it makes one of that size"
+        )
     geometry = input_geometry(config)
     asked = short_side_of(image_processor)
     short_side = geometry.fit(asked)
@@ -85,7 +90,7 @@ def _of_architecture(config: PretrainedConfig, args: EvaluationArguments, short_
     options["temperature"] = getattr(config, TEMPERATURE, 1.0)
     if config.model_type == "upernet":
         options["output"] = "full logits"
-    if config.model_type.startswith("eomt") and args.slide_crop is None and args.slide_stride is None:
+    if is_eomt(config) and args.slide_crop is None and args.slide_stride is None:
         options |= {"slide_crop": short_side, "even_windows": True}
     return options
 

@@ -1,21 +1,21 @@
-"""What is written of a prediction besides its PNG and overlay: areas, polygons, a GeoTIFF.
+"""What is written of a prediction besides its PNG and overlay: areas and a GeoTIFF; polygons: `reports.polygons`.
 
 Each is a context of a function that takes the training ids, uint8 (n, W), a band of rows after the other or all at
-once, 255 where nothing is known. `rasterio` (optional) reads georeferences and draws polygons.
+once, 255 where nothing is known. `rasterio` (optional) reads georeferences.
 """
 
 import csv
 import io
-import json
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from cli_utils import UserError, one_line, write_text, written_aside
 from data.classes import ClassMap
@@ -68,6 +68,16 @@ def read_georeference(path: Path) -> Georeference | None:
                 return Georeference(path, raster.shape, raster.transform, raster.crs, nodata)
         except rasterio.errors.RasterioError:
             return None  # reading it says more
+
+
+def with_nodata(bands: Iterable[torch.Tensor], place: Georeference | None) -> Iterator[torch.Tensor]:
+    """Bands of ids (n, W), 255 where the image states that it knows nothing."""
+    top = 0
+    for ids in bands:
+        if place and place.nodata:
+            ids = ids.masked_fill(torch.from_numpy(~place.known(top, top + len(ids))), IGNORE_INDEX)
+        yield ids
+        top += len(ids)
 
 
 @contextmanager
@@ -149,32 +159,6 @@ class Areas:
         table.writeheader()
         table.writerows(rows)
         write_text(path, text.getvalue())
-
-
-@contextmanager
-def geojson(path: Path, class_map: ClassMap, place: Georeference | None) -> Iterator:
-    """A function that takes the ids: connected areas of one class as polygons with holes, in GeoJSON.
-
-    Coordinates are those of the georeference, with its name under `crs`, else pixels, x to the right and y down, so
-    that the first pixel lies between 0 and 1. Areas touch at edges, not at corners.
-    """
-    import rasterio
-    from rasterio import features
-
-    bands = []
-    yield lambda ids: bands.append(ids.copy())
-    ids = np.concatenate(bands)
-    transform = place.transform if place else rasterio.Affine.identity()
-    found = []
-    for outline, i in features.shapes(ids, mask=ids != IGNORE_INDEX, connectivity=4, transform=transform):
-        i = int(i)
-        properties = {"class": class_map.id2label[i], "value": class_map.raw_values[i]}
-        found.append({"type": "Feature", "properties": properties, "geometry": outline})
-    content = {"type": "FeatureCollection", "features": found}
-    if place and place.crs:
-        name = place.crs.to_string()
-        content["crs"] = {"type": "name", "properties": {"name": name}}
-    write_text(path, json.dumps(content, ensure_ascii=False))
 
 
 def without_small_areas(ids: np.ndarray, min_area: int) -> np.ndarray:

@@ -344,6 +344,7 @@ def _machine(run: Run) -> Table:
 
 
 def _commands(folder: str, trained: bool) -> list[tuple[str, str]]:
+    folder = str(Path(folder))  # without a slash at its end
     commands = [
         (
             "Compare with another run, image by image:",
@@ -354,6 +355,7 @@ def _commands(folder: str, trained: bool) -> list[tuple[str, str]]:
         commands = [
             ("Predict photos:", ["predict.py", "--model", folder, "--output_dir", "predicted", "PHOTOS"]),
             *commands,
+            ("Export it for ONNX Runtime:", ["export_onnx.py", "--model", folder, "--output", f"{folder}/model.onnx"]),
             ("Publish it on the Hub:", ["publish.py", folder]),
             (
                 "Train again with the same settings:",

@@ -575,6 +575,33 @@ def test_images_that_are_there_are_skipped(model_dir, photos, tmp_path, capsys):
     assert "--skip_existing: 1 of 2 images are predicted already" in capsys.readouterr().err
     written = run(model_dir, tmp_path / "out", photos, flags=["--skip_existing"])
     assert written == []
+    with pytest.raises(UserError, match=r"a\.png cannot be read .*; without it the image is predicted again"):
+        run(model_dir, tmp_path / "out", photos, flags=["--skip_existing", "--save_areas"])
+
+
+def test_files_of_all_images_have_those_that_are_skipped(tmp_path, photos):
+    """The values in the PNGs are not the ids; 255 is the value of no class."""
+    model, flags = save_model(tmp_path / "model", reduce_labels=True), ["--save_areas", "--save_polygons", "coco"]
+    run(model, tmp_path / "out", photos, flags=flags)
+    before = [(tmp_path / "out" / name).read_bytes() for name in ("areas.csv", "coco.json")]
+    (tmp_path / "out" / "sub" / "b.v2.png").unlink()
+    run(model, tmp_path / "out", photos, flags=[*flags, "--skip_existing"])
+    assert [(tmp_path / "out" / name).read_bytes() for name in ("areas.csv", "coco.json")] == before
+    content = json.loads(before[1])
+    assert [entry["file_name"] for entry in content["images"]] == ["a.png", "sub/b.v2.bmp"]
+    assert sum(entry["area"] for entry in content["annotations"]) == 40 * 60 + 70 * 50
+
+
+def test_labelme_files_lie_beside_the_pngs(model_dir, tmp_path, photos):
+    run(model_dir, tmp_path / "out", photos, flags=["--save_polygons", "labelme"])
+    content = json.loads((tmp_path / "out" / "sub" / "b.v2.json").read_text())
+    assert content["imagePath"] == "../../photos/sub/b.v2.bmp"
+    run(model_dir, tmp_path / "out", photos, flags=["--save_polygons", "labelme"])
+    for name in ("a.json", "coco.json"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text("mine")
+        with pytest.raises(UserError, match=f"written over: {name}"):
+            run(model_dir, tmp_path / name, photos)
 
 
 def test_a_geotiff_gives_a_geotiff(model_dir, tmp_path, monkeypatch):
@@ -604,7 +631,7 @@ def test_a_geotiff_gives_a_geotiff(model_dir, tmp_path, monkeypatch):
     ("flags", "message"),
     [
         (["--min_area", "-1"], "--min_area is -1"),
-        (["--save_polygons", "shp"], "--save_polygons shp: the format that is written is geojson"),
+        (["--save_polygons", "shp"], "--save_polygons shp: the formats are geojson, coco, labelme"),
     ],
 )
 def test_bad_flags_of_outputs(no_model, photos, tmp_path, flags, message):

@@ -188,7 +188,7 @@ def finish(*processes):
 def test_killed_and_resumed_equals_uninterrupted(flags, tmp_path):
     flags = [*flags, "--do_train", "--save_strategy", "steps", "--eval_strategy", "steps", "--save_steps", "2"]
     flags += ["--eval_steps", "2", "--save_total_limit", "10", "--dataloader_num_workers", "1", "--max_steps", "7"]
-    flags += ["--gradient_accumulation_steps", "1"]
+    flags += ["--gradient_accumulation_steps", "1", "--train_minutes", "60"]
     script = [sys.executable, str(REPOSITORY / "run_segmentation.py"), *flags]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     uninterrupted = start([*script, "--output_dir", str(whole)])
@@ -238,6 +238,7 @@ def test_two_processes_equal_one(flags, run, data, tiny_config, tmp_path):
     launch += ["--main_process_port", "0"]
     script = [str(REPOSITORY / "run_segmentation.py"), *flags, "--do_train", "--do_eval", "--do_predict"]
     script += ["--max_steps", "4", "--per_device_train_batch_size", "1", "--eval_strategy", "no"]
+    script += ["--train_minutes", "60"]  # after each step the processes agree on how many are left
     # BatchNorm sees the batch of its process, so equal batches per process make equal statistics.
     one, two = tmp_path / "one", tmp_path / "two"
     # Evaluation of one and the same model, with 5 images on 2 processes.
@@ -541,6 +542,15 @@ def test_a_preview_is_all_that_is_written(tmp_path, flags):
         assert image.width > 300 and len(image.getcolors(10**6)) > 100
 
 
+def test_large_photos_are_copied_for_training(tmp_path, flags, capsys):
+    """Of 40 x 64 pixels or so, and shown at 16 x 26 at most."""
+    small = ("--image_size", "32", "--scale_range", "0.5", "0.5", "--preview", str(tmp_path / "x.png"))
+    run_segmentation.main(brief(flags, tmp_path, *small))
+    assert "6 of 6 training images are read from copies" in capsys.readouterr().err
+    run_segmentation.main(brief(flags, tmp_path, *small, "--no_reduced_copies"))
+    assert "copies" not in capsys.readouterr().err
+
+
 def test_a_frozen_encoder_stays_as_it_was(run, flags, tmp_path):
     start = load_file(run[0] / "model.safetensors")
     argv = [flag if flag != "--from_scratch" else "--model_name_or_path" for flag in flags]
@@ -610,11 +620,13 @@ def test_averaged_weights_are_what_is_evaluated_and_saved(flags, tmp_path):
     assert again["eval_loss"] == metrics["eval_loss"]
 
 
-def test_training_stops_early(flags, tmp_path):
+def test_training_stops_early_and_says_where_its_page_is(flags, tmp_path, capsys):
     options = ["--early_stopping_patience", "1", "--learning_rate", "0", "--eval_strategy", "steps"]
     options += ["--eval_steps", "1", "--save_strategy", "steps", "--save_steps", "1"]
     run_segmentation.main(brief(flags, tmp_path, *options, steps=9))
     assert read(tmp_path / "trainer_state.json")["global_step"] == 2
+    places = re.findall(r"the page of the run, made again after each evaluation: (.*)", capsys.readouterr().err)
+    assert places == [str(tmp_path / ".new_run" / "report.html"), str(tmp_path / "report.html")]
 
 
 def test_faults_of_the_data_are_found_before_training(flags, tmp_path):

@@ -41,6 +41,7 @@ from models.loading import check_finite
 from models.objectives import find_objective
 from training.annealing import MaskAnnealing
 from training.checkpoints import fault_of, newest_checkpoint, read_record, seal
+from training.deadline import Deadline
 from training.display import Display, is_live
 from training.divergence import DivergenceGuard, check_weights, poisoned, raise_on_nonfinite_losses
 from training.ema import WeightAverage
@@ -117,7 +118,7 @@ class SegmentationTrainer(Trainer):
         losses: of `models.losses.parse_loss`.
         class_weights: float (num_labels,), for the losses that take them.
         head_lr_multiplier: of the learning rate outside the encoder.
-        layer_decay: of the learning rate from each layer of a ViT to the one before it.
+        layer_decay: of the learning rate from each layer of a ViT, or stage of a ConvNeXt, to the one before it.
         encoder_warmup_steps: of `training.annealing.two_stage_factor`; None for the schedule of `poly_factor`.
         annealing_phases: of `training.annealing.MaskAnnealing`.
         ema_decay: of the average of the weights that is evaluated and saved; 0 for the weights themselves.
@@ -125,6 +126,7 @@ class SegmentationTrainer(Trainer):
         replaced: patterns of files that go from the output folder as the first checkpoint moves in.
         void_in_masks: of `models.universal.QueryObjective`, for universal models.
         skip_nonfinite: steps whose loss or gradient is not finite that may be left out before the run stops.
+        train_minutes: of `training.deadline.Deadline`.
     """
 
     def __init__(
@@ -144,6 +146,7 @@ class SegmentationTrainer(Trainer):
         replaced: Sequence[str] = (),
         void_in_masks: str = "background",
         skip_nonfinite: int = 0,
+        train_minutes: float | None = None,
         **kwargs,
     ):
         self.protocol = protocol
@@ -157,6 +160,7 @@ class SegmentationTrainer(Trainer):
         self.saves_aside = self.finds_suspects = False
         self.sampled_pixels = 0
         self.divergence = DivergenceGuard(skip_nonfinite)
+        self.deadline = Deadline(train_minutes)
         super().__init__(
             *args,
             data_collator=collate_train,
@@ -178,6 +182,7 @@ class SegmentationTrainer(Trainer):
         logger.info(describe_workers(*workers, self.args.dataloader_pin_memory, self.args.device.type))
         self.add_callback(self.weight_average)
         self.add_callback(_ResumedStateCallback())
+        self.add_callback(self.deadline)
         self.add_callback(MaskAnnealing(annealing_phases))
         if self.train_dataset is not None:
             self.add_callback(_EpochCallback(self.train_dataset))
@@ -364,12 +369,14 @@ class SegmentationTrainer(Trainer):
         """
         if resume_from_checkpoint is None:
             self.run_loss = RunLoss(self.args.device)
+            self.deadline.go_on_from(None)
             with lost_workers_named(self):
                 return super().train(resume_from_checkpoint=None, **kwargs)
         record, args = read_record(resume_from_checkpoint), self.args
         self.run_loss = RunLoss(args.device, record["loss"], args.process_index, args.world_size)
+        self.deadline.go_on_from(record.get("deadline"))
         *_, max_steps = self.set_initial_training_values(args, self.get_train_dataloader())
-        if record["global_step"] >= max_steps:
+        if record["global_step"] >= self.deadline.last_step(max_steps):
             return self._take_trained(resume_from_checkpoint)
         with lost_workers_named(self):
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -427,7 +434,7 @@ class SegmentationTrainer(Trainer):
             if args.should_save:
                 state.save_to_json(str(aside / "trainer_state.json"))
                 steps = {"global_step": state.global_step, "max_steps": state.max_steps}
-                seal(aside, self.record | steps | {"loss": loss})
+                seal(aside, self.record | steps | {"loss": loss, "deadline": self.deadline.state()})
                 move_in(folder, self.replaced)
                 for later in checkpoints_after(folder, state.global_step):
                     logger.warning(f"{later}, of a later step of another course of this run, goes")
