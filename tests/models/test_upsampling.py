@@ -95,7 +95,9 @@ def test_probabilities_and_sums_of_logits_of_any_size(largest, dtype):
     expected = F.interpolate(logits.float(), (17, 23), mode="bilinear")[0].permute(1, 2, 0).double()
     for tile in upsampling.tiles(0):
         exact = expected[tile.pixels]
-        torch.testing.assert_close(upsampling.log_sum(tile), exact.logsumexp(-1, keepdim=True).float(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            upsampling.log_sum(tile), exact.logsumexp(-1, keepdim=True).float(), rtol=1e-5, atol=1e-5
+        )
         probabilities, log_sum = upsampling.softmax_and_log_sum(tile)
         torch.testing.assert_close(log_sum, exact.logsumexp(-1, keepdim=True).float(), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(probabilities, exact.softmax(-1).float(), rtol=1e-3, atol=1e-6)
