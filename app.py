@@ -108,17 +108,18 @@ def segment(
     Raises:
         UserError: the image cannot be read, is too large, or does not fit the model.
     """
-    channels = predictor.protocol.num_channels
-    large = open_large(path, channels)
+    protocol = predictor.protocol
+    large = None if protocol.is_wide else open_large(path, protocol.num_channels)
     if large is not None:
         height, width = large.size
         raise UserError(
             f"the image has {width:,} x {height:,} pixels; here it may have {LARGE_PIXELS:,}; predict.py takes it"
         )
-    image, place = read_channels(path, channels, path.name), read_georeference(path)
-    predicted = predictor.predict(image).to(torch.uint8)
-    confidence = None if predictor.network is None else predictor.confidence(image, predicted).numpy()
-    ids = next(with_nodata([predicted], place))
+    image = read_channels(path, protocol.num_channels, path.name, protocol.image_dtype)
+    place = read_georeference(path)
+    both = predictor.predict_with_confidence
+    predicted, confidence = both(image) if both else (predictor.predict(image), None)
+    ids = next(with_nodata([predicted.to(torch.uint8)], place))
     polygons = [folder / f"{name}.geojson"] if find_spec("rasterio") else []
     [files] = write_predictions(
         [name],
@@ -129,7 +130,7 @@ def segment(
         folder / "contact_sheet.png",
         also=lambda *_: [geojson(file, predictor.class_map, place) for file in polygons],
     )
-    view = View(title, predictor.class_map, ids.numpy(), confidence)
+    view = View(title, predictor.class_map, ids.numpy(), None if confidence is None else confidence.numpy())
     return rgb_view(image), view, [*files, *polygons]
 
 

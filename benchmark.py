@@ -23,9 +23,9 @@ Stock is what a user of transformers has without this project, ours what `run_se
   then upsampled together with `nn.functional.interpolate`, argmax, and evaluate's `mean_iou` (`stock_mean_iou` stands
   in for it, since `evaluate.load` needs the Hub), ignoring label 255 as the loss does, where the example ignores class
   0. Ours is `SegmentationTrainer.evaluate` with all that it reports besides: boundary IoU, counts of each image,
-  confidence interval. Square images give both networks the same pixels, so loss and scores must agree and the times
-  compare like with like. Of 4:3 photos ours keeps the aspect, a third more pixels for network and score, while stock
-  squashes them.
+  confidence interval, calibration. Square images give both networks the same pixels, so loss and scores must agree
+  and the times compare like with like. Of 4:3 photos ours keeps the aspect, a third more pixels for network and score,
+  while stock squashes them.
 * predict: one photo of S x 4/3 S, in memory, to the mask of its size. Stock is image processor, model and
   `post_process_semantic_segmentation`, with the processor set to the very input size that our protocol chooses. The
   masks must agree but for a few pixels where classes tie.
@@ -105,6 +105,7 @@ from data.output_paths import check_files_writable
 from data.preprocessing import EvaluationProtocol
 from data_utils import SegmentationDataset, load_segmentation_dataset
 from metrics_utils import IGNORE_INDEX
+from models.calibration import calibrate, pixels_per_image
 from models.catalogue import MODELS
 from models.geometry import input_geometry
 from models.inference import predict_ids
@@ -313,6 +314,7 @@ def evaluation(
         protocol = EvaluationProtocol(args.size)
         dataset = SegmentationDataset(split, protocol)
         trainer = SegmentationTrainer(model, training_args, eval_dataset=dataset, protocol=protocol)
+        trainer.sampled_pixels = pixels_per_image(len(dataset), args.num_labels)
     else:
         dataset = split.with_transform(partial(stock_squares, side=args.size))
         if is_tuned:
@@ -333,7 +335,9 @@ def evaluation(
     def run() -> dict[str, float]:
         metrics = trainer.evaluate()
         if ours:
-            bootstrap_interval(trainer.compute_metrics.counts)
+            counted = trainer.compute_metrics
+            bootstrap_interval(counted.counts)
+            calibrate(*counted.others[-2:], counted.counts[:, 1].sum(axis=-1))
         return {name: float(metrics[name]) for name in ("eval_loss", "eval_mean_iou", "eval_overall_accuracy")}
 
     return run
@@ -621,7 +625,7 @@ def models_table(rows: dict[str, dict]) -> str:
             f"{row['multiply_adds'] / 1e9:.0f}",
             model.ade20k or "no published figure",
             memory,
-            model.commercial,
+            model.licence.text,
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -38,6 +38,7 @@ from data.classes import (
     read_label_mapping,
     two_class_map,
 )
+from data.colors import finish_batch
 from data.hub_datasets import class_list_folder, load_through_datasets, standard_columns, standard_splits
 from data.image_files import StoredFile, decode_image, rgb_view
 from data.jpeg_files import decode_jpeg, decode_pixels
@@ -428,10 +429,10 @@ def _infer_classes(
 class SegmentationDataset(torch.utils.data.Dataset):
     """Examples for the model from a split of `prepare_dataset`, decoded and transformed as they are read.
 
-    With a `TrainTransform`: float32 "pixel_values" (C, S, S), uint8 "labels" (S, S) and "name", random as a function
-    of seed, epoch and index alone, so that neither a resumed run nor the number of workers changes them. With an
-    `EvaluationProtocol`: "pixel_values" (C, h, w) as the network is to see them, "labels" (H, W) as annotated. The
-    protocol's number of channels decides how image files are read, see `read`.
+    With a `TrainTransform`: what it makes, mostly float32 "pixel_values" (C, S, S) and uint8 "labels" (S, S), and
+    "name", random as a function of seed, epoch and index alone, so that neither a resumed run nor the number of
+    workers changes them. With an `EvaluationProtocol`: "pixel_values" (C, h, w) as the network is to see them,
+    "labels" (H, W) as annotated. The protocol's number of channels decides how image files are read, see `read`.
 
     rare_crops: with a `TrainTransform`, which examples show another image than that of their index, around a class.
     """
@@ -464,14 +465,15 @@ class SegmentationDataset(torch.utils.data.Dataset):
         return len(self.split)
 
     def read(self, index: int) -> tuple[Image.Image | torch.Tensor, Image.Image]:
-        """Image and mask of training ids before any transform; the image is RGB, or uint8 (C, H, W) where the protocol
-        has another number of channels than three (see `data.image_files.read_channels`, also for what it raises).
+        """Image and mask of training ids before any transform; the image is RGB, or (C, H, W) where the protocol has
+        another number of channels than three, or numbers of more than 8 bits (see `data.image_files.read_channels`,
+        also for what it raises).
 
         Raises:
             UserError: the image cannot be read, or is not the one that it was as this was made; names its file.
         """
         label, file, _ = self._stored(index)
-        image = decode_image(file, self.protocol.num_channels)
+        image = decode_image(file, self.protocol.num_channels, dtype=self.protocol.image_dtype)
         self._check_unchanged(index, file, tvF.get_size(image), label)
         return image, Image.fromarray(label)
 
@@ -511,13 +513,13 @@ class SegmentationDataset(torch.utils.data.Dataset):
         shown_class, rng = None, np.random.default_rng([self.seed, int(self._epoch), index])
         if self.rare_crops is not None:
             index, shown_class = self.rare_crops.draw(index, rng)
-        label, file, copy = self._stored(index)
+        label, file, small = self._stored(index)
         trains = isinstance(self.transform, TrainTransform)
-        if trains and copy:
+        if trains and small:
             self._compare_stamp(file.path, index)
-            return self.transform(decode_jpeg(copy), label, rng, shown_class) | {"name": file.name}
+            return self.transform(decode_jpeg(small), label, rng, shown_class) | {"name": file.name}
         reduction = self.transform.reduction(*label.shape) if trains else 1
-        pixels = decode_pixels(file, self.protocol.num_channels, reduction)
+        pixels = decode_pixels(file, self.protocol.num_channels, reduction, self.protocol.image_dtype)
         self._check_unchanged(index, file, pixels.shape[-2:], label, reduction)
         if trains:
             return self.transform(pixels, label, rng, shown_class) | {"name": file.name}
@@ -549,8 +551,10 @@ def augmentation_preview(
         drawn = []
         for draw in range(draws):
             dataset.set_epoch(draw)
-            example = dataset[index]
-            drawn.append((rgb_view(dataset.protocol.denormalize(example["pixel_values"])), example["labels"].numpy()))
+            batch = finish_batch(collate_train([dataset[index]]), dataset.protocol)
+            drawn.append(
+                (rgb_view(dataset.protocol.denormalize(batch["pixel_values"][0])), batch["labels"][0].numpy())
+            )
         rows.append((names[index], rgb_view(dataset.read(index)[0]), drawn))
     dataset.set_epoch(epoch)
     return visual_utils.augmentation_sheet(rows, class_map.colors(), class_map.id2label, IGNORE_INDEX)
@@ -558,14 +562,17 @@ def augmentation_preview(
 
 def collate_train(examples: list[dict]) -> dict[str, torch.Tensor]:
     """→ float32 "pixel_values" (B, C, S, S), int64 "labels" (B, S, S) and uint8 "names" (B, `NAME_BYTES`), for
-    `names_of_batch`: what shares batches out among processes knows tensors alone."""
+    `names_of_batch`: what shares batches out among processes knows tensors alone.
+
+    Of examples whose colours are left for later what `data.colors.finish_batch` makes this of: pixels and labels are
+    bytes yet.
+    """
     names = [example.get("name", "").encode(errors="replace")[-NAME_BYTES:] for example in examples]
     padded = bytearray(b"".join(name.ljust(NAME_BYTES, b"\0") for name in names))
-    return {
-        "pixel_values": torch.stack([example["pixel_values"] for example in examples]),
-        "labels": torch.stack([example["labels"] for example in examples]).long(),
-        "names": torch.frombuffer(padded, dtype=torch.uint8).view(len(names), NAME_BYTES),
-    }
+    batch = {key: torch.stack([example[key] for example in examples]) for key in examples[0] if key != "name"}
+    if batch["pixel_values"].is_floating_point():
+        batch["labels"] = batch["labels"].long()
+    return batch | {"names": torch.frombuffer(padded, dtype=torch.uint8).view(len(names), NAME_BYTES)}
 
 
 def names_of_batch(names: torch.Tensor) -> list[str]:

@@ -3,6 +3,7 @@
     python predict.py --model outputs/mine --output_dir predicted photo.jpg folder_of_photos
     python predict.py --model nvidia/segformer-b0-finetuned-ade-512-512 --output_dir predicted photo.jpg
     python predict.py --model mine.onnx --output_dir predicted photo.jpg                # see export_onnx.py
+    python predict.py --model outputs/a outputs/b --output_dir predicted photo.jpg      # together
     python predict.py --model outputs/mine --output_dir predicted @list.txt https://example.org/photo.jpg 'more/*.png'
     cat photo.jpg | python predict.py --model outputs/mine - > mask.png
 
@@ -30,10 +31,11 @@ evaluated with --slide_crop, --eval_scales and so on predicts as it was evaluate
 
 import logging
 import os
+import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -43,6 +45,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from PIL import Image
+from torchvision.transforms.v2 import functional as tvF
 
 import visual_utils
 from cli_utils import (
@@ -56,25 +59,26 @@ from cli_utils import (
     run_cli,
     set_up_logging,
     shorten,
-    written_aside,
 )
 from data.arguments import EvaluationArguments
 from data.classes import ClassMap
 from data.image_files import TIFF_SIGNATURES, read_channels
 from data.inputs import STDIN, Address, Downloads, Input, expand
-from data.large_images import LargeImage, no_limit, open_large
+from data.large_images import LargeImage, large_size, no_limit, open_large
 from data.layouts import Tree
 from data.output_paths import check_writable, output_names, refuse_inputs
 from data.synonyms import IMAGE_EXTENSIONS
 from data.trial_pairing import masks_among
 from data.unread import describe_unread, unread_pictures
 from metrics_utils import IGNORE_INDEX, csv_text
+from models.ensemble import load_ensemble
 from models.inference import find_device
-from models.predictor import load_predictor
 from reports.polygons import FORMATS, CocoAnnotations, geojson, labelme
 from reports.prediction_outputs import (
     Areas,
+    ConfidenceMap,
     Georeference,
+    bands_without_small_areas,
     geotiff,
     read_georeference,
     with_nodata,
@@ -92,9 +96,10 @@ CONTACT_SHEET, AREAS, COCO = "contact_sheet.png", "areas.csv", "coco.json"
 class PredictArguments:
     """What to segment, with which model, and where the results go."""
 
-    model: str = field(
+    model: list[str] = field(
         metadata={
-            "help": "folder or Hub id of a trained model, or a file of export_onnx.py",
+            "help": "folder or Hub id of a trained model, or a file of export_onnx.py; of several with the "
+            "same classes the probabilities are averaged",
             "metavar": "DIR_OR_ID_OR_FILE",
         }
     )
@@ -149,6 +154,7 @@ class PredictArguments:
     )
 
     def __post_init__(self):
+        self.model, self.inputs = models_and_inputs(self.model, self.inputs)
         if self.min_area < 0:
             raise UserError(f"--min_area is {self.min_area}; it is a number of pixels, 0 or more")
         check_positive(self, "url_megabytes", "url_seconds")
@@ -271,12 +277,19 @@ def ids_there(png: Path, class_map: ClassMap) -> np.ndarray:
     return ids[values]
 
 
-@contextmanager
-def confidence_map(path: Path, confidences: list[torch.Tensor]) -> Iterator[Callable]:
-    """Writes the confidence of the image that was predicted last."""
-    yield lambda ids: None
-    with written_aside(path) as partial:
-        Image.fromarray(confidences.pop().numpy()).save(partial)
+def models_and_inputs(words: list[str], inputs: list[str]) -> tuple[list[str], list[str]]:
+    """What --model was given → models, and inputs before those that are known: in `--model outputs/mine photo.jpg` the
+    photo is none. A model is the first, a file of export_onnx.py, a folder with a config.json, and what does not
+    exist, if it looks like a Hub id."""
+
+    def is_model(word: str) -> bool:
+        path = Path(word)
+        if path.suffix == ".onnx" or (path / "config.json").is_file():
+            return True
+        return re.fullmatch(r"[\w.-]+/[\w.-]+", word) and not path.exists() and path.suffix not in IMAGE_EXTENSIONS
+
+    count = next((i for i, word in enumerate(words[1:], start=1) if not is_model(word)), len(words))
+    return words[:count], words[count:] + inputs
 
 
 def pipe(args: PredictArguments, evaluation_args: EvaluationArguments) -> list[Path]:
@@ -337,16 +350,22 @@ def predict_all(args: PredictArguments, evaluation_args: EvaluationArguments) ->
     check_writable(args.output_dir, "--output_dir", is_folder=True)
     device = find_device(args.device)
 
-    predictor = load_predictor(args.model, evaluation_args, device, args.model_revision, args.fused_ops)
+    predictor = load_ensemble(args.model, evaluation_args, device, args.model_revision, args.fused_ops)
     class_map, protocol, predict = predictor.class_map, predictor.protocol, predictor.predict
-    if args.save_confidence and predictor.network is None:
-        raise UserError(f"--save_confidence: {args.model} gives classes alone; export the model with --logits")
+    if args.save_confidence and predictor.predict_with_confidence is None:
+        raise UserError(
+            f"--save_confidence: {predictor.name} gives classes alone; export the model with --confidence or --logits"
+        )
+    for path in images.values() if predictor.needs_whole else ():
+        if isinstance(path, Path) and (size := large_size(path)):
+            predictor.check_size(path, size)
     logger.info(f"{predictor.description}, on {device}; short side {protocol.short_side}")
     values = [f"{value} {class_map.id2label[i]}" for i, value in enumerate(class_map.raw_values)]
     logger.info(f"values in the PNGs: {values[0]} … {values[-1]}")
 
     names, paths, unreadable, places = list(images), list(images.values()), [], {}
-    areas, coco = Areas(class_map), CocoAnnotations(class_map)
+    areas, coco, confidence_map = Areas(class_map), CocoAnnotations(class_map, args.output_dir), ConfidenceMap()
+    sizes = {}
     palette = visual_utils.raw_palette(class_map.colors(), class_map.raw_values)
 
     there = files_there(images, args.output_dir) if args.skip_existing else {}
@@ -357,11 +376,14 @@ def predict_all(args: PredictArguments, evaluation_args: EvaluationArguments) ->
         path = name = getattr(paths[index], "shown", paths[index])
         try:
             path = downloads.path_of(paths[index])
-            large = open_large(path, protocol.num_channels)
+            large = None if protocol.is_wide else open_large(path, protocol.num_channels)
             places[index] = read_georeference(path)
             if large is None:
-                return read_channels(path, protocol.num_channels, name), None
-            height, width = large.size
+                image = read_channels(path, protocol.num_channels, name, protocol.image_dtype)
+                sizes[index] = tuple(tvF.get_size(image))
+                return image, None
+            predictor.check_size(path, large.size)
+            height, width = sizes[index] = large.size
             logger.info(f"{name}: {width:,}x{height:,} pixels, read and predicted in bands of rows")
             return large, None
         except UserError as error:
@@ -371,19 +393,27 @@ def predict_all(args: PredictArguments, evaluation_args: EvaluationArguments) ->
         ids = ids.to(torch.uint8)
         return torch.from_numpy(without_small_areas(ids.numpy(), args.min_area)) if args.min_area else ids
 
+    def bands_of(image) -> Iterator[torch.Tensor]:
+        """Ids, uint8 (n, W), of a `LargeImage` in bands, else all at once; their confidence is written."""
+        is_large = isinstance(image, LargeImage)
+        if args.save_confidence:
+            found = predictor.predict_with_confidence(image)
+            for ids, confidence in found if is_large else [found]:
+                confidence_map.write(confidence.numpy())
+                yield ids.to(torch.uint8)
+        else:
+            found = predict(image)
+            yield from (ids.to(torch.uint8) for ids in (found if is_large else [found]))
+
     def predict_and_tidy(image):
         place = places[max(places)]  # of the image that was read last
-        if isinstance(image, LargeImage):
-            if args.min_area or args.save_confidence or args.save_polygons:
-                raise UserError(
-                    f"{place.path if place else 'an image'} is read in bands, and --min_area, --save_confidence and "
-                    "--save_polygons need the whole: leave them out for images of this size"
-                )
-            return with_nodata(predict(image), place)
-        ids = predict(image)
-        if args.save_confidence:
-            confidences.append(predictor.confidence(image, ids))
-        return next(with_nodata([tidy(ids)], place))
+        if not isinstance(image, LargeImage):
+            return next(with_nodata(map(tidy, bands_of(image)), place))
+        bands = bands_of(image)
+        if args.min_area:
+            bands = bands_without_small_areas(map(np.asarray, bands), args.min_area, args.output_dir)
+            bands = (torch.from_numpy(ids.copy()) for ids in bands)
+        return with_nodata(bands, place)
 
     def of_all(index: int, place: Georeference | None):
         """What is written of an image into a file of all."""
@@ -402,7 +432,7 @@ def predict_all(args: PredictArguments, evaluation_args: EvaluationArguments) ->
         if args.save_polygons == "labelme":
             yield labelme(png.with_suffix(".json"), class_map, paths[index])
         if args.save_confidence:
-            yield confidence_map(confidence_file(png, args.output_dir), confidences)
+            yield confidence_map.of(confidence_file(png, args.output_dir), sizes[index])
 
     def add_to_all(index: int, png: Path) -> None:
         """Of an image that was predicted before."""
@@ -413,7 +443,6 @@ def predict_all(args: PredictArguments, evaluation_args: EvaluationArguments) ->
                 take(ids_there(png, class_map))
 
     state = PartialState()
-    confidences: list[torch.Tensor] = []
     contact_sheet = args.output_dir / CONTACT_SHEET
     try:
         with Downloads(int(args.url_megabytes * 2**20), args.url_seconds) as downloads:

@@ -176,6 +176,16 @@ class AugmentationArguments:
     photometric_distortion: bool = field(
         default=True, metadata={"help": "vary brightness, contrast, saturation and hue of training images"}
     )
+    batch_colors: bool | None = field(
+        default=None,
+        metadata={
+            "help": "vary colours and normalise a batch at a time, on the device that trains, to which images then go "
+            "as bytes; else one image at a time, as it is read, with the same result; on where an accelerator trains "
+            "if left out",
+            "nargs": "?",
+            "const": True,
+        },
+    )
     crop_size: int | None = field(
         default=None,
         metadata={"help": "side of the training crop in pixels, a multiple of 32; that of --image_size if left out"},
@@ -226,10 +236,14 @@ class AugmentationArguments:
     def copies_large_photos(self) -> bool:
         return self.reduced_decoding and self.reduced_copies
 
-    def of_transform(self) -> dict:
-        """What `data.augmentation.TrainTransform` takes; the rest says which images it is given."""
-        of_images = ("rare_class_crops", "reduced_copies")
-        return {name: value for name, value in vars(self).items() if name not in of_images}
+    def of_transform(self, device: str = "cpu") -> dict:
+        """What `data.augmentation.TrainTransform` takes; the rest says which images it is given.
+
+        device: type of the one that trains.
+        """
+        others = ("rare_class_crops", "reduced_copies", "batch_colors")
+        options = {name: value for name, value in vars(self).items() if name not in others}
+        return options | {"defers_colors": device != "cpu" if self.batch_colors is None else self.batch_colors}
 
 
 @dataclass

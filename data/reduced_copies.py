@@ -48,7 +48,7 @@ def with_reduced_copies(
             and on the size that is needed.
     """
     train = splits.get("train")
-    if train is None or transform.protocol.num_channels != 3:
+    if train is None or transform.protocol.num_channels != 3 or transform.protocol.is_wide:
         return splits
     options = {"short_side": transform.protocol.short_side, "ratio": transform.scale_range[1]}
     sizes = zip(column_of(train, "height").tolist(), column_of(train, "width").tolist(), strict=True)

@@ -2,6 +2,7 @@
 
 predictor = load_predictor("outputs/mine", EvaluationArguments(), find_device(None))
 ids = predictor.predict(image)          # (H, W), as evaluation saw them
+ids, confidence = predictor.predict_with_confidence(image)
 predictor.class_map.id2label
 """
 
@@ -18,9 +19,8 @@ from data.classes import ClassMap
 from data.large_images import LargeImage
 from data.preprocessing import EvaluationProtocol
 from models.banded import predict_bands
-from models.configurations import is_universal
 from models.image_processor import load_image_processor
-from models.inference import evaluation_protocol, predict_confidence, predict_ids
+from models.inference import evaluation_protocol, predict_ids, predict_with_confidence
 from models.loading import describe_model, load_trained_model
 from models.onnx_model import OnnxModel
 from models.trained_classes import find_class_map
@@ -34,7 +34,10 @@ class Predictor:
         name: what it was loaded from. description: of the model, a line for people.
         predict: image (PIL RGB, or uint8 (C, H, W)) → training ids, integer (H, W); `LargeImage` → some rows of them
             after the other. Both on the CPU.
-        network: what gives logits, on the model's device; None: a graph that gives the classes alone.
+        predict_with_confidence: the same → ids, and how likely they are, uint8 (H, W), 255 for certainty;
+            `LargeImage` → some rows of both after the other. None: the model gives the classes alone.
+        network: what gives logits, on the model's device; None: a graph that takes images, or several models.
+        needs_whole: why a `LargeImage` cannot be predicted; None where it can.
     """
 
     name: str
@@ -42,11 +45,14 @@ class Predictor:
     class_map: ClassMap
     protocol: EvaluationProtocol
     predict: Callable
+    predict_with_confidence: Callable | None
     network: nn.Module | None
+    needs_whole: str | None = None
 
-    def confidence(self, image, ids: torch.Tensor) -> torch.Tensor:
-        """How likely the classes are that `predict` gave, uint8 (H, W), 255 for certainty; `network` must be there."""
-        return predict_confidence(self.network, image, self.protocol, ids)
+    def check_size(self, name, size: tuple[int, int]) -> None:
+        """Raises UserError where an image of this height and width, which is read in bands, cannot be predicted."""
+        if self.needs_whole:
+            raise UserError(f"{name} ({size[1]:,}x{size[0]:,} pixels) is read in bands, and {self.needs_whole}")
 
 
 def load_predictor(
@@ -69,17 +75,7 @@ def load_predictor(
     evaluation_args.check_classes(class_map.num_labels, name)
     protocol = evaluation_protocol(model.config, image_processor, evaluation_args)
 
-    def predict(image):
-        if not isinstance(image, LargeImage):
-            return predict_ids(model, image, protocol, fused_ops)
-        if is_universal(model.config):
-            raise UserError(
-                f"an image of {image.size[1]:,}x{image.size[0]:,} pixels is read in bands, and "
-                f"{model.config.model_type} needs the whole: cut it into tiles"
-            )
-        return predict_bands(model, image, protocol)
-
-    return Predictor(name, describe_model(model), class_map, protocol, predict, model)
+    return _of_network(name, describe_model(model), class_map, protocol, model, fused_ops)
 
 
 def _load_graph(
@@ -92,5 +88,33 @@ def _load_graph(
     graph = OnnxModel(name, device)
     evaluation_args.check_classes(graph.class_map.num_labels, name)
     graph.set_protocol(evaluation_args)
-    network = None if graph.takes_images else graph.network
-    return Predictor(name, graph.describe(), graph.class_map, graph.protocol, graph.predict, network)
+    if not graph.takes_images:
+        return _of_network(name, graph.describe(), graph.class_map, graph.protocol, graph.network)
+    with_confidence = graph.predict_with_confidence if graph.has_confidence else None
+    why = f"{name} takes images whole: export the model with --logits, or give the model itself"
+    return Predictor(
+        name, graph.describe(), graph.class_map, graph.protocol, graph.predict_ids, with_confidence, None, why
+    )
+
+
+def _of_network(
+    name: str,
+    description: str,
+    class_map: ClassMap,
+    protocol: EvaluationProtocol,
+    network: nn.Module,
+    fused_ops: bool = True,
+) -> Predictor:
+    def predict(image):
+        if isinstance(image, LargeImage):
+            return (ids for ids, _ in predict_bands(network, image, protocol))
+        return predict_ids(network, image, protocol, fused_ops)
+
+    def with_confidence(image):
+        if isinstance(image, LargeImage):
+            return predict_bands(network, image, protocol, confidence=True)
+        return predict_with_confidence(network, image, protocol, fused_ops)
+
+    why = f"{name} predicts masks, for which it needs the whole image: cut it into tiles"
+    needs_whole = why if protocol.output == "queries" else None
+    return Predictor(name, description, class_map, protocol, predict, with_confidence, network, needs_whole)

@@ -20,6 +20,7 @@ from cli_utils import write_text
 from data.annotation_files import IGNORED
 from data.classes import ClassMap
 from data.inputs import Address
+from data.large_images import RowsOnDisk
 from data.outlines import draw_polygon, encode_rle
 from metrics_utils import IGNORE_INDEX
 from reports.prediction_outputs import Georeference
@@ -39,27 +40,21 @@ def outlines(ids: np.ndarray, transform=None, unknown: bool = False) -> Iterator
     import rasterio
     from rasterio import features
 
-    mask = None if unknown else ids != IGNORE_INDEX
     transform = transform or rasterio.Affine.identity()
-    for outline, i in features.shapes(ids, mask=mask, connectivity=4, transform=transform):
-        yield outline["coordinates"], int(i)
-
-
-@contextmanager
-def _whole() -> Iterator[tuple]:
-    """A function that takes bands of ids, and one that gives all of them."""
-    bands = []
-    yield lambda ids: bands.append(ids.copy()), lambda: np.concatenate(bands)
+    # Without a mask, which would be as large as the image in memory.
+    for outline, i in features.shapes(ids, connectivity=4, transform=transform):
+        if unknown or i != IGNORE_INDEX:
+            yield outline["coordinates"], int(i)
 
 
 @contextmanager
 def geojson(path: Path, class_map: ClassMap, place: Georeference | None) -> Iterator:
     """A file for each image: polygons with holes. Coordinates are those of the georeference, with its name under
     `crs`, else pixels."""
-    with _whole() as (take, whole):
-        yield take
+    with RowsOnDisk(path.parent) as rows:
+        yield rows.write
         found = []
-        for rings, i in outlines(whole(), place and place.transform):
+        for rings, i in outlines(rows.whole(), place and place.transform):
             properties = {"class": class_map.id2label[i], "value": class_map.raw_values[i]}
             geometry = {"type": "Polygon", "coordinates": rings}
             found.append({"type": "Feature", "properties": properties, "geometry": geometry})
@@ -77,9 +72,9 @@ def labelme(path: Path, class_map: ClassMap, source: Path | Address) -> Iterator
 
     source: the image; the file says where it lies from there.
     """
-    with _whole() as (take, whole):
-        yield take
-        ids, found = whole(), []
+    with RowsOnDisk(path.parent) as rows:
+        yield rows.write
+        ids, found = rows.whole(), []
         for rings, i in outlines(ids, unknown=True):
             label = IGNORED if i == IGNORE_INDEX else class_map.id2label[i]
             found.append((-_ring_area(rings[0]), label, rings[0][:-1]))
@@ -119,17 +114,20 @@ class CocoAnnotations:
 
     Categories count from 1 in the order of the classes, as 0 is what many readers take for the background; `value` is
     the class's value in the PNGs.
+
+    folder: for the ids of the image at work.
     """
 
     class_map: ClassMap
+    folder: Path | None = None
     rows: list[dict] = field(default_factory=list)
 
     @contextmanager
     def of(self, index: int, name: str) -> Iterator:
         """A function that takes the ids of an image. index: among all images. name: of its file."""
-        with _whole() as (take, whole):
-            yield take
-            ids = whole()
+        with RowsOnDisk(self.folder) as rows:
+            yield rows.write
+            ids = rows.whole()
             image = {"id": index + 1, "file_name": name, "height": ids.shape[0], "width": ids.shape[1]}
             annotations = [_coco_annotation(rings, i, ids.shape) for rings, i in outlines(ids)]
             self.rows.append({"image": image, "annotations": annotations})

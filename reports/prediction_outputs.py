@@ -19,7 +19,9 @@ import torch
 
 from cli_utils import UserError, one_line, write_text, written_aside
 from data.classes import ClassMap
+from data.large_images import RowsOnDisk
 from metrics_utils import IGNORE_INDEX, csv_text
+from visual_utils import PngWriter
 
 
 @dataclass(frozen=True)
@@ -161,16 +163,44 @@ class Areas:
         write_text(path, text.getvalue())
 
 
-def without_small_areas(ids: np.ndarray, min_area: int) -> np.ndarray:
+class ConfidenceMap:
+    """The map of the image at work, grey, 255 for certainty: written as the image is predicted."""
+
+    @contextmanager
+    def of(self, path: Path, size: tuple[int, int]) -> Iterator:
+        """A function that takes the ids of an image of this height and width."""
+        with written_aside(path) as partial, PngWriter(partial, size) as self._png:
+            yield lambda ids: None
+
+    def write(self, rows: np.ndarray) -> None:
+        """uint8 (n, W), the next rows."""
+        self._png.write(rows)
+
+
+def without_small_areas(ids: np.ndarray, min_area: int, out: np.ndarray | None = None) -> np.ndarray:
     """Connected areas of less than that many pixels get the class of the largest one around them, uint8 (H, W).
 
     Areas touch at edges, not at corners; where nothing is known stays so.
+
+    out: uint8 (H, W), for the result.
     """
     from rasterio import features
 
     if min_area < 2 or min(ids.shape) < 1 or math.prod(ids.shape) <= min_area:
         return ids
     try:
-        return features.sieve(ids, size=min_area, connectivity=4, mask=ids != IGNORE_INDEX)
+        # Only where it is needed, as it is as large as the image.
+        mask = ids != IGNORE_INDEX if ids.max() == IGNORE_INDEX else None
+        return features.sieve(ids, size=min_area, connectivity=4, mask=mask, out=out)
     except Exception as error:
         raise UserError(f"--min_area {min_area}: {one_line(error)}") from error
+
+
+def bands_without_small_areas(bands: Iterable[np.ndarray], min_area: int, folder: Path) -> Iterator[np.ndarray]:
+    """As `without_small_areas`, of an image that comes in bands, which lie in a folder meanwhile."""
+    with RowsOnDisk(folder) as before, RowsOnDisk(folder) as after:
+        for ids in bands:
+            before.write(ids)
+            after.write(ids)  # room for the result
+        without_small_areas(before.whole(), min_area, after.whole())
+        yield from after.again()

@@ -194,7 +194,7 @@ def _save_bands(
     to be looked at."""
     step = -(-max(image.size) // visual_utils.MAX_PANEL_SIDE)
     pixels, shown, top = [], [], 0
-    with visual_utils.IndexedPngWriter(path, image.size, palette) as png:
+    with visual_utils.PngWriter(path, image.size, palette) as png:
         for rows in bands:
             ids = np.asarray(rows).astype(np.uint8)
             png.write(class_map.to_raw(ids))

@@ -354,6 +354,7 @@ def _commands(folder: str, trained: bool) -> list[tuple[str, str]]:
     if trained:
         commands = [
             ("Predict photos:", ["predict.py", "--model", folder, "--output_dir", "predicted", "PHOTOS"]),
+            ("Try it in a browser:", ["app.py", "--model", folder]),
             *commands,
             ("Export it for ONNX Runtime:", ["export_onnx.py", "--model", folder, "--output", f"{folder}/model.onnx"]),
             ("Publish it on the Hub:", ["publish.py", folder]),

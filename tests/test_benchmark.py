@@ -20,7 +20,7 @@ import benchmark_peers
 from benchmark import BenchmarkArguments
 from cli_utils import UserError, parse_arguments
 from data.preprocessing import EvaluationProtocol
-from models.catalogue import MODELS, Model
+from models.catalogue import MIT, MODELS, NVIDIA, Model
 from models.fused_segformer import FusedSegformerDecodeHead
 
 TIMES = {"stock_seconds", "ours_seconds", "ratio", "smallest_ratio", "largest_ratio"}
@@ -228,8 +228,8 @@ def test_a_missing_package_is_named_before_anything_is_measured(monkeypatch):
 
 
 def test_models_are_counted_and_shown(monkeypatch):
-    tiny = Model("some/tiny", "yes: MIT", None, lambda: tiny_configs()["upernet-convnext"])
-    of_masks = Model("some/masks", "no", "50.0 (a paper)", lambda: universal_configs()["mask2former"])
+    tiny = Model("some/tiny", MIT, None, lambda: tiny_configs()["upernet-convnext"])
+    of_masks = Model("some/masks", NVIDIA, "50.0 (a paper)", lambda: universal_configs()["mask2former"])
     monkeypatch.setattr(benchmark, "MODELS", {"tiny": tiny, "masks": of_masks})
     rows = {}
     for name in benchmark.MODELS:
@@ -244,14 +244,18 @@ def test_models_are_counted_and_shown(monkeypatch):
         "| tiny: `--model_name_or_path some/tiny` |" in table
         and "| no published figure | 0.5 GiB | yes: MIT |" in table
     )
-    assert "| 50.0 (a paper) | out of memory | no |" in table
+    assert f"| 50.0 (a paper) | out of memory | {NVIDIA.text} |" in table
 
 
 def test_the_catalogue_is_what_the_documentation_lists():
     text = (Path(benchmark.__file__).parent / "docs" / "models.md").read_text(encoding="utf-8")
     for name, model in MODELS.items():
         (row,) = [line for line in text.splitlines() if line.startswith(f"| {name}: `{model.flags}` |")]
-        assert row.rstrip(" |").endswith(model.commercial) and (model.ade20k or "no published figure") in row
+        cost, published = model.cost, model.ade20k or "no published figure"
+        memory = "not measured" if cost.step is None else f"{cost.step} GiB"
+        cells = [f"{cost.parameters} M", str(cost.gflops), published, memory, model.licence.text]
+        assert row.strip("| ").split(" | ")[1:] == cells
+    assert text.count("`--backbone ") + text.count("`--model_name_or_path ") >= len(MODELS)
 
 
 # ---- what else people would pick ------------------------------------------------------------------------------------

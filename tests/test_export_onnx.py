@@ -106,6 +106,25 @@ def test_confidence_is_the_probability_of_the_class(export, model_dir):
     assert np.abs(confidence / 255 - expected).max() < 1.1 / 255
 
 
+def test_predict_writes_the_confidence_of_a_graph(export, model_dir, photos, tmp_path):
+    file, _ = export("--confidence")
+    predictions(file, photos, tmp_path / "graph", "--save_confidence")
+    predictions(model_dir, photos, tmp_path / "model", "--save_confidence")
+    for seed in range(len(SIZES)):
+        graph, model = (
+            np.asarray(Image.open(tmp_path / folder / "confidence" / f"{seed}.png")).astype(int)
+            for folder in ("graph", "model")
+        )
+        assert np.abs(graph - model).max() <= 2 and model.std() > 5
+
+
+def test_a_graph_predicts_together_with_a_model(export, model_dir, photos, tmp_path):
+    file, _ = export("--logits")
+    predict.main(["--output_dir", str(tmp_path), "--device", "cpu", "--model", str(model_dir), str(file), str(photos)])
+    for seed, alone in enumerate(predictions(model_dir, photos, tmp_path / "alone")):
+        assert (np.asarray(Image.open(tmp_path / f"{seed}.png")) != alone).mean() < 0.001
+
+
 def test_what_a_file_says_of_itself(export, model_dir):
     file, _ = export()
     said = {entry.key: entry.value for entry in onnx.load(file).metadata_props}

@@ -5,7 +5,9 @@ import io
 import json
 import logging
 import os
+import shutil
 import sys
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -30,6 +32,8 @@ from cli_utils import UserError, run_cli
 from data import large_images
 from data.classes import ClassMap
 from data.inputs import expand
+from data.preprocessing import EvaluationProtocol
+from models.predictor import Predictor
 from models.trained_classes import find_class_map
 
 
@@ -291,7 +295,7 @@ def test_unreadable_files_are_named_and_the_others_predicted(model_dir, photos, 
 @pytest.fixture
 def no_model(monkeypatch):
     """Mistakes in the inputs are found before a model is loaded."""
-    monkeypatch.setattr(predict, "load_predictor", lambda *args: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(predict, "load_ensemble", lambda *args: pytest.fail("the model was loaded"))
 
 
 def test_folder_without_images(no_model, tmp_path):
@@ -510,8 +514,6 @@ def test_large_images_are_predicted_in_bands(model_dir, tmp_path, monkeypatch, c
     with Image.open(tmp_path / "bands" / "overlays" / "tif.jpg") as overlay:
         assert overlay.height > 400
     assert "700x1,400 pixels, read and predicted in bands of rows" in capsys.readouterr().err
-    with pytest.raises(UserError, match="--eval_scales and --eval_flip need the whole image several times"):
-        run(model_dir, tmp_path / "flip", *inputs, flags=["--eval_flip"])
 
 
 def test_what_people_drew_is_not_written_over(model_dir, tmp_path):
@@ -639,10 +641,69 @@ def test_bad_flags_of_outputs(no_model, photos, tmp_path, flags, message):
         run("model", tmp_path / "out", photos, flags=flags)
 
 
-def test_outputs_that_need_the_whole_image(model_dir, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(large_images, "LARGE_PIXELS", 2000)
-    with pytest.raises(UserError, match="is read in bands, and --min_area, --save_confidence and"):
-        run(model_dir, tmp_path / "out", photos / "a.png", flags=["--min_area", "9"])
+OF_BANDS = ["--save_confidence", "--save_areas", "--min_area", "30", "--eval_flip", "--eval_scales", "1", "1.5"]
+
+
+@pytest.mark.parametrize("polygons", ["geojson", "coco", "labelme"])
+def test_bands_give_all_that_the_whole_image_gives(model_dir, photos, tmp_path, monkeypatch, polygons):
+    monkeypatch.setattr(large_images, "BAND_BYTES", 2**10)
+    monkeypatch.setattr("models.upsampling.CPU_TILE_BYTES_PER_THREAD", 2**12)
+    # Without flags that change predictions in one case, so that both ways of predicting are seen.
+    flags = ["--save_polygons", polygons, *(OF_BANDS if polygons == "geojson" else OF_BANDS[:4])]
+    for folder in ("whole", "bands"):
+        run(model_dir, tmp_path / folder, photos / "a.png", flags=flags)
+        monkeypatch.setattr(large_images, "LARGE_PIXELS", 2000)
+    whole, bands = (
+        {file.relative_to(tmp_path / folder): file for file in (tmp_path / folder).rglob("*") if file.is_file()}
+        for folder in ("whole", "bands")
+    )
+    assert whole.keys() == bands.keys() and len(whole) == 6
+    for name, file in whole.items():
+        if name.suffix == ".png":
+            assert np.array_equal(ids_in(file), ids_in(bands[name])), name
+        elif name.suffix != ".jpg":
+            assert file.read_text() == bands[name].read_text(), name
+    assert len(np.unique(ids_in(tmp_path / "bands" / "confidence" / "a.png"))) > 20
+
+
+def test_what_needs_the_whole_image_is_refused_before_work_starts(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(large_images, "LARGE_PIXELS", 3000)
+    monkeypatch.setattr(predict, "load_ensemble", lambda *args: replace(graph, needs_whole="it needs the whole"))
+    graph = Predictor("a.onnx", "", ClassMap(NAMES), EvaluationProtocol(64), None, lambda image: None, None)
+    with pytest.raises(UserError, match=r"b\.v2\.bmp \(50x70 pixels\) is read in bands, and it needs the whole"):
+        run("a.onnx", tmp_path / "out", photos)
+    assert not (tmp_path / "out" / "a.png").exists()
+    monkeypatch.setattr(predict, "load_ensemble", lambda *args: replace(graph, predict_with_confidence=None))
+    with pytest.raises(UserError, match=r"--save_confidence: a\.onnx gives classes alone; export the model with"):
+        run("a.onnx", tmp_path / "out", photos, flags=["--save_confidence"])
+
+
+# ---- several models -------------------------------------------------------------------------------------------------
+
+
+def test_several_models_predict_together(model_dir, photos, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(model_dir, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"segmentation_temperature": 3.0}))
+    argv = ["--output_dir", str(tmp_path / "out"), "--device", "cpu", "--save_confidence"]
+    predict.main([*argv, "--model", str(model_dir), str(other), str(photos / "a.png")])
+    likely = [stock_logits(model_dir, noise(40, 60), 64, 96)[0].div(t).softmax(0).numpy() for t in (1, 3)]
+    expected = sum(likely) / 2
+    ids, confidence = (ids_in(tmp_path / "out" / name) for name in ("a.png", "confidence/a.png"))
+    assert (ids == expected.argmax(0)).mean() > 0.999
+    assert np.abs(confidence / 255 - expected.max(0)).max() < 1.1 / 255
+    save_model(tmp_path / "third", names=NAMES | {1: "ground"})
+    with pytest.raises(UserError, match="name of class 1: 'floor' in the one, 'ground' in the other"):
+        predict.main([*argv, str(photos), "--model", str(model_dir), str(tmp_path / "third")])
+
+
+def test_what_is_a_model_and_what_an_input(model_dir, photos):
+    models = [str(model_dir), "graph.onnx", "somebody/model-b0"]
+    inputs = [str(photos), "no/photo.jpg", "*.png", "https://example.org/a.png", "-", "@list.txt"]
+    for word in inputs:
+        assert predict.models_and_inputs([*models, word], ["more.png"]) == (models, [word, "more.png"])
+    assert predict.models_and_inputs(["anything"], []) == (["anything"], [])
 
 
 def test_other_outputs_replace_nothing_either(no_model, tmp_path):

@@ -551,6 +551,23 @@ def test_large_photos_are_copied_for_training(tmp_path, flags, capsys):
     assert "copies" not in capsys.readouterr().err
 
 
+def test_colors_changed_in_batches_make_the_same_run(flags, tmp_path):
+    """Bit for bit, also where it goes on from a checkpoint, with workers, and with batches that are accumulated."""
+    short = ("--eval_strategy", "no", "--gradient_accumulation_steps", "2")
+    short += ("--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "2")
+    weights = []
+    for name, options in (
+        ("single", ["--no_batch_colors"]),
+        ("batch", ["--batch_colors", "--dataloader_num_workers", "1"]),
+        ("resumed", ["--batch_colors", "--resume_from_checkpoint", str(tmp_path / "single" / "checkpoint-1")]),
+    ):
+        argv = [*flags, "--do_train", "--max_steps", "2", "--output_dir", str(tmp_path / name), *short, *options]
+        run_segmentation.main(argv)
+        weights.append(load_file(tmp_path / name / "model.safetensors"))
+    for others in weights[1:]:
+        assert all(torch.equal(tensor, others[name]) for name, tensor in weights[0].items())
+
+
 def test_a_frozen_encoder_stays_as_it_was(run, flags, tmp_path):
     start = load_file(run[0] / "model.safetensors")
     argv = [flag if flag != "--from_scratch" else "--model_name_or_path" for flag in flags]

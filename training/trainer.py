@@ -29,6 +29,7 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from checks.suspects import NOTHING, suspected_errors
 from cli_utils import UserError, WriteError, one_line, remove, write_failure
+from data.colors import finish_batch
 from data.preprocessing import EvaluationProtocol
 from data.streaming import StreamingDataset
 from data_utils import collate_eval, collate_train
@@ -252,7 +253,9 @@ class SegmentationTrainer(Trainer):
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """As stock, under the eyes of `training.divergence`, and without the names, which are not for the model."""
+        """As stock, under the eyes of `training.divergence`, without the names, which are not for the model, and with
+        the colours that were left for the device."""
+        inputs = finish_batch(self._prepare_inputs(inputs), self.protocol)
         self.divergence.begin(model, inputs, num_items_in_batch)
         inputs = {key: value for key, value in inputs.items() if key != "names"}
         loss = self.divergence.end(super().training_step(model, inputs, num_items_in_batch))
@@ -378,6 +381,9 @@ class SegmentationTrainer(Trainer):
         *_, max_steps = self.set_initial_training_values(args, self.get_train_dataloader())
         if record["global_step"] >= self.deadline.last_step(max_steps):
             return self._take_trained(resume_from_checkpoint)
+        if isinstance(self.train_dataset, StreamingDataset) and not args.ignore_data_skip:
+            batches = record["global_step"] * args.gradient_accumulation_steps  # which the stock loop throws away
+            self.train_dataset.skip_first(batches, args.per_device_train_batch_size)
         with lost_workers_named(self):
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 

@@ -17,7 +17,7 @@ from models.calibration import (
     reliability,
     sample_pixels,
 )
-from models.inference import _full_probabilities, at_temperature, predict_confidence, predict_ids, protocol_logits
+from models.inference import _full_probabilities, at_temperature, predict_ids, predict_with_confidence, protocol_logits
 from models.loading import load_trained_model
 
 
@@ -166,9 +166,8 @@ def test_temperature_moves_confidences_and_leaves_classes(model):
     image = noise(60, 90)
     for options in ({}, {"flip": True}):
         plain, cool = (EvaluationProtocol(64, temperature=t, **options) for t in (1.0, 2.5))
-        ids = predict_ids(model, image, plain)
-        assert torch.equal(predict_ids(model, image, cool), ids)
-        before, after = (predict_confidence(model, image, protocol, ids) for protocol in (plain, cool))
+        (ids, before), (same, after) = (predict_with_confidence(model, image, protocol) for protocol in (plain, cool))
+        assert torch.equal(ids, same) and torch.equal(ids, predict_ids(model, image, plain))
         assert after.float().mean() < before.float().mean() - 10
     logits = torch.randn(50, 4)
     found = at_temperature(logits.softmax(1), 2.5)

@@ -1,5 +1,7 @@
 """Universal models against transformers' own forward, loss and post-processing."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,7 @@ from models.geometry import input_geometry
 from models.image_processor import load_image_processor, save_processor_config
 from models.inference import (
     evaluation_protocol,
-    predict_confidence,
+    predict_with_confidence,
     predicted_ids,
     protocol_logits,
     score_logits,
@@ -203,8 +205,9 @@ def test_scores_tile_by_tile_are_detectron2s(size, monkeypatch):
         [[QueryOutput(classes[0].softmax(-1)[:, :-1], masks[0])]], [slice(0, shown[0])], [slice(0, shown[1])]
     )
     torch.testing.assert_close(full_scores(one, size), expected)
-    monkeypatch.setattr("models.mask_scores.TILE_COLUMNS", 50)
-    monkeypatch.setattr("models.mask_scores.tile_bytes", lambda device: 50 * 22 * 4 * 17)  # 17 rows
+    for module in ("mask_scores", "upsampling"):
+        monkeypatch.setattr(f"models.{module}.TILE_COLUMNS", 50)
+    monkeypatch.setattr("models.upsampling.tile_bytes", lambda device: 50 * 22 * 4 * 17)  # 17 rows
     found = torch.empty(*size, 5)
     for pixels, scores in mean_scores([one], size):
         assert max(scores.shape[:2]) <= 50
@@ -292,8 +295,7 @@ def test_flip_and_scales_average_scores(name):
             output = model(pixel_values=pixels[None])
             one = detectron2s_order(output.class_queries_logits, output.masks_queries_logits, (64, 96), (64, 96))
             scores.append(one.flip(-1) if flipped else one)
-        ids = predicted_ids(passes, (64, 96))
-        confidence = predict_confidence(model, image, protocol, ids)
+        ids, confidence = predict_with_confidence(model, image, protocol)
         rows, columns = torch.tensor([0, 17, 63]), torch.tensor([95, 40, 0])
         sampled = scores_at(passes, (64, 96), rows, columns)
     assert len(passes) == 2
@@ -321,12 +323,16 @@ def test_masked_attention_draws_the_same_for_every_image():
 
 
 @pytest.mark.parametrize("name", UNIVERSAL)
-def test_loading_and_other_classes(name, tmp_path):
+def test_loading_and_other_classes(name, tmp_path, caplog):
     model = make_model(name)
     model.save_pretrained(tmp_path)
     again = load_trained_model(str(tmp_path))
     assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in model.state_dict().items())
-    more = load_model(str(tmp_path), ID2LABEL | {3: "tree"})
+    caplog.set_level(logging.INFO, "models.loading")
+    more = load_model(str(tmp_path), ID2LABEL | {3: "tree"})  # as one of COCO's panoptic classes for one's own
+    (said,) = [line for line in caplog.messages if " tensors loaded" in line]
+    kept = "class_predictor, as it was trained on 3 classes (sky, road, car) and the data has 4"
+    assert said.endswith(kept) and "criterion" not in said
     fresh = {key for key, tensor in model.state_dict().items() if tensor.shape != more.state_dict()[key].shape}
     assert {key.split(".")[-2] for key in fresh} == {"class_predictor", "criterion"}
     assert more.criterion.empty_weight.tolist() == pytest.approx([1, 1, 1, 1, 0.1])
