@@ -27,6 +27,7 @@ from cli_utils import UserError, printable
 from data.augmentation import TrainTransform
 from data.bulk import column_of
 from data.classes import ClassMap
+from data.reduced_copies import add_copies
 from data_utils import Data, SegmentationDataset, find_classes, load_data
 from models.catalogue import MODELS
 from models.configurations import is_universal
@@ -415,9 +416,11 @@ def _try(plan, steps, facts, class_map, train_split, eval_split, machine, minute
         seconds=high if minutes is None else min(high, max(low, PROBE_SHARE * 60 * minutes)),
     )
     tried = measure_apart(partial(steps.build_model, args, class_map), request)
-    examples = SegmentationDataset(train_split, transform, args.training.seed)
-    loading = []
-    for index in np.linspace(0, len(examples) - 1, LOADED).astype(int).tolist():
+    few = train_split.select(np.linspace(0, len(train_split) - 1, LOADED).astype(int).tolist())
+    if args.augmentation.copies_large_photos:
+        few = add_copies(few, transform)
+    examples, loading = SegmentationDataset(few, transform, args.training.seed), []
+    for index in range(len(examples)):
         begin = time.perf_counter()
         examples[index]
         loading.append(time.perf_counter() - begin)
