@@ -27,9 +27,16 @@ from data.preprocessing import EvaluationProtocol, short_side_of
 from metrics_utils import IGNORE_INDEX
 from models.configurations import is_eomt, is_universal
 from models.geometry import input_geometry
-from models.losses import check_shapes, log_likelihood, targets_of
+from models.losses import check_shapes, targets_of
 from models.mask_scores import QueryPass, full_scores, mean_scores, query_outputs, rows_of_scores, share_of_scores
-from models.upsampling import TiledUpsampling, empty_prediction, full_precision, tile_rows, upsampled_argmax
+from models.upsampling import (
+    TiledUpsampling,
+    empty_prediction,
+    full_precision,
+    tile_argmax,
+    tile_rows,
+    upsampled_argmax,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -377,11 +384,11 @@ def upsampled_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Te
         upsampling = TiledUpsampling(logits, labels.shape[-2:])
         for image in range(logits.shape[0]):
             target, valid = targets_of(labels[image], logits.shape[1], IGNORE_INDEX)
-            likelihood = upsampling.new_empty(*target.shape)
+            loss = upsampling.new_empty(*target.shape)
             for tile in upsampling.tiles(image):
                 prediction[image][tile.pixels] = upsampling.argmax(tile)
-                likelihood[tile.pixels] = upsampling.softmax(tile).gather(-1, target[tile.pixels])
-            losses.append(-(log_likelihood(upsampling, image, target, likelihood) * valid).sum())
+                loss[tile.pixels] = upsampling.log_sum(tile) - tile.logits.gather(-1, target[tile.pixels])
+            losses.append((loss * valid).sum())
             valid_pixels.append(valid.sum())
     return prediction, torch.stack(losses), torch.stack(valid_pixels)
 
@@ -449,18 +456,20 @@ def mean_softmax(
     # Drawn one at a time, since each tile overwrites the one before it.
     tiles = [other.tiles(0) for other in others]
     for tile in first.tiles(0):
-        probabilities = tile.logits.softmax(-1)
+        probabilities = first.softmax(tile)
+        if others:  # which use its memory
+            probabilities = probabilities.clone()
         for other, its_tiles in zip(others, tiles, strict=True):
             probabilities += other.softmax(next(its_tiles))
         yield tile.pixels, probabilities.div_(1 + len(others))
 
 
 def most_likely(probabilities: Tensor, dim: int, threshold: float) -> Tensor:
-    """argmax along `dim`, as the threshold between two classes moves it."""
+    """argmax along `dim`, 1 of (1, C, H, W) or -1 of a tile, as the threshold between two classes moves it."""
     if threshold != 0.5:
         probabilities = probabilities.movedim(dim, -1) * _class_weights(threshold, probabilities.device)
-        dim = -1
-    return probabilities.argmax(dim)
+        return probabilities.argmax(-1)
+    return tile_argmax(probabilities) if dim == -1 else probabilities.argmax(dim)
 
 
 def _full_logits(one: PassLogits, size: tuple[int, int]) -> Tensor:
