@@ -27,6 +27,7 @@ from cli_utils import UserError, printable
 from data.augmentation import TrainTransform
 from data.bulk import column_of
 from data.classes import ClassMap
+from data.reduced_copies import add_copies
 from data_utils import Data, SegmentationDataset, find_classes, load_data
 from models.catalogue import MODELS
 from models.configurations import is_universal
@@ -66,6 +67,7 @@ class Steps(NamedTuple):
     find_model: arguments → configuration, image processor, transform. check: data, arguments, output folder → raises
     for what names show. prepare: data, class map, arguments → splits, findings.
     choose_splits: splits, flags of the run → training and evaluation split. build_model: arguments, class map → model.
+    fit_bands: arguments, splits, image processor, transform → the last two, for bands of more than 8 bits.
     """
 
     find_model: Callable[[Arguments], tuple[PretrainedConfig, ImageProcessingMixin, TrainTransform]]
@@ -73,6 +75,7 @@ class Steps(NamedTuple):
     prepare: Callable[[Data, ClassMap, Arguments], tuple[DatasetDict, list[Finding] | None]]
     choose_splits: Callable[[DatasetDict, RunArguments], list[Dataset | None]]
     build_model: Callable[[Arguments, ClassMap], PreTrainedModel]
+    fit_bands: Callable[..., tuple[ImageProcessingMixin, TrainTransform]]
 
 
 def make_plan(args: Arguments, steps: Steps) -> str:
@@ -391,7 +394,8 @@ def _plan_size(plan: _Plan, facts: DataFacts) -> None:
 def _try(plan, steps, facts, class_map, train_split, eval_split, machine, minutes) -> Measured:
     """What a step, an evaluation and the loading of an example cost."""
     args = plan.args
-    transform = steps.find_model(args)[-1]
+    _, image_processor, transform = steps.find_model(args)
+    _, transform = steps.fit_bands(args, {"train": train_split}, image_processor, transform)
     protocol = transform.protocol
     split = train_split if eval_split is None else eval_split
     height, width = median_side(split, "height"), median_side(split, "width")
@@ -412,9 +416,11 @@ def _try(plan, steps, facts, class_map, train_split, eval_split, machine, minute
         seconds=high if minutes is None else min(high, max(low, PROBE_SHARE * 60 * minutes)),
     )
     tried = measure_apart(partial(steps.build_model, args, class_map), request)
-    examples = SegmentationDataset(train_split, transform, args.training.seed)
-    loading = []
-    for index in np.linspace(0, len(examples) - 1, LOADED).astype(int).tolist():
+    few = train_split.select(np.linspace(0, len(train_split) - 1, LOADED).astype(int).tolist())
+    if args.augmentation.copies_large_photos:
+        few = add_copies(few, transform)
+    examples, loading = SegmentationDataset(few, transform, args.training.seed), []
+    for index in range(len(examples)):
         begin = time.perf_counter()
         examples[index]
         loading.append(time.perf_counter() - begin)
