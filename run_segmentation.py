@@ -89,6 +89,7 @@ from training.output_folder import (
 )
 from training.plan_file import Steps, make_plan
 from training.run_arguments import RunArguments
+from training.scattering import built_whole
 from training.trainer import SegmentationTrainer
 
 logger = logging.getLogger(__name__)
@@ -110,7 +111,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             logger.warning(sentence)
         set_seed(args.training.seed)
         repo_id = open_repository(args)
-        config, image_processor, transform = find_model(args)
+        with built_whole(args.training):
+            config, image_processor, transform = find_model(args)
         annealing_phases = check_model(config, args)
 
         # Data. The main process prepares it, the others read its cache.
@@ -136,7 +138,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
         # Model.
         image_processor.do_reduce_labels = class_map.do_reduce_labels
-        model = build_model(args, class_map)
+        with built_whole(args.training):
+            model = build_model(args, class_map)
         logger.info(describe_model(model))
         logger.info(f"evaluation: {protocol.describe()}")
         if args.training.do_train:

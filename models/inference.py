@@ -11,6 +11,7 @@ the last pixel. Evaluation takes the two steps of `predict_ids` one by one, the 
 """
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -182,6 +183,13 @@ def protocol_logits(
     if protocol.output != "queries" and len(passes) == 1 and passes[0].windows is None:
         return passes[0].logits
     return passes
+
+
+def count_passes(pixel_values: Tensor | list[Tensor], protocol: EvaluationProtocol) -> int:
+    """How often `protocol_logits` runs the network for an image."""
+    images = [pixel_values] if isinstance(pixel_values, Tensor) else pixel_values
+    windows = sum(math.prod(len(protocol.windows(side)) for side in image.shape[-2:]) for image in images)
+    return windows * (2 if protocol.flip else 1)
 
 
 def _window_logits(

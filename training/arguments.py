@@ -283,6 +283,8 @@ class Arguments:
             raise UserError("--ema_decay averages whole weights, which FSDP and DeepSpeed scatter; leave it out")
         if engine in SCATTERING:
             self._check_scattered(engine)
+        if engine == "FSDP" and self.training.device.type == "cpu":
+            logger.warning("accelerate does not scatter over CPUs: each process has the whole model, as without FSDP")
         if self.optimization.skip_nonfinite and "DeepSpeed" in engine:
             raise UserError("--skip_nonfinite cannot hold back the steps of DeepSpeed; leave it out")
         if self.optimization.sync_bn and self.training.world_size > 1 and self.training.device.type == "cpu":
@@ -319,11 +321,10 @@ class Arguments:
             raise UserError("without --do_train, --model_name_or_path must name the trained model to evaluate")
 
     def _check_scattered(self, engine: str) -> None:
-        """No process has the whole model: it runs in all of them together, as often in each."""
+        """No process has the whole model, as these need it."""
         flags = {
             "do_predict": (self.training.do_predict, "predict afterwards, with predict.py on the saved model"),
             "dry_run": (self.run.dry_run, "try it out without the launcher"),
-            "slide_crop": (self.evaluation.slide_crop is not None, "evaluate the saved model afterwards"),
         }
         for name, (is_given, instead) in flags.items():
             if is_given:

@@ -16,7 +16,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from cli_utils import UserError, shorten, write_text
-from training.arguments import Arguments, SegmentationTrainingArguments
+from training.arguments import Arguments, SegmentationTrainingArguments, engine_of
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +186,7 @@ def check_flags(checkpoint: str, args: Arguments) -> None:
             f"{checkpoint} was trained with an effective batch of {batches[0][1]}, now it is {batches[1][1]}; choose "
             "--per_device_train_batch_size and --gradient_accumulation_steps so that the product stays the same"
         )
-    if not (training.fsdp or training.deepspeed):
+    if not engine_of(training):
         for name in ("optimizer.pt", "scheduler.pt"):
             if name not in record["files"]:
                 raise UserError(

@@ -111,7 +111,7 @@ class DivergenceGuard:
 
         skipped = skipped_steps(trainer.state) + 1
         what = _describe(trainer, guilty, gradient_norm)
-        if self.keeps_dump and skipped in (1, self.allowed + 1) and not _is_scattered(trainer):
+        if self.keeps_dump and skipped in (1, self.allowed + 1) and not is_scattered(trainer):
             file = Path(trainer.args.output_dir) / DUMP_FILE
             written = trainer.args.process_index == guilty[0].process and _save(file, trainer, bad or seen)
             if any(gather_object([written])):
@@ -169,7 +169,7 @@ def _last_checkpoint(trainer) -> str:
     return f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint"
 
 
-def _is_scattered(trainer) -> bool:
+def is_scattered(trainer) -> bool:
     """Whether no process has the whole model."""
     return trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
 
@@ -179,7 +179,7 @@ def _is_scattered(trainer) -> bool:
 
 def check_weights(trainer) -> None:
     """Raises UserError instead of letting weights that are not finite be saved."""
-    if _is_scattered(trainer):
+    if is_scattered(trainer):
         return
     model = trainer.accelerator.unwrap_model(trainer.model)
     try:

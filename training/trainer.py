@@ -37,14 +37,14 @@ from metrics_utils import ComputeMetrics, boundary_counts, confusion_matrix, wit
 from models.adapters import merged_state_dict, save_adapters, with_adapters
 from models.calibration import sample_pixels
 from models.configurations import is_universal
-from models.inference import predict_ids, protocol_logits, score_logits
+from models.inference import count_passes, predict_ids, protocol_logits, score_logits
 from models.loading import check_finite
 from models.objectives import find_objective
 from training.annealing import MaskAnnealing
 from training.checkpoints import fault_of, newest_checkpoint, read_record, seal
 from training.deadline import Deadline
 from training.display import Display, is_live
-from training.divergence import DivergenceGuard, check_weights, poisoned, raise_on_nonfinite_losses
+from training.divergence import DivergenceGuard, check_weights, is_scattered, poisoned, raise_on_nonfinite_losses
 from training.ema import WeightAverage
 from training.interruption import deaf, lost_workers_named
 from training.optimizer import (
@@ -56,6 +56,7 @@ from training.optimizer import (
 )
 from training.output_folder import NEW_RUN, checkpoints_after, move_in, save_results
 from training.run_loss import RunLoss
+from training.scattering import prepare_for_fsdp
 from training.workers import describe_workers
 
 logger = logging.getLogger(__name__)
@@ -169,6 +170,8 @@ class SegmentationTrainer(Trainer):
             compute_metrics=None,
             **kwargs,
         )
+        if self.is_fsdp_enabled:
+            prepare_for_fsdp(self.model)
         self.objective = find_objective(
             self.model, losses, class_weights, self.args.label_smoothing_factor, fused_ops, void_in_masks
         )
@@ -312,6 +315,7 @@ class SegmentationTrainer(Trainer):
         num_labels = len(self.compute_metrics.id2label)
         matrices, mean_losses, valid_pixels, boundary, brightness, suspects = [], [], [], [], [], []
         samples = []
+        missing = self._fewer_passes_than_others(inputs["pixel_values"]) if is_scattered(self) else 0
         with torch.inference_mode():
             for pixel_values, labels in zip(inputs["pixel_values"], inputs["labels"], strict=True):
                 with self.compute_loss_context_manager():
@@ -328,9 +332,28 @@ class SegmentationTrainer(Trainer):
                 found = suspected_errors(logits[0].float().softmax(0), labels) if looks else NOTHING
                 suspects.append(torch.from_numpy(found).to(labels.device))
                 samples.append(sample_pixels(logits, labels, prediction[0], self.sampled_pixels))
+            for _ in range(missing):
+                self._run_for_nothing(model, inputs["pixel_values"][0])
         counts = (torch.stack(matrices), torch.cat(mean_losses), torch.cat(valid_pixels), torch.stack(boundary))
         counts += (torch.stack(brightness), torch.stack(suspects), *map(torch.stack, zip(*samples, strict=True)))
         return None, counts, torch.zeros(len(matrices), device=matrices[0].device)
+
+    def _fewer_passes_than_others(self, images) -> int:
+        """How often the network runs more in another process than in this one, for the windows of a batch.
+
+        Scattered weights are gathered by all processes together, so one that still had to would wait for ever. Asked
+        beforehand, as all processes have to meet in the same order.
+        """
+        passes = torch.tensor(sum(count_passes(image, self.protocol) for image in images), device=self.args.device)
+        torch.distributed.all_reduce(most := passes.clone(), torch.distributed.ReduceOp.MAX)
+        return int(most - passes)
+
+    def _run_for_nothing(self, model, image: torch.Tensor | list[torch.Tensor]) -> None:
+        """One pass over the first window of an image, for what other processes need of this one's weights."""
+        image = image if isinstance(image, torch.Tensor) else image[0]
+        row, column = (self.protocol.windows(side)[0] for side in image.shape[-2:])
+        with self.compute_loss_context_manager():
+            model(pixel_values=image[None, :, row, column].to(self.args.device))
 
     def predict_ids(self, image: Image.Image | torch.Tensor) -> torch.Tensor:
         """`models.inference.predict_ids` in the Trainer's precision: the prediction that `evaluate` scores."""

@@ -99,7 +99,6 @@ def test_the_engine_is_told_by_the_launcher(monkeypatch, environment, engine):
     [
         (["--do_predict"], "--do_predict does not go with FSDP, .*predict.py"),
         (["--dry_run"], "--dry_run does not go with FSDP"),
-        (["--slide_crop", "64"], "--slide_crop does not go with FSDP"),
         (["--ema_decay", "0.9"], "--ema_decay averages whole weights"),
     ],
 )
