@@ -271,13 +271,18 @@ def decode_pair(
 
 def count_values(ids: np.ndarray) -> dict[int, int]:
     """Value → pixels."""
-    if ids.dtype == np.uint8 or (ids.size and 0 <= ids.min() and ids.max() < 65536):  # far faster than `unique`
-        counts = np.bincount(ids.reshape(-1))
+    flat = ids.reshape(-1)
+    # Masks are areas, so there are far fewer runs of equal values than pixels; of noise there are as many.
+    starts = np.flatnonzero(np.append(True, flat[1:] != flat[:-1])[: flat.size])
+    values, lengths = flat[starts], np.diff(starts, append=flat.size)
+    if values.dtype == np.uint8:  # as most are, and far faster than `unique`
+        counts = np.bincount(values, weights=lengths)  # floats, exact below 2^53
         values = np.flatnonzero(counts)
         counts = counts[values]
     else:
-        values, counts = np.unique(ids, return_counts=True)
-    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+        values, place = np.unique(values, return_inverse=True)
+        counts = np.bincount(place, weights=lengths)
+    return dict(zip(values.tolist(), counts.astype(np.int64).tolist(), strict=True))
 
 
 def _label(record: PairRecord, decoded: DecodedPair | None, class_map: ClassMap) -> np.ndarray | None:
