@@ -20,9 +20,9 @@ Stock is what a user of transformers has without this project, ours what `run_se
   then upsampled together with `nn.functional.interpolate`, argmax, and evaluate's `mean_iou` (`stock_mean_iou` stands
   in for it, since `evaluate.load` needs the Hub), ignoring label 255 as the loss does, where the example ignores class
   0. Ours is `SegmentationTrainer.evaluate` with all that it reports besides: boundary IoU, counts of each image,
-  confidence interval. Square images give both networks the same pixels, so loss and scores must agree and the times
-  compare like with like. Of 4:3 photos ours keeps the aspect, a third more pixels for network and score, while stock
-  squashes them.
+  confidence interval, calibration. Square images give both networks the same pixels, so loss and scores must agree
+  and the times compare like with like. Of 4:3 photos ours keeps the aspect, a third more pixels for network and score,
+  while stock squashes them.
 * predict: one photo of S x 4/3 S, in memory, to the mask of its size. Stock is image processor, model and
   `post_process_semantic_segmentation`, with the processor set to the very input size that our protocol chooses. The
   masks must agree but for a few pixels where classes tie.
@@ -79,6 +79,7 @@ from data.output_paths import check_files_writable
 from data.preprocessing import EvaluationProtocol
 from data_utils import SegmentationDataset, load_segmentation_dataset
 from metrics_utils import IGNORE_INDEX
+from models.calibration import calibrate, pixels_per_image
 from models.catalogue import MODELS
 from models.geometry import input_geometry
 from models.inference import predict_ids
@@ -329,6 +330,7 @@ def evaluation(args: BenchmarkArguments, ours: bool, width: int | None = None) -
         protocol = EvaluationProtocol(args.size)
         dataset = SegmentationDataset(split, protocol)
         trainer = SegmentationTrainer(model, training_args, eval_dataset=dataset, protocol=protocol)
+        trainer.sampled_pixels = pixels_per_image(len(dataset), args.num_labels)
     else:
         dataset = split.with_transform(partial(stock_squares, side=args.size))
         metrics = stock_metrics(args.num_labels, args.folder)
@@ -338,7 +340,9 @@ def evaluation(args: BenchmarkArguments, ours: bool, width: int | None = None) -
     def run() -> dict[str, float]:
         metrics = trainer.evaluate()
         if ours:
-            bootstrap_interval(trainer.compute_metrics.counts)
+            counted = trainer.compute_metrics
+            bootstrap_interval(counted.counts)
+            calibrate(*counted.others[-2:], counted.counts[:, 1].sum(axis=-1))
         return {name: float(metrics[name]) for name in ("eval_loss", "eval_mean_iou", "eval_overall_accuracy")}
 
     return run
@@ -536,10 +540,10 @@ def multiply_adds(model: PreTrainedModel, size: int) -> float:
 
 
 def measure_models(args: BenchmarkArguments) -> dict[str, dict]:
-    """Parameters, multiply-adds and the memory of a training step of every model, weights, gradients and optimizer
-    included."""
+    """Parameters, multiply-adds and the memory of a training step, weights, gradients and optimizer included, of every
+    model, or of the one that `--variant` names."""
     rows = {}
-    for name in MODELS:
+    for name in [args.variant] if args.variant in MODELS else MODELS:
         one = replace(args, variant=name)
         model = one_model(one)
         size = sum(parameter.numel() for parameter in model.parameters())

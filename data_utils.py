@@ -13,7 +13,7 @@ every file once, `augmentation` and `preprocessing` make pixels of images.
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -38,14 +38,17 @@ from data.classes import (
     read_label_mapping,
     two_class_map,
 )
+from data.colors import finish_batch
 from data.hub_datasets import class_list_folder, load_through_datasets, standard_columns, standard_splits
 from data.image_files import StoredFile, decode_image, rgb_view
+from data.jpeg_files import decode_jpeg, decode_pixels
 from data.layouts import Pair, visible_folders
 from data.mask_values import SAMPLE, annotation_values, are_binary, looks_published, read_mask_values
 from data.pairing import PairingFlags, find_dataset
 from data.preparation import undecoded
 from data.preprocessing import EvaluationProtocol
 from data.rare_classes import RareClassCrops
+from data.reduced_copies import COPY
 from data.splitting import split_train
 from data.stored_masks import decode_mask
 from data.streaming import NO_CLASS_LIST, open_streams
@@ -426,10 +429,10 @@ def _infer_classes(
 class SegmentationDataset(torch.utils.data.Dataset):
     """Examples for the model from a split of `prepare_dataset`, decoded and transformed as they are read.
 
-    With a `TrainTransform`: float32 "pixel_values" (C, S, S), uint8 "labels" (S, S) and "name", random as a function
-    of seed, epoch and index alone, so that neither a resumed run nor the number of workers changes them. With an
-    `EvaluationProtocol`: "pixel_values" (C, h, w) as the network is to see them, "labels" (H, W) as annotated. The
-    protocol's number of channels decides how image files are read, see `read`.
+    With a `TrainTransform`: what it makes, mostly float32 "pixel_values" (C, S, S) and uint8 "labels" (S, S), and
+    "name", random as a function of seed, epoch and index alone, so that neither a resumed run nor the number of
+    workers changes them. With an `EvaluationProtocol`: "pixel_values" (C, h, w) as the network is to see them,
+    "labels" (H, W) as annotated. The protocol's number of channels decides how image files are read, see `read`.
 
     rare_crops: with a `TrainTransform`, which examples show another image than that of their index, around a class.
     """
@@ -444,7 +447,8 @@ class SegmentationDataset(torch.utils.data.Dataset):
         self.protocol = transform.protocol if isinstance(transform, TrainTransform) else transform
         # Decoded here, where an error can name the file.
         self.split = split.cast_column("image", datasets.Image(decode=False))
-        self._rows = undecoded(self.split.select_columns(["image", "label", "name"]))
+        columns = [name for name in ("image", "label", "name", COPY) if name in self.split.column_names]
+        self._rows = undecoded(self.split.select_columns(columns))
         self._stamps = [_stamp(path) for path in self._rows.select_columns("image").flatten()["image.path"]]
         self._touched: set[int] = set()
         self.transform = transform
@@ -467,27 +471,27 @@ class SegmentationDataset(torch.utils.data.Dataset):
         Raises:
             UserError: the image cannot be read, or is not the one that it was as this was made; names its file.
         """
-        image, label, _ = self._decode(index, reduces=False)
+        label, file, _ = self._stored(index)
+        image = decode_image(file, self.protocol.num_channels)
+        self._check_unchanged(index, file, tvF.get_size(image), label)
         return image, Image.fromarray(label)
 
-    def _decode(self, index: int, reduces: bool) -> tuple[Image.Image | torch.Tensor, np.ndarray, str]:
-        """As `read`, with the mask as uint8 (H, W), and the name.
-
-        reduces: the image may be as much smaller as the transform lets it be.
-        """
+    def _stored(self, index: int) -> tuple[np.ndarray, StoredFile, bytes | None]:
+        """Mask, uint8 (H, W), the image, and the copy that is read for training in its place, if there is one."""
         row = self._rows[index]
-        label, file = decode_mask(row["label"]["bytes"]), StoredFile.of(row["image"], row["name"])
-        reduction = self.transform.reduction(*label.shape) if reduces else 1
-        image = decode_image(file, self.protocol.num_channels, reduction)
-        height, width = tvF.get_size(image)
-        if (height, width) not in (label.shape, tuple(side // reduction for side in label.shape)):
+        return decode_mask(row["label"]["bytes"]), StoredFile.of(row["image"], row["name"]), row.get(COPY)
+
+    def _check_unchanged(
+        self, index: int, file: StoredFile, size: Sequence[int], label: np.ndarray, reduction: int = 1
+    ) -> None:
+        """Raises UserError where an image is not the one that it was. size: height and width, of all or of a part."""
+        if tuple(size) not in (label.shape, tuple(side // reduction for side in label.shape)):
             raise UserError(
-                f"{file.location} has changed since it was prepared: it is {width}x{height} "
+                f"{file.location} has changed since it was prepared: it is {size[1]}x{size[0]} "
                 f"now, its mask {label.shape[1]}x{label.shape[0]}; put the old file back and go on with "
                 "--resume_from_checkpoint last, or start again with a new mask"
             )
         self._compare_stamp(file.path, index)
-        return image, label, row["name"]
 
     def _compare_stamp(self, path: str | None, index: int) -> None:
         """Another image of the same size has as many pixels, but hardly ever as many bytes; one that has may just have
@@ -508,11 +512,17 @@ class SegmentationDataset(torch.utils.data.Dataset):
         shown_class, rng = None, np.random.default_rng([self.seed, int(self._epoch), index])
         if self.rare_crops is not None:
             index, shown_class = self.rare_crops.draw(index, rng)
+        label, file, small = self._stored(index)
         trains = isinstance(self.transform, TrainTransform)
-        image, label, name = self._decode(index, reduces=trains)
+        if trains and small:
+            self._compare_stamp(file.path, index)
+            return self.transform(decode_jpeg(small), label, rng, shown_class) | {"name": file.name}
+        reduction = self.transform.reduction(*label.shape) if trains else 1
+        pixels = decode_pixels(file, self.protocol.num_channels, reduction)
+        self._check_unchanged(index, file, pixels.shape[-2:], label, reduction)
         if trains:
-            return self.transform(image, label, rng, shown_class) | {"name": name}
-        return {"pixel_values": self.transform.preprocess(image), "labels": torch.from_numpy(label)}
+            return self.transform(pixels, label, rng, shown_class) | {"name": file.name}
+        return {"pixel_values": self.transform.preprocess(pixels), "labels": torch.from_numpy(label)}
 
 
 def _stamp(path: str | None) -> tuple[int, int] | None:
@@ -540,8 +550,10 @@ def augmentation_preview(
         drawn = []
         for draw in range(draws):
             dataset.set_epoch(draw)
-            example = dataset[index]
-            drawn.append((rgb_view(dataset.protocol.denormalize(example["pixel_values"])), example["labels"].numpy()))
+            batch = finish_batch(collate_train([dataset[index]]), dataset.protocol)
+            drawn.append(
+                (rgb_view(dataset.protocol.denormalize(batch["pixel_values"][0])), batch["labels"][0].numpy())
+            )
         rows.append((names[index], rgb_view(dataset.read(index)[0]), drawn))
     dataset.set_epoch(epoch)
     return visual_utils.augmentation_sheet(rows, class_map.colors(), class_map.id2label, IGNORE_INDEX)
@@ -549,14 +561,17 @@ def augmentation_preview(
 
 def collate_train(examples: list[dict]) -> dict[str, torch.Tensor]:
     """→ float32 "pixel_values" (B, C, S, S), int64 "labels" (B, S, S) and uint8 "names" (B, `NAME_BYTES`), for
-    `names_of_batch`: what shares batches out among processes knows tensors alone."""
+    `names_of_batch`: what shares batches out among processes knows tensors alone.
+
+    Of examples whose colours are left for later what `data.colors.finish_batch` makes this of: pixels and labels are
+    bytes yet.
+    """
     names = [example.get("name", "").encode(errors="replace")[-NAME_BYTES:] for example in examples]
     padded = bytearray(b"".join(name.ljust(NAME_BYTES, b"\0") for name in names))
-    return {
-        "pixel_values": torch.stack([example["pixel_values"] for example in examples]),
-        "labels": torch.stack([example["labels"] for example in examples]).long(),
-        "names": torch.frombuffer(padded, dtype=torch.uint8).view(len(names), NAME_BYTES),
-    }
+    batch = {key: torch.stack([example[key] for example in examples]) for key in examples[0] if key != "name"}
+    if batch["pixel_values"].is_floating_point():
+        batch["labels"] = batch["labels"].long()
+    return batch | {"names": torch.frombuffer(padded, dtype=torch.uint8).view(len(names), NAME_BYTES)}
 
 
 def names_of_batch(names: torch.Tensor) -> list[str]:

@@ -24,10 +24,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import datasets
+
 from cli_utils import UserError, given_flags, parse_arguments, run_cli, set_up_logging, write_text
 from data.output_paths import check_writable
 from run_segmentation import PLANNED_STEPS
 from training.arguments import EXCLUSIVE, GROUPS, Arguments
+from training.display import is_live
 from training.plan_file import make_plan
 
 FIRST_LINE = "# Planned for "
@@ -74,6 +77,8 @@ def main(argv: list[str] | None = None) -> str:
     """
     plan_args, args = parse(argv)
     set_up_logging(force=False)
+    if not is_live():
+        datasets.disable_progress_bars()
     with TemporaryDirectory() as folder:
         args.training.output_dir = folder
         text = make_plan(args, PLANNED_STEPS)

@@ -3,9 +3,14 @@
     python predict.py --model outputs/mine --output_dir predicted photo.jpg folder_of_photos
     python predict.py --model nvidia/segformer-b0-finetuned-ade-512-512 --output_dir predicted photo.jpg
     python predict.py --model mine.onnx --output_dir predicted photo.jpg                # see export_onnx.py
+    python predict.py --model outputs/a outputs/b --output_dir predicted photo.jpg      # together
+    python predict.py --model outputs/mine --output_dir predicted @list.txt https://example.org/photo.jpg 'more/*.png'
+    cat photo.jpg | python predict.py --model outputs/mine - > mask.png
 
-Folders are searched with their subfolders. Written to --output_dir, NAME being a file's name, or its path below the
-folder that was given, without the extension:
+Folders are searched with their subfolders. A list has a file, a folder, a pattern or an address a line; - takes one
+image from stdin and gives its PNG alone, to stdout. Written to --output_dir, NAME being a file's name, or its path
+below the folder that was given, or, of a file in a list, as the list names it, or an address's host and path, without
+the extension:
 
     NAME.png            class of every pixel at the image's size: an indexed PNG in the annotation files' own values
     overlays/NAME.jpg   image and prediction side by side, with the names of the classes
@@ -15,7 +20,7 @@ folder that was given, without the extension:
 
 Where a name is no file name on every system, or two differ in capitals alone, a line says what they became. Files of
 kinds that are not read, and masks in the folders of a dataset, are passed over with a warning, and the exit code is 0;
-it is 1 where a file that should have been read could not be.
+it is 1 where a file that should have been read, or an address, could not be.
 
 Images of more than 89 million pixels are predicted a band of rows after the other, with the same result and in little
 memory: TIFF files are also read so, through rasterio (pip install rasterio); others are decoded at once.
@@ -24,52 +29,59 @@ Photos are turned upright first, as their EXIF orientation says, and predictions
 evaluated with --slide_crop, --eval_scales and so on predicts as it was evaluated when it is given the same flags here.
 """
 
-import glob
 import logging
+import os
+import re
+import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, redirect_stdout
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from PIL import Image
+from torchvision.transforms.v2 import functional as tvF
 
 import visual_utils
 from cli_utils import (
     UserError,
     WriteError,
     check_installed,
+    check_positive,
     count_of,
+    one_line,
     parse_arguments,
     run_cli,
     set_up_logging,
     shorten,
-    written_aside,
 )
 from data.arguments import EvaluationArguments
-from data.image_files import read_channels
-from data.large_images import LargeImage, open_large
+from data.classes import ClassMap
+from data.image_files import TIFF_SIGNATURES, read_channels
+from data.inputs import STDIN, Address, Downloads, Input, expand
+from data.large_images import LargeImage, large_size, no_limit, open_large
 from data.layouts import Tree
 from data.output_paths import check_writable, output_names, refuse_inputs
 from data.synonyms import IMAGE_EXTENSIONS
 from data.trial_pairing import masks_among
 from data.unread import describe_unread, unread_pictures
-from metrics_utils import IGNORE_INDEX
-from models.banded import predict_bands
-from models.configurations import is_universal
-from models.image_processor import load_image_processor
-from models.inference import evaluation_protocol, find_device, predict_confidence, predict_ids
-from models.loading import describe_model, load_trained_model
-from models.onnx_model import OnnxModel
-from models.trained_classes import find_class_map
+from metrics_utils import IGNORE_INDEX, csv_text
+from models.ensemble import load_ensemble
+from models.inference import find_device
+from reports.polygons import FORMATS, CocoAnnotations, geojson, labelme
 from reports.prediction_outputs import (
     Areas,
+    ConfidenceMap,
     Georeference,
-    geojson,
+    bands_without_small_areas,
     geotiff,
     read_georeference,
+    with_nodata,
     without_small_areas,
 )
 from reports.predictions import prediction_files, refuse_foreign, write_predictions
@@ -77,23 +89,37 @@ from reports.video import split_videos, video_file, write_video
 
 logger = logging.getLogger(__name__)
 
-CONTACT_SHEET, AREAS = "contact_sheet.png", "areas.csv"
+CONTACT_SHEET, AREAS, COCO = "contact_sheet.png", "areas.csv", "coco.json"
 
 
 @dataclass
 class PredictArguments:
     """What to segment, with which model, and where the results go."""
 
-    model: str = field(
+    model: list[str] = field(
         metadata={
-            "help": "folder or Hub id of a trained model, or a file of export_onnx.py",
+            "help": "folder or Hub id of a trained model, or a file of export_onnx.py; of several with the "
+            "same classes the probabilities are averaged",
             "metavar": "DIR_OR_ID_OR_FILE",
         }
     )
-    output_dir: Path = field(metadata={"help": "folder for predictions, overlays and the contact sheet"})
-    inputs: list[Path] = field(
+    output_dir: Path | None = field(
+        default=None,
+        metadata={"help": "folder for predictions, overlays and the contact sheet; none for an image from stdin"},
+    )
+    inputs: list[str] = field(
         default_factory=list,
-        metadata={"help": "images and folders of images; the flag may be left out", "metavar": "FILE_OR_FOLDER"},
+        metadata={
+            "help": "images, folders of images, patterns, addresses (http, https), @LIST for a text file with any of "
+            "these a line, or - for stdin; the flag may be left out",
+            "metavar": "IMAGE",
+        },
+    )
+    url_megabytes: float = field(
+        default=256.0, metadata={"help": "an image on the web that is larger is skipped, in megabytes"}
+    )
+    url_seconds: float = field(
+        default=60.0, metadata={"help": "an image on the web that takes longer to download is skipped, in seconds"}
     )
     device: str | None = field(
         default=None, metadata={"help": "cuda, mps, cpu …; the accelerator if left out, or cpu where there is none"}
@@ -120,21 +146,27 @@ class PredictArguments:
         default=False, metadata={"help": "of films: also an indexed PNG of every frame, in NAME_frames"}
     )
     save_polygons: str | None = field(
-        default=None, metadata={"help": "geojson: also write NAME.geojson, the areas as polygons (needs rasterio)"}
+        default=None,
+        metadata={
+            "help": "also write the areas as polygons (needs rasterio): geojson: NAME.geojson; labelme: NAME.json; "
+            "coco: coco.json, of all images"
+        },
     )
 
     def __post_init__(self):
+        self.model, self.inputs = models_and_inputs(self.model, self.inputs)
         if self.min_area < 0:
             raise UserError(f"--min_area is {self.min_area}; it is a number of pixels, 0 or more")
-        if self.save_polygons not in (None, "geojson"):
-            raise UserError(f"--save_polygons {self.save_polygons}: the format that is written is geojson")
+        check_positive(self, "url_megabytes", "url_seconds")
+        if self.save_polygons not in (None, *FORMATS):
+            raise UserError(f"--save_polygons {self.save_polygons}: the formats are {', '.join(FORMATS)}")
         for flag in ("min_area", "save_polygons"):
             if getattr(self, flag):
                 check_installed(f"--{flag}", "rasterio")
 
 
-def find_images(inputs: list[Path], output_dir: Path) -> dict[str, Path]:
-    """Name → file, in the order given, folders sorted.
+def find_images(inputs: Sequence[Input], output_dir: Path) -> dict[str, Path | Address]:
+    """Name → file or address, in the order given, folders sorted.
 
     Raises:
         UserError: nothing given or there, two files of one name, or an output that would replace an input or become
@@ -143,19 +175,21 @@ def find_images(inputs: list[Path], output_dir: Path) -> dict[str, Path]:
     if not inputs:
         raise UserError("no images: name files or folders")
     images = {}
-    for source in _expanded(inputs):
-        if source.is_dir():
+    for item in inputs:
+        source = item.source
+        if isinstance(source, Path) and os.path.isdir(source):
             if output_dir.resolve().is_relative_to(source.resolve()):
                 raise UserError(f"--output_dir {output_dir} lies in the input folder {source}; give one outside it")
             found = _images_in(source)
-        elif source.is_file():
-            found = [(source.stem, source)]
+        elif isinstance(source, Address) or os.path.isfile(source) or item.listed:
+            found = [(item.name, source)]
         else:
             raise UserError(f"{source}: no such file or folder")
         for name, path in found:
-            if images.setdefault(name, path).resolve() != path.resolve():
+            if not _is_same(images.setdefault(name, path), path):
+                shown = [getattr(source, "shown", source) for source in (images[name], path)]
                 raise UserError(
-                    f"{images[name]} and {path} would both become {output_dir / name}.png; "
+                    f"{shown[0]} and {shown[1]} would both become {output_dir / name}.png; "
                     "rename one, or give them separate --output_dir"
                 )
     contact_sheet = output_dir / CONTACT_SHEET
@@ -163,11 +197,10 @@ def find_images(inputs: list[Path], output_dir: Path) -> dict[str, Path]:
     return images
 
 
-def _expanded(inputs: list[Path]) -> Iterator[Path]:
-    """Patterns as photos/*.jpg, where no shell has seen them, become what they match, sorted."""
-    for source in inputs:
-        matches = sorted(glob.glob(str(source), recursive=True)) if glob.has_magic(str(source)) else []
-        yield from [source] if source.exists() or not matches else map(Path, matches)
+def _is_same(one: Path | Address, other: Path | Address) -> bool:
+    if isinstance(one, Address) or isinstance(other, Address):
+        return one == other
+    return one.resolve() == other.resolve()
 
 
 def _images_in(folder: Path) -> list[tuple[str, Path]]:
@@ -191,18 +224,6 @@ def _images_in(folder: Path) -> list[tuple[str, Path]]:
     return [(path.with_suffix("").as_posix(), folder / path) for path in sorted(below) if folder / path not in masks]
 
 
-def load_graph(args: PredictArguments, evaluation_args: EvaluationArguments, device: torch.device) -> OnnxModel:
-    """A file of export_onnx.py; UserError where it does not fit the flags."""
-    if args.model_revision is not None:
-        raise UserError(f"--model_revision {args.model_revision} is for models of the Hub, and {args.model} is a file")
-    if not Path(args.model).is_file():
-        raise UserError(f"--model {args.model}: no such file; export_onnx.py writes one")
-    model = OnnxModel(args.model, device)
-    evaluation_args.check_classes(model.class_map.num_labels, args.model)
-    model.set_protocol(evaluation_args)
-    return model
-
-
 def confidence_file(png: Path, output_dir: Path) -> Path:
     return output_dir / "confidence" / png.relative_to(output_dir)
 
@@ -216,9 +237,10 @@ def check_outputs(images: dict[str, Path], output_dir: Path) -> None:
     twice = set(pngs) & set(others)
     if twice:
         raise UserError(f"{min(twice)} would be both a prediction and a map of confidence; rename the input's folder")
-    beside = [(png.with_suffix(suffix), png) for png in pngs for suffix in (".tif", ".geojson")]
-    refuse_inputs([*others, *(path for path, _ in beside), output_dir / AREAS], images.values(), "--output_dir")
-    refuse_foreign(files, output_dir / CONTACT_SHEET, beside)
+    beside = [(png.with_suffix(suffix), png) for png in pngs for suffix in (".tif", ".geojson", ".json")]
+    of_all = [output_dir / AREAS, output_dir / COCO]
+    refuse_inputs([*others, *(path for path, _ in beside), *of_all], images.values(), "--output_dir")
+    refuse_foreign(files, output_dir / CONTACT_SHEET, beside, of_all)
 
 
 def film_files(videos: list[Path], output_dir: Path) -> dict[Path, Path]:
@@ -235,30 +257,70 @@ def film_files(videos: list[Path], output_dir: Path) -> dict[Path, Path]:
     return films
 
 
-def files_there(images: dict[str, Path], output_dir: Path) -> set[int]:
-    """Positions of the images whose files are there already; says how many."""
+def files_there(images: dict[str, Path], output_dir: Path) -> dict[int, Path]:
+    """Position → PNG of the images whose files are there already; says how many."""
     files = prediction_files(list(images), output_dir, [output_dir / CONTACT_SHEET])
-    there = {index for index, pair in enumerate(files) if all(file.is_file() for file in pair)}
+    there = {index: pair[0] for index, pair in enumerate(files) if all(file.is_file() for file in pair)}
     logger.info(f"--skip_existing: {len(there)} of {len(images)} images are predicted already")
     return there
 
 
-def with_nodata(bands: Iterable[torch.Tensor], place: Georeference | None) -> Iterator[torch.Tensor]:
-    """Bands of ids (n, W), 255 where the image states that it knows nothing."""
-    top = 0
-    for ids in bands:
-        if place and place.nodata:
-            ids = ids.masked_fill(torch.from_numpy(~place.known(top, top + len(ids))), IGNORE_INDEX)
-        yield ids
-        top += len(ids)
+def ids_there(png: Path, class_map: ClassMap) -> np.ndarray:
+    """Training ids, uint8 (H, W), of a prediction that was written before; UserError where it cannot be read."""
+    try:
+        with no_limit(), Image.open(png) as image:
+            values = np.asarray(image)
+    except Exception as error:  # a decoder may raise anything on a damaged file
+        raise UserError(f"{png} cannot be read ({one_line(error)}); without it the image is predicted again") from None
+    ids = np.full(256, IGNORE_INDEX, np.uint8)
+    ids[class_map.raw_values] = np.arange(class_map.num_labels)
+    return ids[values]
 
 
-@contextmanager
-def confidence_map(path: Path, confidences: list[torch.Tensor]) -> Iterator[Callable]:
-    """Writes the confidence of the image that was predicted last."""
-    yield lambda ids: None
-    with written_aside(path) as partial:
-        Image.fromarray(confidences.pop().numpy()).save(partial)
+def models_and_inputs(words: list[str], inputs: list[str]) -> tuple[list[str], list[str]]:
+    """What --model was given → models, and inputs before those that are known: in `--model outputs/mine photo.jpg` the
+    photo is none. A model is the first, a file of export_onnx.py, a folder with a config.json, and what does not
+    exist, if it looks like a Hub id."""
+
+    def is_model(word: str) -> bool:
+        path = Path(word)
+        if path.suffix == ".onnx" or (path / "config.json").is_file():
+            return True
+        return re.fullmatch(r"[\w.-]+/[\w.-]+", word) and not path.exists() and path.suffix not in IMAGE_EXTENSIONS
+
+    count = next((i for i, word in enumerate(words[1:], start=1) if not is_model(word)), len(words))
+    return words[:count], words[count:] + inputs
+
+
+def pipe(args: PredictArguments, evaluation_args: EvaluationArguments) -> list[Path]:
+    """The image on stdin → its PNG on stdout, where nothing else goes."""
+    allowed = ("model", "inputs", "device", "model_revision", "fused_ops", "min_area")
+    defaults = PredictArguments(args.model)
+    names = [flag.name for flag in fields(args) if flag.name not in allowed]
+    given = [name for name in names if getattr(args, name) != getattr(defaults, name)]
+    if given or len(args.inputs) > 1:
+        what = f"leave out --{given[0]}" if given else "name nothing else"
+        raise UserError(f"- is one image from stdin, and its PNG alone goes to stdout: {what}, or give files")
+    output = sys.stdout
+    if output.isatty():
+        raise UserError("the PNG goes to stdout, which is a terminal: add > mask.png")
+    with TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
+        source = Path(folder, "stdin")
+        with source.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        with source.open("rb") as file:
+            is_tiff = file.read(4) in TIFF_SIGNATURES
+        source = source.rename(source.with_suffix(".tif")) if is_tiff else source
+        if not source.stat().st_size:
+            raise UserError("nothing came in on stdin, where - takes an image from")
+        try:
+            png = predict_all(replace(args, inputs=[str(source)], output_dir=Path(folder, "out")), evaluation_args)[0]
+        except SystemExit as unreadable:
+            sys.exit(str(unreadable.code).replace(str(source), "stdin"))
+        content = png.read_bytes()
+    output.buffer.write(content)
+    output.buffer.flush()
+    return []
 
 
 def main(argv: list[str] | None = None) -> list[Path]:
@@ -270,112 +332,143 @@ def main(argv: list[str] | None = None) -> list[Path]:
     args, evaluation_args = parse_arguments(
         (PredictArguments, EvaluationArguments), argv, description=__doc__, positional="inputs"
     )
-    set_up_logging()
-    videos, inputs = split_videos(args.inputs)
+    pipes = STDIN in args.inputs
+    set_up_logging(logging.WARNING if pipes else logging.INFO)
+    return (pipe if pipes else predict_all)(args, evaluation_args)
+
+
+def predict_all(args: PredictArguments, evaluation_args: EvaluationArguments) -> list[Path]:
+    """`main`, of files and addresses."""
+    if args.output_dir is None:
+        raise UserError("--output_dir is missing: give the folder for predictions")
+    inputs = expand(args.inputs)
+    videos, _ = split_videos([item.source for item in inputs if isinstance(item.source, Path)])
     films = film_files(videos, args.output_dir)
+    inputs = [item for item in inputs if item.source not in films]
     images = find_images(inputs, args.output_dir) if inputs or not videos else {}
     check_outputs(images, args.output_dir)
     check_writable(args.output_dir, "--output_dir", is_folder=True)
     device = find_device(args.device)
 
-    if args.model.endswith(".onnx"):
-        model = load_graph(args, evaluation_args, device)
-        network = None if model.takes_images else model.network
-        if args.save_confidence and network is None:
-            raise UserError(f"--save_confidence: {args.model} gives classes alone; export the model with --logits")
-        class_map, protocol, predict, what = model.class_map, model.protocol, model.predict, model.describe()
-    else:
-        revision = args.model_revision
-        model = load_trained_model(args.model, args.fused_ops, revision=revision).to(device)
-        image_processor = load_image_processor(args.model, revision=revision, image_size=evaluation_args.image_size)
-        class_map = find_class_map(args.model, model.config, image_processor, revision)
-        evaluation_args.check_classes(class_map.num_labels, args.model)
-        protocol = evaluation_protocol(model.config, image_processor, evaluation_args)
-        what, network = describe_model(model), model
-
-        def predict(image):
-            if isinstance(image, LargeImage):
-                if is_universal(model.config):
-                    raise UserError(
-                        f"an image of {image.size[1]:,}x{image.size[0]:,} pixels is read in bands, and "
-                        f"{model.config.model_type} needs the whole: cut it into tiles"
-                    )
-                return predict_bands(model, image, protocol)
-            return predict_ids(model, image, protocol, args.fused_ops)
-
-    logger.info(f"{what}, on {device}; short side {protocol.short_side}")
+    predictor = load_ensemble(args.model, evaluation_args, device, args.model_revision, args.fused_ops)
+    class_map, protocol, predict = predictor.class_map, predictor.protocol, predictor.predict
+    if args.save_confidence and predictor.predict_with_confidence is None:
+        raise UserError(
+            f"--save_confidence: {predictor.name} gives classes alone; export the model with --confidence or --logits"
+        )
+    for path in images.values() if predictor.needs_whole else ():
+        if isinstance(path, Path) and (size := large_size(path)):
+            predictor.check_size(path, size)
+    logger.info(f"{predictor.description}, on {device}; short side {protocol.short_side}")
     values = [f"{value} {class_map.id2label[i]}" for i, value in enumerate(class_map.raw_values)]
     logger.info(f"values in the PNGs: {values[0]} … {values[-1]}")
 
-    paths, unreadable, places = list(images.values()), [], {}
-    areas = Areas(class_map)
+    names, paths, unreadable, places = list(images), list(images.values()), [], {}
+    areas, coco, confidence_map = Areas(class_map), CocoAnnotations(class_map, args.output_dir), ConfidenceMap()
+    sizes = {}
     palette = visual_utils.raw_palette(class_map.colors(), class_map.raw_values)
 
-    there = files_there(images, args.output_dir) if args.skip_existing else set()
+    there = files_there(images, args.output_dir) if args.skip_existing else {}
 
     def read(index: int):
         if index in there:
             return None
+        path = name = getattr(paths[index], "shown", paths[index])
         try:
-            large = open_large(paths[index], protocol.num_channels)
-            places[index] = read_georeference(paths[index])
+            path = downloads.path_of(paths[index])
+            large = open_large(path, protocol.num_channels)
+            places[index] = read_georeference(path)
             if large is None:
-                return read_channels(paths[index], protocol.num_channels), None
-            height, width = large.size
-            logger.info(f"{paths[index]}: {width:,}x{height:,} pixels, read and predicted in bands of rows")
+                image = read_channels(path, protocol.num_channels, name)
+                sizes[index] = tuple(tvF.get_size(image))
+                return image, None
+            predictor.check_size(path, large.size)
+            height, width = sizes[index] = large.size
+            logger.info(f"{name}: {width:,}x{height:,} pixels, read and predicted in bands of rows")
             return large, None
         except UserError as error:
-            unreadable.append(str(error))
+            unreadable.append(str(error).replace(str(path), str(name)))
 
     def tidy(ids):
         ids = ids.to(torch.uint8)
         return torch.from_numpy(without_small_areas(ids.numpy(), args.min_area)) if args.min_area else ids
 
+    def bands_of(image) -> Iterator[torch.Tensor]:
+        """Ids, uint8 (n, W), of a `LargeImage` in bands, else all at once; their confidence is written."""
+        is_large = isinstance(image, LargeImage)
+        if args.save_confidence:
+            found = predictor.predict_with_confidence(image)
+            for ids, confidence in found if is_large else [found]:
+                confidence_map.write(confidence.numpy())
+                yield ids.to(torch.uint8)
+        else:
+            found = predict(image)
+            yield from (ids.to(torch.uint8) for ids in (found if is_large else [found]))
+
     def predict_and_tidy(image):
         place = places[max(places)]  # of the image that was read last
-        if isinstance(image, LargeImage):
-            if args.min_area or args.save_confidence or args.save_polygons:
-                raise UserError(
-                    f"{place.path if place else 'an image'} is read in bands, and --min_area, --save_confidence and "
-                    "--save_polygons need the whole: leave them out for images of this size"
-                )
-            return with_nodata(predict(image), place)
-        ids = predict(image)
-        if args.save_confidence:
-            confidences.append(predict_confidence(network, image, protocol, ids))
-        return next(with_nodata([tidy(ids)], place))
+        if not isinstance(image, LargeImage):
+            return next(with_nodata(map(tidy, bands_of(image)), place))
+        bands = bands_of(image)
+        if args.min_area:
+            bands = bands_without_small_areas(map(np.asarray, bands), args.min_area, args.output_dir)
+            bands = (torch.from_numpy(ids.copy()) for ids in bands)
+        return with_nodata(bands, place)
+
+    def of_all(index: int, place: Georeference | None):
+        """What is written of an image into a file of all."""
+        if args.save_areas:
+            yield areas.of(names[index], place)
+        if args.save_polygons == "coco":
+            yield coco.of(index, names[index] + Path(paths[index]).suffix)
 
     def also(index: int, png: Path):
         place = places[index]
         if place:
             yield geotiff(png.with_suffix(".tif"), place, class_map, palette)
-        if args.save_areas:
-            yield areas.of(list(images)[index], place)
-        if args.save_polygons:
+        yield from of_all(index, place)
+        if args.save_polygons == "geojson":
             yield geojson(png.with_suffix(".geojson"), class_map, place)
+        if args.save_polygons == "labelme":
+            yield labelme(png.with_suffix(".json"), class_map, paths[index])
         if args.save_confidence:
-            yield confidence_map(confidence_file(png, args.output_dir), confidences)
+            yield confidence_map.of(confidence_file(png, args.output_dir), sizes[index])
 
-    confidences: list[torch.Tensor] = []
+    def add_to_all(index: int, png: Path) -> None:
+        """Of an image that was predicted before."""
+        place = read_georeference(png.with_suffix(".tif"))
+        with ExitStack() as outputs:
+            takers = [outputs.enter_context(output) for output in of_all(index, place)]
+            for take in takers:
+                take(ids_there(png, class_map))
+
+    state = PartialState()
     contact_sheet = args.output_dir / CONTACT_SHEET
     try:
-        written = write_predictions(
-            list(images),
-            read,
-            predict_and_tidy,
-            class_map,
-            args.output_dir,
-            contact_sheet,
-            inputs=paths,
-            also=also,
-            unreadable=unreadable,
-        )
+        with Downloads(int(args.url_megabytes * 2**20), args.url_seconds) as downloads:
+            written = write_predictions(
+                names,
+                read,
+                predict_and_tidy,
+                class_map,
+                args.output_dir,
+                contact_sheet,
+                inputs=paths,
+                also=also,
+                unreadable=unreadable,
+            )
         for film, target in films.items():
             if not (args.skip_existing and target.is_file()):
                 frames = target.with_name(f"{target.stem}_frames") if args.video_frames else None
                 write_video(film, target, lambda image: tidy(predict(image)), class_map, frames)
+        for index in sorted(there)[state.process_index :: state.num_processes]:
+            add_to_all(index, there[index])
         if args.save_areas:
-            areas.save(args.output_dir / AREAS, gather_object(areas.rows))
+            order = {csv_text(name): index for index, name in enumerate(names)}
+            rows = sorted(gather_object(areas.rows), key=lambda row: order[row["image"]])
+            areas.save(args.output_dir / AREAS, rows)
+        if args.save_polygons == "coco":
+            coco.save(args.output_dir / COCO, gather_object(coco.rows))
     except WriteError as error:
         raise UserError(
             f"{error}. What was predicted before is in {args.output_dir}; make room, then give the same command again"

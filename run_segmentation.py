@@ -49,12 +49,14 @@ from data.image_files import share_of
 from data.output_paths import refuse_inputs
 from data.preprocessing import num_channels_of
 from data.rare_classes import rare_class_crops
+from data.reduced_copies import with_reduced_copies
 from data.streaming import StreamingDataset
 from data_utils import Data, SegmentationDataset, augmentation_preview, find_classes, load_data
 from metrics_utils import per_category_table, save_confusion, without_per_category
 from models.adapters import add_lora, enable_activation_checkpointing, freeze_encoder, merge_lora
+from models.calibration import calibrate, pixels_per_image, save_temperature
 from models.image_processor import load_image_processor, save_processor_config
-from models.inference import evaluation_protocol
+from models.inference import TEMPERATURE, evaluation_protocol
 from models.loading import describe_model, find_config, load_model, load_trained_model
 from models.universal import check_flags_of_masks
 from reports.closing import closing_lines
@@ -66,7 +68,7 @@ from reports.run_record import RunPage, evaluated_images, new_record
 from training.annealing import find_phases
 from training.arguments import PLAN_FILE, Arguments
 from training.batches import check_batches
-from training.checkpoints import check_same_run, check_steps, started_with
+from training.checkpoints import check_same_run, check_steps, read_record, started_with
 from training.display import is_live
 from training.divergence import SKIPPED, skipped_steps
 from training.dry_run import dry_run
@@ -122,6 +124,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             check_plan(data, args, output_dir)
             class_map = find_classes(data, args.classes)
             dataset, findings = prepare(data, class_map, args)
+            if args.training.do_train and args.augmentation.copies_large_photos:
+                dataset = with_reduced_copies(dataset, transform)
         logger.info(f"annotation value -> training id\n{class_map.table()}")
         args.evaluation.check_classes(class_map.num_labels)
         train_split, eval_split = choose_splits(dataset, args.run)
@@ -160,6 +164,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             replaced=replaced_files(output_dir, args),
             void_in_masks=args.loss.void_in_masks or "background",
             skip_nonfinite=args.optimization.skip_nonfinite,
+            train_minutes=args.run.train_minutes,
             callbacks=[EarlyStoppingCallback(patience)] if patience else None,
         )
         if args.run.dry_run:
@@ -172,7 +177,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if args.training.do_train:
             train_metrics = train(trainer, args, class_map, page)
         if args.training.do_eval:
-            eval_metrics = evaluate(trainer, class_map, output_dir)
+            eval_metrics = evaluate(trainer, class_map, output_dir, page)
         if args.run.eval_on_train:
             train_metrics = evaluate_on_train(trainer, train_split, train_metrics)
         if args.training.do_predict:
@@ -227,6 +232,7 @@ def planned(args: Arguments, argv: list[str] | None, output_dir: Path) -> Argume
     file = output_dir / NEW_RUN / PLAN_FILE  # moves in with the first checkpoint or result
     write_text(file, text)
     result = Arguments.parse(argv, plan=file)
+    result.given = tuple(name for name in result.given if name != "minutes")  # has had its effect
     for name in ("output_dir", "push_to_hub", "report_to"):  # see `output_folder`
         setattr(result.training, name, getattr(args.training, name))
     return result
@@ -235,13 +241,16 @@ def planned(args: Arguments, argv: list[str] | None, output_dir: Path) -> Argume
 def find_model(args: Arguments) -> tuple[PretrainedConfig, ImageProcessingMixin, TrainTransform]:
     """The model's configuration, its image processor, and how training images are made for it; the transform's
     protocol says how images are evaluated."""
-    config = find_config(**args.model.location, image_size=args.evaluation.image_size)
+    side = args.evaluation.image_size
+    # Of a trained model that is evaluated alone, the size is its own.
+    config = find_config(**args.model.location, image_size=side if args.training.do_train else None)
     image_processor = load_image_processor(
-        **args.model.location, image_size=args.evaluation.image_size, num_channels=args.dataset.num_channels
+        **args.model.location, image_size=side, num_channels=args.dataset.num_channels
     )
     protocol = evaluation_protocol(config, image_processor, args.evaluation, args.augmentation.crop_size)
     # Random transforms happen as training images are drawn; evaluation images keep their own size.
-    return config, image_processor, TrainTransform(protocol, **args.augmentation.of_transform())
+    transform = TrainTransform(protocol, **args.augmentation.of_transform(args.training.device.type))
+    return config, image_processor, transform
 
 
 def open_repository(args: Arguments) -> str | None:
@@ -378,6 +387,7 @@ def build_model(args: Arguments, class_map: ClassMap) -> PreTrainedModel:
         **args.model.overrides,
     )
     model.config.segmentation_label_map = class_map.to_config()
+    vars(model.config).pop(TEMPERATURE, None)  # of the model that is trained on
     if args.optimization.freeze_encoder:
         freeze_encoder(model)
     if args.optimization.lora_r is not None:
@@ -427,19 +437,29 @@ def check_before_training(trainer: SegmentationTrainer, checkpoint: str | None) 
     done = 0
     if checkpoint:
         check_same_run(checkpoint, trainer.record, trainer.model)
+        trainer.deadline.go_on_from(read_record(checkpoint).get("deadline"))
+        max_steps = trainer.deadline.last_step(max_steps)
         done = check_steps(checkpoint, max_steps, trainer.args)
     check_room(trainer, max_steps, steps_per_epoch, done)
 
 
-def evaluate(trainer: SegmentationTrainer, class_map: ClassMap, output_dir: Path) -> dict[str, float]:
-    """Scores the evaluation images; leaves the scores, the confusion matrix and the counts of every image."""
+def evaluate(trainer: SegmentationTrainer, class_map: ClassMap, output_dir: Path, page: RunPage) -> dict[str, float]:
+    """Scores the evaluation images; leaves the scores, the confusion matrix and the counts of every image, and in the
+    configuration of a model that was trained now its temperature."""
     trainer.finds_suspects = True
+    trainer.sampled_pixels = pixels_per_image(len(trainer.eval_dataset), class_map.num_labels)
     metrics = without_per_category(trainer.evaluate())
-    trainer.finds_suspects = False
+    trainer.finds_suspects, trainer.sampled_pixels = False, 0
     statistics = trainer.compute_metrics
+    calibration = calibrate(*statistics.others[-2:], statistics.counts[:, 1].sum(axis=-1))
     interval = bootstrap_interval(statistics.counts)
     metrics |= dict(zip(("eval_mean_iou_low", "eval_mean_iou_high"), interval, strict=True))
     metrics["eval_protocol"] = trainer.protocol.describe()
+    if calibration:
+        metrics |= calibration.metrics()
+        page.add_calibration(calibration)
+        if trainer.args.do_train and trainer.is_world_process_zero():
+            save_temperature(output_dir, calibration.temperature)
     trainer.save_metrics("eval", metrics)
     if trainer.is_world_process_zero():
         images = evaluated_images(trainer, class_map)

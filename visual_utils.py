@@ -88,25 +88,27 @@ def save_indexed_png(path: str | Path, mask: np.ndarray, palette: np.ndarray) ->
     image.save(path, format="PNG")
 
 
-class IndexedPngWriter:
-    """`save_indexed_png` for masks that come a band of rows after the other; a context.
+class PngWriter:
+    """`save_indexed_png`, or a grey PNG, for rows that come a band after the other; a context.
 
     Source: ISO/IEC 15948 (PNG): chunks of length, type, content and CRC; rows that each begin with the filter 0.
 
     Args:
-        size: height and width. palette: (256, 3).
+        size: height and width. palette: (256, 3); None for grey.
     """
 
-    def __init__(self, path: str | Path, size: tuple[int, int], palette: np.ndarray):
+    def __init__(self, path: str | Path, size: tuple[int, int], palette: np.ndarray | None = None):
         self.path, self.size, self.palette = path, size, palette
         self.packer = zlib.compressobj(6)
 
-    def __enter__(self) -> "IndexedPngWriter":
+    def __enter__(self) -> "PngWriter":
         self.file = open(self.path, "wb")
         self.file.write(b"\x89PNG\r\n\x1a\n")
         height, width = self.size
-        self._chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0))
-        self._chunk(b"PLTE", np.asarray(self.palette, np.uint8).tobytes())
+        kind = 0 if self.palette is None else 3
+        self._chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0))
+        if self.palette is not None:
+            self._chunk(b"PLTE", np.asarray(self.palette, np.uint8).tobytes())
         return self
 
     def write(self, rows: np.ndarray) -> None:

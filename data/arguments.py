@@ -176,6 +176,16 @@ class AugmentationArguments:
     photometric_distortion: bool = field(
         default=True, metadata={"help": "vary brightness, contrast, saturation and hue of training images"}
     )
+    batch_colors: bool | None = field(
+        default=None,
+        metadata={
+            "help": "vary colours and normalise a batch at a time, on the device that trains, to which images then go "
+            "as bytes; else one image at a time, as it is read, with the same result; on where an accelerator trains "
+            "if left out",
+            "nargs": "?",
+            "const": True,
+        },
+    )
     crop_size: int | None = field(
         default=None,
         metadata={"help": "side of the training crop in pixels, a multiple of 32; that of --image_size if left out"},
@@ -201,8 +211,16 @@ class AugmentationArguments:
     reduced_decoding: bool = field(
         default=True,
         metadata={
-            "help": "decode JPEG photos for training at a half, a quarter or an eighth of their size where they are "
-            "that much larger than the scale jitter makes them at most; evaluation reads all of them"
+            "help": "read no more than training needs of photos that are far larger than the scale jitter makes them "
+            "at most: from copies, see --reduced_copies, or JPEG files at a half, a quarter or an eighth of their "
+            "size; evaluation reads all of them"
+        },
+    )
+    reduced_copies: bool = field(
+        default=True,
+        metadata={
+            "help": "keep copies for training, in the cache folder of datasets, of photos at least twice as large as "
+            "the scale jitter makes them at most, at that size"
         },
     )
 
@@ -214,9 +232,18 @@ class AugmentationArguments:
                 raise UserError(f"--{name} is {getattr(self, name):g}; it must be from 0 to 1")
         check_positive(self, "crop_size", most=MAX_SIDE)
 
-    def of_transform(self) -> dict:
-        """What `data.augmentation.TrainTransform` takes; the rest says which images it is given."""
-        return {name: value for name, value in vars(self).items() if name != "rare_class_crops"}
+    @property
+    def copies_large_photos(self) -> bool:
+        return self.reduced_decoding and self.reduced_copies
+
+    def of_transform(self, device: str = "cpu") -> dict:
+        """What `data.augmentation.TrainTransform` takes; the rest says which images it is given.
+
+        device: type of the one that trains.
+        """
+        others = ("rare_class_crops", "reduced_copies", "batch_colors")
+        options = {name: value for name, value in vars(self).items() if name not in others}
+        return options | {"defers_colors": device != "cpu" if self.batch_colors is None else self.batch_colors}
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Random transforms of an image and its mask together, as SegFormer was trained."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +10,10 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvF
 
+from data.colors import ColorChange, change_colors, draw_colors
 from data.image_files import reduction_for
 from data.preprocessing import MAX_ASPECT_RATIO, EvaluationProtocol
 from metrics_utils import IGNORE_INDEX
-
-# Colours change in strips of this many rows, so that what they need stays in the processor's cache.
-STRIP_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,7 @@ class TrainTransform:
         flip_probability: of the horizontal flip. vertical_flip_probability: of the other one.
         quarter_turns: whether the crop is turned by 0, 90, 180 or 270 degrees, each as likely as the others.
         photometric_distortion: whether colours are changed.
+        defers_colors: whether the change of colours and the normalisation are left to `data.colors.finish_batch`.
         reduced_decoding: whether JPEG files far larger than any crop needs are decoded at a part of their size, see
             `reduction`.
 
@@ -51,6 +50,7 @@ class TrainTransform:
     vertical_flip_probability: float = 0.0
     quarter_turns: bool = False
     reduced_decoding: bool = True
+    defers_colors: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "crop_size", self.protocol.training_crop(self.crop_size))
@@ -65,6 +65,8 @@ class TrainTransform:
         """RGB image, or uint8 (C, H, W), and mask of training ids, uint8 (H, W) → float32 "pixel_values" (C, S, S) and
         uint8 "labels" (S, S), where S is `crop_size`. The image has the size of its mask, or a part of it.
 
+        With `defers_colors` "pixel_values" are uint8, and there is what `data.colors.finish_batch` needs.
+
         shown_class: the crop is laid around a random pixel of this class, if the mask has one.
         """
         pixels = image if isinstance(image, torch.Tensor) else tvF.pil_to_tensor(image)
@@ -73,29 +75,33 @@ class TrainTransform:
         mask = ResizedMask(label, size)
         pixels = tvF.resize(pixels, size, interpolation=InterpolationMode.BILINEAR, antialias=True)
         window = self._window_on(shown_class, mask, rng) or self._crop_window(mask, rng)
-        pixels, mask = tvF.crop(pixels, *window), mask.crop(*window)
+        # Views until all is turned, as each copy takes as long as a flip.
+        both = tvF.crop(pixels, *window).numpy(), mask.crop(*window).numpy()
         if rng.random() < self.flip_probability:
-            pixels, mask = tvF.horizontal_flip(pixels), tvF.horizontal_flip(mask)
+            both = tuple(one[..., ::-1] for one in both)
         # Without these two no number is drawn, so that runs without them stay what they were.
         if self.vertical_flip_probability and rng.random() < self.vertical_flip_probability:
-            pixels, mask = tvF.vertical_flip(pixels), tvF.vertical_flip(mask)
+            both = tuple(one[..., ::-1, :] for one in both)
         if self.quarter_turns:
             turns = int(rng.integers(4))
-            pixels, mask = (torch.rot90(one, turns, (-2, -1)) for one in (pixels, mask))
-        if self.photometric_distortion:
-            pixels = distort_colors(pixels, rng)
-        return {"pixel_values": self._padded_values(pixels), "labels": self._padded(mask, IGNORE_INDEX)}
+            both = tuple(np.rot90(one, turns, (-2, -1)) for one in both)
+        pixels, labels = both[0], self._padded(both[1], IGNORE_INDEX)
+        change = draw_colors(rng, len(pixels)) if self.photometric_distortion else ColorChange()
+        if self.defers_colors:
+            shown = torch.tensor(pixels.shape[1:])
+            return {"pixel_values": self._padded(pixels, 0), "labels": labels, "shown": shown} | change.packed()
+        return {"pixel_values": self._padded_values(change_colors(pixels, change)), "labels": labels}
 
-    def _padded(self, plane: torch.Tensor, fill: int) -> torch.Tensor:
+    def _padded(self, plane: np.ndarray, fill: int) -> torch.Tensor:
         """uint8 (…, h, w) → (…, S, S), contiguous, with `fill` on the right and below."""
         (height, width), side = plane.shape[-2:], self.crop_size
         if height == width == side:
-            return plane.contiguous()
-        padded = plane.new_full((*plane.shape[:-2], side, side), fill)
+            return torch.from_numpy(np.ascontiguousarray(plane))
+        padded = np.full((*plane.shape[:-2], side, side), fill, plane.dtype)
         padded[..., :height, :width] = plane
-        return padded
+        return torch.from_numpy(padded)
 
-    def _padded_values(self, pixels: torch.Tensor) -> torch.Tensor:
+    def _padded_values(self, pixels: np.ndarray) -> torch.Tensor:
         """uint8 (C, h, w) → float32 (C, S, S), normalised, with zeros on the right and below.
 
         Padded first, as bytes: what the network gets is written once.
@@ -110,17 +116,12 @@ class TrainTransform:
         than the scale jitter makes it at most, so that nothing is ever enlarged on account of it."""
         if not self.reduced_decoding:
             return 1
-        return reduction_for((height, width), self._scaled_size(height, width, self.scale_range[1]))
+        return reduction_for(
+            (height, width), size_at_scale(height, width, self.protocol.short_side, self.scale_range[1])
+        )
 
     def _jittered_size(self, height: int, width: int, rng: np.random.Generator) -> list[int]:
-        return self._scaled_size(height, width, rng.uniform(*self.scale_range))
-
-    def _scaled_size(self, height: int, width: int, ratio: float) -> list[int]:
-        short, long = (
-            int(side * ratio) for side in (self.protocol.short_side, self.protocol.short_side * MAX_ASPECT_RATIO)
-        )
-        scale = min(short / min(height, width), long / max(height, width))
-        return [max(1, int(side * scale + 0.5)) for side in (height, width)]
+        return size_at_scale(height, width, self.protocol.short_side, rng.uniform(*self.scale_range))
 
     def _crop_window(self, mask: "ResizedMask", rng: np.random.Generator) -> tuple[int, int, int, int]:
         """Top, left, height and width of a crop of the mask."""
@@ -154,6 +155,14 @@ class TrainTransform:
         return top, left, height, width
 
 
+def size_at_scale(height: int, width: int, short_side: int, ratio: float) -> list[int]:
+    """Height and width in pixels of an image whose short side becomes `short_side` times a ratio, and the long one at
+    most `MAX_ASPECT_RATIO` times that."""
+    short, long = (int(side * ratio) for side in (short_side, short_side * MAX_ASPECT_RATIO))
+    scale = min(short / min(height, width), long / max(height, width))
+    return [max(1, int(side * scale + 0.5)) for side in (height, width)]
+
+
 class ResizedMask:
     """A mask resized with nearest neighbour (`InterpolationMode.NEAREST_EXACT`), of which only what is looked at is
     computed.
@@ -176,113 +185,3 @@ class ResizedMask:
         """uint8 (height, width)."""
         rows, columns = self.rows[top : top + height], self.columns[left : left + width]
         return torch.from_numpy(self.original[rows][:, columns])
-
-
-def distort_colors(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Photometric distortion, uint8 (C, H, W) → the same.
-
-    The first three channels are RGB, and further ones stay as they are; of fewer than three the first is grey, and
-    only brightness and contrast show in it.
-
-    In this order and each with probability 1/2: brightness up or down by at most 32, contrast × 0.5…1.5, saturation
-    × 0.5…1.5, hue turned by at most 36 degrees; contrast comes last instead of second in half of all cases.
-    Source: `PhotoMetricDistortion` of mmsegmentation, hue_delta=18 in OpenCV's unit of two degrees. torchvision's
-    RandomPhotometricDistort has other formulas and permutes channels.
-    """
-    values = np.arange(256, dtype=np.float64)
-
-    def table(gain: float = 1.0, offset: float = 0.0) -> np.ndarray:
-        return np.clip(values * gain + offset, 0, 255).astype(np.uint8)
-
-    def drawn(low: float, high: float, neutral: float) -> float:
-        return rng.uniform(low, high) if rng.random() < 0.5 else neutral
-
-    brightness = table(offset=drawn(-32, 32, 0.0))
-    contrast = table(gain=drawn(0.5, 1.5, 1.0))
-    saturation = drawn(0.5, 1.5, 1.0)
-    hue = drawn(-36, 36, 0.0)
-    before, after = (contrast[brightness], table()) if rng.random() < 0.5 else (brightness, contrast)
-
-    seen, others = (pixels[:3], pixels[3:]) if len(pixels) >= 3 else (pixels[:1], pixels[1:])
-    colors = seen.contiguous().numpy()
-    if len(seen) == 1 or (saturation == 1 and not hue):  # grey has neither
-        colors = _look_up(after[before], colors)
-    else:
-        colors = _look_up(before, colors)
-        colors = _change_hue(colors, saturation, hue) if hue else _change_saturation(colors, saturation)
-        colors = _look_up(after, colors)
-    distorted = torch.from_numpy(colors)
-    return torch.cat([distorted, others]) if len(others) else distorted
-
-
-def _look_up(table: np.ndarray, colors: np.ndarray) -> np.ndarray:
-    """`table[colors]` for uint8 (256,) and uint8 of any shape, contiguous; in half the time of `take`."""
-    if (table == np.arange(256)).all():
-        return colors
-    return np.frombuffer(bytearray(colors).translate(table.tobytes()), np.uint8).reshape(colors.shape)
-
-
-def _change_saturation(colors: np.ndarray, saturation: float) -> np.ndarray:
-    """RGB, uint8 (3, H, W) → the same, with HSV's saturation multiplied, up to 1: what a channel is below the largest,
-    its value, grows by that factor. In float32."""
-    result = np.empty_like(colors)
-    for rows in _strips(colors):
-        planes = colors[:, rows]
-        value, spread = _value_and_spread(planes)
-        peak = value.astype(np.float32)
-        factor = np.minimum(spread * np.float32(saturation), peak)
-        factor /= np.maximum(spread, 1)
-        for plane, changed in zip(planes, result[:, rows], strict=True):
-            below = (value - plane).astype(np.float32)
-            below *= factor
-            changed[:] = _rounded_difference(peak, below)
-    return result
-
-
-def _change_hue(colors: np.ndarray, saturation: float, degrees: float) -> np.ndarray:
-    """As `_change_saturation`, and turns the hue by at most 60 degrees.
-
-    In float32, which takes a fifth of the time of Pillow's way to 8-bit HSV and back, and rounds once.
-    """
-    result, turn = np.empty_like(colors), np.float32(degrees / 60)
-    for rows in _strips(colors):
-        planes = colors[:, rows]
-        value, spread = _value_and_spread(planes)
-        peak = value.astype(np.float32)
-        new_spread = np.minimum(spread * np.float32(saturation), peak)  # spread = saturation · value
-        np.maximum(spread, 1, out=spread)  # grey is of any hue
-        red, green, blue = planes.astype(np.float32)
-        # On a circle of length 6: red at 0, green at 2, blue at 4. From -1.6 to 5.6 here.
-        hue = (red - green) / spread + (4 + turn)
-        np.copyto(hue, (blue - red) / spread + (2 + turn), where=value == planes[1])
-        np.copyto(hue, (green - blue) / spread + turn, where=value == planes[0])
-        # The way round the circle counts where it may be shorter than 2; what is further off has least of a channel.
-        distances = (
-            np.minimum(np.abs(hue), 6 - hue),
-            np.abs(hue - 2),
-            np.minimum(np.abs(hue - 4), hue + 2),
-        )
-        for distance, changed in zip(distances, result[:, rows], strict=True):
-            distance -= 1
-            np.maximum(distance, 0, out=distance)
-            np.minimum(distance, 1, out=distance)
-            distance *= new_spread
-            changed[:] = _rounded_difference(peak, distance)
-    return result
-
-
-def _strips(colors: np.ndarray) -> Iterator[slice]:
-    return (slice(top, top + STRIP_ROWS) for top in range(0, colors.shape[1], STRIP_ROWS))
-
-
-def _value_and_spread(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of RGB, uint8 (3, h, w): the largest channel, uint8, and how far the smallest is below it, float32; (h, w)."""
-    red, green, blue = planes
-    value = np.maximum(np.maximum(red, green), blue)
-    return value, (value - np.minimum(np.minimum(red, green), blue)).astype(np.float32)
-
-
-def _rounded_difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """float32 a - b, rounded, in the memory of b."""
-    np.subtract(a, b, out=b)
-    return np.rint(b, out=b)

@@ -784,6 +784,11 @@ def decode_image(image: StoredFile, num_channels: int = 3, reduction: int = 1) -
         picture = image.open(reduction)
     except FileProblem as problem:
         raise UserError(f"{image.location} can no longer be read: {problem.detail}") from None
+    return upright_rgb(picture)
+
+
+def upright_rgb(picture: Image.Image) -> Image.Image:
+    """A decoded image as models of three channels are to see it."""
     if picture.getexif().get(EXIF_ORIENTATION) is not None:
         picture = ImageOps.exif_transpose(picture)
     return picture if picture.mode == "RGB" else picture.convert("RGB")

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 import psutil
@@ -50,7 +51,7 @@ class LargeImage:
 
 
 @contextmanager
-def _no_limit() -> Iterator[None]:
+def no_limit() -> Iterator[None]:
     """Pillow's limit is for files of strangers that are decoded at once; here their size is looked at instead."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
@@ -59,21 +60,34 @@ def _no_limit() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
+def large_size(path: Path) -> tuple[int, int] | None:
+    """Height and width, as stored, of an image that `open_large` opens; None of others."""
+    header = _large_header(path)
+    return header and header[0]
+
+
+def _large_header(path: Path) -> tuple[tuple[int, int], str, str, int] | None:
+    """Height and width, format, mode and EXIF orientation."""
+    try:
+        with no_limit(), warnings.catch_warnings(), Image.open(path, formats=FORMATS) as image:
+            warnings.simplefilter("ignore")
+            size, kind, mode = image.size[::-1], image.format, image.mode
+            orientation = Image.Image.getexif(image).get(EXIF_ORIENTATION, 1)
+    except Exception:  # a decoder may raise anything on a damaged file
+        return None
+    return (size, kind, mode, orientation) if math.prod(size) > LARGE_PIXELS else None
+
+
 def open_large(path: Path, num_channels: int) -> LargeImage | None:
     """An image of more than `LARGE_PIXELS`; None for others, and for what is no image, which reading it says.
 
     Raises:
         UserError: it does not fit into memory, or cannot be read in bands; says what to do.
     """
-    try:
-        with _no_limit(), warnings.catch_warnings(), Image.open(path, formats=FORMATS) as image:
-            warnings.simplefilter("ignore")
-            size, kind, mode = image.size[::-1], image.format, image.mode
-            orientation = Image.Image.getexif(image).get(EXIF_ORIENTATION, 1)
-    except Exception:  # a decoder may raise anything on a damaged file
+    header = _large_header(path)
+    if header is None:
         return None
-    if math.prod(size) <= LARGE_PIXELS:
-        return None
+    size, kind, mode, orientation = header
     if kind == "TIFF" and find_spec("rasterio") and orientation == 1 and mode in ("L", "RGB", "RGBA", "RGBX"):
         return _open_raster(path, size, num_channels)
     # What decoding it, making it upright and converting it takes at most.
@@ -85,7 +99,7 @@ def open_large(path: Path, num_channels: int) -> LargeImage | None:
             "TILED=YES, which is read in bands, and pip install rasterio)"
         )
     try:
-        with _no_limit(), Image.open(path, formats=FORMATS) as image:
+        with no_limit(), Image.open(path, formats=FORMATS) as image:
             upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith(("I", "F")):
             raise ValueError(f"more than 8 bits a channel, mode {upright.mode}: convert it to 8 bits")
@@ -121,6 +135,44 @@ def _open_raster(path: Path, size: tuple[int, int], num_channels: int) -> LargeI
             raise UnreadableRows(f"{path} (rows {first} to {stop}: {one_line(error)})") from None
 
     return LargeImage(size, num_channels, read)
+
+
+# ---- what is predicted of them ----
+
+
+class RowsOnDisk:
+    """Rows uint8 (n, W) that come one band after the other and are then wanted as a whole, in a file of a folder that
+    has no name and goes with the context. Of what is mapped into memory the system holds as much as there is room for.
+    """
+
+    def __init__(self, folder: Path | None = None):
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+        self.file, self.bands, self.width = TemporaryFile(dir=folder), [], 0
+
+    def __enter__(self) -> "RowsOnDisk":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.file.close()
+
+    def write(self, rows: np.ndarray) -> None:
+        # Through the file: of a full disk a mapping would tell by ending the process.
+        self.file.write(np.ascontiguousarray(rows, np.uint8).data)
+        self.bands.append(len(rows))
+        self.width = rows.shape[1]
+
+    def whole(self) -> np.ndarray:
+        """All rows, (H, W); what is changed there is changed in the file."""
+        self.file.flush()
+        return np.asarray(np.memmap(self.file, np.uint8, "r+", shape=(sum(self.bands), self.width)))
+
+    def again(self) -> Iterator[np.ndarray]:
+        """The bands as they came."""
+        rows, top = self.whole(), 0
+        for height in self.bands:
+            yield rows[top : top + height]
+            top += height
 
 
 # ---- resizing -------------------------------------------------------------------------------------------------------

@@ -374,6 +374,24 @@ def decode_rle(counts: str | list[int], size: tuple[int, int]) -> np.ndarray:
     return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
 
 
+def encode_rle(inside: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> list[int]:
+    """The inverse of `decode_rle`, as numbers.
+
+    Args:
+        inside: bool (h, w), a part of the image that holds all of an area.
+        corner: row and column of the image where it begins. size: height and width of the image.
+    """
+    (top, left), height = corner, size[0]
+    padded = np.pad(inside, ((1, 1), (0, 0))).astype(np.int8)
+    column, row = np.nonzero(np.diff(padded, axis=0).T)  # where each run begins and, in turn, ends
+    turns = (left + column) * height + top + row
+    # One that ends with a column goes on where the next column begins with one.
+    goes_on = np.flatnonzero(turns[1:-1:2] == turns[2::2]) * 2 + 1
+    turns = np.delete(turns, [*goes_on, *(goes_on + 1)])
+    counts = np.diff(turns, prepend=0, append=height * size[1]).tolist()
+    return counts if counts[-1] else counts[:-1]
+
+
 def _run_lengths(counts: str | list[int]) -> list[int]:
     """Of `decode_rle`; raises ValueError for what is none."""
     if not isinstance(counts, str):

@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 # Part of every cache key: raised whenever what is read from a file, or made of it, changes.
 PREPARATION_VERSION = 5
 IMAGES_PER_PROCESS = 500  # starting more processes would cost more than it saves
+ROWS_IN_MEMORY = 100  # before they are written
 
 
 @dataclass(frozen=True)
@@ -146,14 +147,14 @@ def prepare_pairs(
 
 def prepare_one(
     image: StoredFile, mask: StoredFile, class_map: ClassMap, num_channels: int = 3
-) -> tuple[PairRecord, np.ndarray | None]:
-    """A single training example as `prepare_pairs` makes it: its record, and its mask of training ids, uint8 (H, W),
-    or None.
+) -> tuple[PairRecord, np.ndarray | None, Image.Image | None]:
+    """A single training example as `prepare_pairs` makes it: its record; its mask of training ids, uint8 (H, W), or
+    None; and the image as stored, or None where the pair cannot be used.
 
     num_channels: of the image.
     """
     record, decoded = decode_pair("train", image, mask, class_map, num_channels)
-    return record, _label(record, decoded, class_map)
+    return record, _label(record, decoded, class_map), decoded and decoded.picture
 
 
 # ---- the cache ------------------------------------------------------------------------------------------------------
@@ -165,6 +166,11 @@ def undecoded(split: Dataset) -> Dataset:
     return split.cast_column("label", datasets.Image(decode=False))
 
 
+def prepared_folder(cache_dir: str | os.PathLike | None = None) -> Path:
+    """Where prepared data lie; None: in the cache folder of `datasets`."""
+    return Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "segmentation_prepared")
+
+
 def cached_map(
     split: Dataset,
     function: Callable,
@@ -173,14 +179,15 @@ def cached_map(
     cache_dir,
     num_proc,
     description: str,
+    before: Callable[[], None] | None = None,
     **more,
 ) -> Dataset:
     """The columns that `function(image, label, name, **options, **more)` makes, read from a file where there is one.
 
     options: what the result depends on, besides the files. more: what it does not depend on.
+    before: called where there is no file yet.
     """
-    split = undecoded(split)
-    cache_dir = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "segmentation_prepared")
+    split, cache_dir = undecoded(split), prepared_folder(cache_dir)
     cache_dir.mkdir(parents=True, exist_ok=True)
     key = _cache_key(split, function, options)
     if num_proc is None:
@@ -197,6 +204,7 @@ def cached_map(
             load_from_cache_file=True,
             new_fingerprint=key,
             num_proc=num_proc if num_proc > 1 else None,
+            writer_batch_size=ROWS_IN_MEMORY,
             desc=description,
         )
         if len(result) != len(split):
@@ -205,6 +213,8 @@ def cached_map(
 
     # `datasets` moves a file into place when it is complete, so it takes a full disk or a crash to damage one.
     cached = list(cache_dir.glob(f"{key}*.arrow"))
+    if before is not None and not cached:
+        before()
     try:
         return read_or_make()
     except RuntimeError as error:  # of `datasets`, which has no kind of its own for it

@@ -48,6 +48,7 @@ class EvaluationProtocol:
             and the pixels' scores that they add up to from there to the original one (`models.mask_scores`).
         threshold: for models of two classes, the probability above which a pixel is given the second one. It moves
             predictions alone, never the loss.
+        temperature: for `models.calibration`; it moves confidences alone, never predictions.
 
     Raises:
         UserError: on values that do not fit together.
@@ -66,13 +67,16 @@ class EvaluationProtocol:
     even_windows: bool = False
     output: str = "logits"
     threshold: float = 0.5
+    temperature: float = 1.0
 
     def __post_init__(self):
         crop, divisor, scales = self.slide_crop, self.size_divisor, _numbers(self.scales)
         if crop is not None and self.slide_stride is None:
             object.__setattr__(self, "slide_stride", crop * 3 // 4)
         stride, side = self.slide_stride, f"{self.short_side}x{self.short_side}"
-        if not 0 < self.threshold < 1:
+        if not (isinstance(self.temperature, int | float) and 0 < self.temperature < math.inf):
+            problem = f"the model's segmentation_temperature is {self.temperature!r:.100}; it is a positive number"
+        elif not 0 < self.threshold < 1:
             problem = f"--threshold is {self.threshold:g}; it is a probability between 0 and 1, as in 0.5"
         elif not self.scales or min(self.scales) <= 0:
             problem = f"--eval_scales is {scales or 'empty'}; it takes one or more positive factors, as in 0.75 1 1.25"

@@ -24,7 +24,7 @@ from data.arguments import DatasetArguments
 from data.augmentation import TrainTransform
 from data.classes import ClassMap
 from data.hub_datasets import image_columns, load_through_datasets, standard_columns
-from data.image_files import StoredFile, decode_image
+from data.image_files import StoredFile, decode_image, upright_rgb
 from data.layouts import standard_split_name
 from data.preparation import PairRecord, prepare_one
 
@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 # Rows held back to be drawn from at random: files, not decoded, so some 100 MB of photos.
 SHUFFLE_BUFFER = 500
+# Stands for an example that is thrown away.
+SKIPPED = {"pixel_values": torch.empty(0), "labels": torch.empty(0, dtype=torch.uint8), "name": ""}
 NO_CLASS_LIST = "--streaming needs to know the classes beforehand: give --id2label FILE or --label_map FILE"
 
 
@@ -103,8 +105,8 @@ class StreamingDataset(torch.utils.data.IterableDataset):
     files go through the same shuffled rows and take turns, so they also read, and do not decode, what the others take.
 
     Order and random transforms are a function of seed, pass, position in it and the numbers of readers and files. The
-    Trainer sees one epoch of `--max_steps`, so that resuming skips the right batches: it draws them again and throws
-    them away.
+    Trainer sees one epoch of `--max_steps`, so that resuming skips the right batches: it throws them away, so they are
+    empty, see `skip_first`.
 
     Args:
         stream: of `open_streams`.
@@ -133,10 +135,16 @@ class StreamingDataset(torch.utils.data.IterableDataset):
         self.buffer_size = buffer_size
         self.first_pass = 0
         self.process, self.num_processes = 0, 1
+        self.skipped_batches, self.batch_size = 0, 1
 
     def share_with(self, process: int, num_processes: int) -> None:
         """From now on this is the part of one of several processes."""
         self.process, self.num_processes = process, num_processes
+
+    def skip_first(self, batches: int, batch_size: int) -> None:
+        """The first batches of a process's data loader are empty from now on, and the others what they were. For a run
+        that goes on: of the passes that it has behind it the first and the last are read, and nothing is decoded."""
+        self.skipped_batches, self.batch_size = batches, batch_size
 
     def describe_sharing(self, workers: int) -> str:
         """One line on how the files are dealt out. workers: of each process."""
@@ -156,15 +164,23 @@ class StreamingDataset(torch.utils.data.IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         worker = torch.utils.data.get_worker_info()
-        reader, readers = self.process, self.num_processes
-        if worker is not None:
-            reader, readers = self.process * worker.num_workers + worker.id, readers * worker.num_workers
+        of_process, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        reader, readers = self.process * workers + of_process, self.num_processes * workers
+        # The workers of a process make its batches in turn.
+        to_skip = self.batch_size * len(range(of_process, self.skipped_batches, workers))
         # As many groups of readers as get the same number of files each; those of a group take turns.
         groups = math.gcd(self.stream.num_shards, readers)
         group, turn, turns = reader % groups, reader // groups, readers // groups
         stream = self.stream.shard(groups, group, contiguous=False) if groups > 1 else self.stream
         seen = 0  # in all passes, so that nobody has an image more than the others at the end of each
+        rows_of_pass = None
         for number in itertools.count(self.first_pass):
+            if to_skip and rows_of_pass:
+                own = len(range((turn - seen) % turns, rows_of_pass, turns))
+                if own <= to_skip:
+                    yield from itertools.repeat(SKIPPED, own)
+                    to_skip, seen = to_skip - own, seen + rows_of_pass
+                    continue
             # Not `IterableDataset.set_epoch`, whose number all workers share.
             order = int(np.random.default_rng([self.seed, number]).integers(2**32))
             position = -1
@@ -172,6 +188,10 @@ class StreamingDataset(torch.utils.data.IterableDataset):
             rows = stream.shuffle(seed=order, buffer_size=self.buffer_size).iter(batch_size=1)
             for position, row in enumerate(rows):
                 if (seen + position) % turns != turn:
+                    continue
+                if to_skip:
+                    to_skip -= 1
+                    yield SKIPPED
                     continue
                 row = {name: _with_bytes(file) for name, (file,) in row.items()}
                 name = f"row {position} of pass {number} (worker {reader})"
@@ -182,14 +202,15 @@ class StreamingDataset(torch.utils.data.IterableDataset):
                 yield self.transform(image, label, rng) | {"name": name}
             if position < 0:  # there is nothing
                 return
-            seen += position + 1
+            rows_of_pass = position + 1
+            seen += rows_of_pass
 
     def _read(self, row: dict, name: str) -> tuple[Image.Image | torch.Tensor, np.ndarray]:
         """Image, as `data_utils.SegmentationDataset.read` has it, and mask of training ids, uint8 (H, W), decoded and
         checked."""
         image, mask = (StoredFile.of(row[column], name) for column in ("image", "label"))
         num_channels = self.transform.protocol.num_channels
-        record, label = prepare_one(image, mask, self.class_map, num_channels)
+        record, label, picture = prepare_one(image, mask, self.class_map, num_channels)
         if label is None:
             self.judge(record, self.class_map)
-        return decode_image(image, num_channels), label
+        return upright_rgb(picture) if num_channels == 3 else decode_image(image, num_channels), label

@@ -15,6 +15,7 @@ IMAGE_EXTENSIONS = {
     *HEIF_EXTENSIONS,
 }
 MASK_EXTENSIONS = IMAGE_EXTENSIONS - HEIF_EXTENSIONS
+VIDEO_EXTENSIONS = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"}
 # Pictures, or arrays that stand for them, which are not read. Extension → what to do about it.
 UNREAD_EXTENSIONS = {
     **dict.fromkeys((".heic", ".heif"), "pip install pillow-heif reads them, or `mogrify -format png *.heic`"),

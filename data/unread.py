@@ -26,12 +26,16 @@ def unread_pictures(tree: Tree, read: Collection[str] = IMAGE_EXTENSIONS) -> lis
 
     read: the extensions that are, in small letters.
     """
+    return unread_among((tree.path(parts, name) for parts, name in tree.files), read)
+
+
+def unread_among(paths: Iterable[Path], read: Collection[str] = IMAGE_EXTENSIONS) -> list[Path]:
+    """As `unread_pictures`, of any files."""
     found = []
-    for parts, name in tree.files:
-        suffix = _extension(name)
+    for path in paths:
+        suffix = _extension(path.name)
         if suffix in read or suffix in COMPANIONS:
             continue
-        path = tree.path(parts, name)
         if suffix in UNREAD_EXTENSIONS or _begins_like_a_picture(path):
             found.append(path)
     return sorted(found)

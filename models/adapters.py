@@ -1,6 +1,8 @@
-"""Fitting a loaded model to its task: a frozen encoder, LoRA adapters, images of other channels, checkpointing.
+"""Fitting a loaded model to its task: a frozen encoder, LoRA adapters, images of other channels or of another size,
+checkpointing.
 
-All but `with_channels` change the model in place. None changes what is saved in the end: stock transformers loads it.
+All but `with_channels` and `with_image_size` change the model in place. None changes what is saved in the end: stock
+transformers loads it.
 
 With LoRA the weights of a checkpoint are the merged ones, a model like any other, and `adapters.safetensors` beside
 them holds what training goes on from.
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from cli_utils import UserError
-from models.configurations import config_parts, new_model
+from models.configurations import config_parts, is_eomt, new_model
 
 # What transformers' vision models call the layers that make queries and values.
 LORA_TARGETS = ("q_proj", "v_proj", "query", "value")
@@ -30,7 +32,7 @@ _BASE_LAYER, _LORA_A = ".base_layer.", ".lora_A.default.weight"
 def encoder_names(model: PreTrainedModel) -> tuple[str, ...]:
     """Names of the modules that are the encoder, mostly one; everything else is the head."""
     kind = model.config.model_type
-    if kind.startswith("eomt"):  # its queries go through the layers of the ViT
+    if is_eomt(model.config):  # its queries go through the layers of the ViT
         return "embeddings", "layers", "layernorm"
     if kind in ("mask2former", "maskformer"):  # the base model has the decoders, too
         return ("model.pixel_level_module.encoder",)
@@ -237,3 +239,38 @@ def with_channels(model: PreTrainedModel, num_channels: int) -> PreTrainedModel:
     filters = torch.cat([kept, mean.expand(-1, num_channels - kept.shape[1], -1, -1)], dim=1)
     grown.load_state_dict(state | {changed[0]: filters * (3 / num_channels)})
     return grown
+
+
+# ---- the one size of an EoMT ----------------------------------------------------------------------------------------
+
+
+def set_image_size(config: PretrainedConfig, side: int) -> None:
+    """Sets the side of the squares that an EoMT takes, in pixels, in place.
+
+    Raises:
+        UserError: its patches do not divide them.
+    """
+    patch = config.patch_size
+    if side % patch:
+        raise UserError(
+            f"--image_size is {side}, which patches of {patch} pixels do not divide: give {side // patch * patch} or "
+            f"{-(-side // patch) * patch}"
+        )
+    config.image_size = side
+
+
+def with_image_size(model: PreTrainedModel, side: int) -> PreTrainedModel:
+    """An EoMT over DINOv2 → one with the same weights for squares of another side, in pixels: its table of positions
+    is resized as DINOv2's is where EoMT's own code loads it (timm, layers/pos_embed.py, `resample_abs_pos_embed`).
+
+    (One over DINOv3 computes its positions, and nothing in it depends on the size.)
+    """
+    config = copy.deepcopy(model.config)
+    set_image_size(config, side)
+    resized = new_model(config).eval()
+    state, key = model.state_dict(), "embeddings.position_embeddings.weight"
+    old, new = (size // config.patch_size for size in (model.config.image_size, side))
+    table = state[key].T.reshape(1, -1, old, old)
+    table = nn.functional.interpolate(table, (new, new), mode="bicubic", antialias=True, align_corners=False)
+    resized.load_state_dict(state | {key: table[0].flatten(1).T})
+    return resized

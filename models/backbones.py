@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 from transformers.utils import cached_file
 
 from cli_utils import UserError, one_line, shorten
-from models.adapters import encoder_modules, encoder_names
+from models.adapters import encoder_modules, encoder_names, set_image_size
 from models.configurations import encoder_config, num_equal_layers, open_config, read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -105,18 +105,12 @@ def _eomt_config(config: PretrainedConfig, backbone: str, image_size: int | None
             f"{config.model_type} (a trained EoMT over DINOv2 is --model_name_or_path "
             "tue-mps/ade20k_semantic_eomt_large_512)"
         )
-    side = image_size or 512
-    if side % config.patch_size:
-        nearest = (
-            f"{side // config.patch_size * config.patch_size} or {-(-side // config.patch_size) * config.patch_size}"
-        )
-        raise UserError(
-            f"--image_size is {side}, which patches of {config.patch_size} pixels do not divide: give {nearest}"
-        )
     of_backbone = config.to_dict()
     same = {key: of_backbone[key] for key in EomtDinov3Config().to_dict() if key in of_backbone}
     same = {key: value for key, value in same.items() if key not in NOT_OF_BACKBONE}
-    return EomtDinov3Config(**same, image_size=side, num_queries=100, num_blocks=4)
+    eomt = EomtDinov3Config(**same, num_queries=100, num_blocks=4)
+    set_image_size(eomt, image_size or 512)
+    return eomt
 
 
 def _stages(config: PretrainedConfig, backbone: str) -> list[str]:

@@ -71,6 +71,11 @@ def is_universal(config: PretrainedConfig) -> bool:
     return config.model_type in UNIVERSAL
 
 
+def is_eomt(config: PretrainedConfig) -> bool:
+    """Whether it is an EoMT, which takes squares of one side, `config.image_size`: larger images come in windows."""
+    return config.model_type in ("eomt", "eomt_dinov3")
+
+
 def auto_class(config: PretrainedConfig) -> type:
     """Of transformers' Auto classes the one that builds and loads a segmentation model of this configuration."""
     return AutoModelForUniversalSegmentation if is_universal(config) else AutoModelForSemanticSegmentation

@@ -18,8 +18,10 @@ from transformers import UperNetForSemanticSegmentation as UperNet
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.segformer.modeling_segformer import (
     SegformerDecodeHead,
+    SegformerDepthWiseConv,
     SegformerMixMLP,
     SegformerMLP,
+    SegformerSequenceReduction,
     SegformerStage,
 )
 
@@ -250,7 +252,35 @@ class ChannelsLastSegformerStage(SegformerStage):
         for block in self.blocks:
             hidden_states = block(hidden_states, height, width, **kwargs)
         hidden_states = self.layer_norm(hidden_states)
-        return hidden_states.unflatten(1, (height, width)).permute(0, 3, 1, 2) if self.reshape else hidden_states
+        return _as_map(hidden_states, height, width) if self.reshape else hidden_states
+
+
+def _as_map(hidden_states: Tensor, height: int, width: int) -> Tensor:
+    """(B, h * w, C) → (B, C, h, w), a view that is channels-last to every operator.
+
+    Of a single image the view that the stock modules make has a stride along the batch that hides it, so that a
+    convolution is done in the other layout, with copies in and out: up to ten times the time.
+    """
+    return hidden_states.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+
+
+class ChannelsLastSegformerDepthWiseConv(SegformerDepthWiseConv):
+    """The depthwise convolution of a Mix-FFN on maps as they are in memory, whatever the batch size."""
+
+    def forward(self, hidden_states: Tensor, height: int, width: int) -> Tensor:
+        if torch.jit.is_tracing():
+            return super().forward(hidden_states, height, width)
+        return self.dwconv(_as_map(hidden_states, height, width)).flatten(2).transpose(1, 2)
+
+
+class ChannelsLastSegformerSequenceReduction(SegformerSequenceReduction):
+    """The convolution before the keys and values of attention, in the same way."""
+
+    def forward(self, hidden_states: Tensor, height: int, width: int) -> Tensor:
+        if torch.jit.is_tracing():
+            return super().forward(hidden_states, height, width)
+        reduced = self.sequence_reduction(_as_map(hidden_states, height, width))
+        return self.layer_norm(reduced.flatten(2).transpose(1, 2))
 
 
 class RecomputingSegformerMixMLP(SegformerMixMLP):
@@ -284,6 +314,9 @@ def fuse_model(model: PreTrainedModel) -> PreTrainedModel:
             _change_class(stage, SegformerStage, ChannelsLastSegformerStage)
             for block in stage.blocks:
                 _change_class(block.mlp, SegformerMixMLP, RecomputingSegformerMixMLP)
+                _change_class(block.mlp.dwconv, SegformerDepthWiseConv, ChannelsLastSegformerDepthWiseConv)
+                reduction = getattr(block.attention, "sequence_reduction", None)
+                _change_class(reduction, SegformerSequenceReduction, ChannelsLastSegformerSequenceReduction)
     elif isinstance(model, UperNet):
         # A method of the instance: a subclass would be saved under its own name.
         model.forward = MethodType(_upernet_logits, model)

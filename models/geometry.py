@@ -15,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from cli_utils import UserError, one_line
 from data.preprocessing import EvaluationProtocol
-from models.configurations import is_universal, new_model
+from models.configurations import is_eomt, is_universal, new_model
 
 # What is published: both sides rounded up to a multiple of 32 (`data.preprocessing`), whatever less would do.
 PUBLISHED_DIVISOR = EvaluationProtocol.size_divisor
@@ -67,7 +67,7 @@ def input_geometry(config: PretrainedConfig) -> InputGeometry:
     if is_universal(config):
         # What flows through them depends on values, which there are none of on the meta device. The deepest map of
         # an encoder is at stride 32; EoMT takes one size, in which a window of any image is shown.
-        return InputGeometry(1, True, config.image_size) if config.model_type.startswith("eomt") else InputGeometry(32)
+        return InputGeometry(1, True, config.image_size) if is_eomt(config) else InputGeometry(32)
     try:
         geometry = _geometry(model.eval())
         _run(model, geometry.fit(64))

@@ -19,6 +19,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from cli_utils import UserError, one_line, write_text
 from data.arguments import MAX_SIDE
 from data.preprocessing import MAX_ASPECT_RATIO, EvaluationProtocol, short_side_of
+from models.configurations import is_eomt
 from models.loading import find_config
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def load_image_processor(
         UserError: the checkpoint cannot be reached or read.
     """
     # An unreachable Hub is not to be taken for a missing preprocessor_config.json.
-    config = find_config(name_or_path, from_scratch, revision, head, image_size)
+    config = find_config(name_or_path, from_scratch, revision, head)
     own_kind = _KINDS.get(config.model_type, SegformerImageProcessor)
     if from_scratch:
         image_processor = own_kind()
@@ -93,8 +94,8 @@ def load_image_processor(
     # A mask has to cover the image, whole and at the size that was asked for.
     changes = {key: False for key in ("do_center_crop", "keep_aspect_ratio") if settings.get(key)}
     side = image_size or short_side_of(SegformerImageProcessor() if from_scratch or head else image_processor)
-    if config.model_type.startswith("eomt"):
-        side = config.image_size  # the one that it takes
+    if is_eomt(config):
+        side = image_size or config.image_size
     changes["size"] = {"height": side, "width": side}
     if "do_split_image" in settings:  # EoMT's windows, with which masks of pixels are made
         changes |= {"size": {"shortest_edge": side, "longest_edge": None}, "do_split_image": True}

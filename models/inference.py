@@ -25,13 +25,15 @@ from cli_utils import UserError, one_line
 from data.arguments import EvaluationArguments
 from data.preprocessing import EvaluationProtocol, short_side_of
 from metrics_utils import IGNORE_INDEX
-from models.configurations import is_universal
+from models.configurations import is_eomt, is_universal
 from models.geometry import input_geometry
 from models.losses import check_shapes, log_likelihood, targets_of
-from models.mask_scores import QueryPass, full_scores, mean_scores, query_outputs
-from models.upsampling import TiledUpsampling, empty_prediction, full_precision, upsampled_argmax
+from models.mask_scores import QueryPass, full_scores, mean_scores, query_outputs, rows_of_scores, share_of_scores
+from models.upsampling import TiledUpsampling, empty_prediction, full_precision, tile_rows, upsampled_argmax
 
 logger = logging.getLogger(__name__)
+
+TEMPERATURE = "segmentation_temperature"  # the key in a model's configuration
 
 
 def find_device(name: str | None) -> torch.device:
@@ -58,6 +60,11 @@ def evaluation_protocol(
     Raises:
         UserError: flags that do not fit the architecture, or a configuration whose model does not run.
     """
+    if is_eomt(config) and args.image_size not in (None, config.image_size):
+        raise UserError(
+            f"--image_size {args.image_size}: {config.name_or_path or 'this model'} was trained for "
+            f"{config.image_size} pixels and takes no others: leave it out; training with it makes one of that size"
+        )
     geometry = input_geometry(config)
     asked = short_side_of(image_processor)
     short_side = geometry.fit(asked)
@@ -80,9 +87,10 @@ def _of_architecture(config: PretrainedConfig, args: EvaluationArguments, short_
     """What else a protocol has of the architecture: how its output is resized, and the windows of EoMT, which takes
     one size and shows images of any aspect in as few of them as cover the long side."""
     options = {"output": "queries" if is_universal(config) else "logits"}
+    options["temperature"] = getattr(config, TEMPERATURE, 1.0)
     if config.model_type == "upernet":
         options["output"] = "full logits"
-    if config.model_type.startswith("eomt") and args.slide_crop is None and args.slide_stride is None:
+    if is_eomt(config) and args.slide_crop is None and args.slide_stride is None:
         options |= {"slide_crop": short_side, "even_windows": True}
     return options
 
@@ -251,18 +259,64 @@ def predict_ids(model, image: Image.Image | Tensor, protocol: EvaluationProtocol
 
 
 @torch.inference_mode()
-def predict_confidence(model, image: Image.Image | Tensor, protocol: EvaluationProtocol, ids: Tensor) -> Tensor:
-    """How likely the classes `ids` (H, W) are that `predict_ids` gave: uint8 (H, W), 255 for certainty, on the CPU."""
-    logits = protocol_logits(model, protocol.preprocess(image), protocol)
-    if isinstance(logits, Tensor):
-        logits = [PassLogits(logits, [slice(0, 1)], [slice(0, 1)])]
-    confidence, target = torch.empty(ids.shape, dtype=torch.uint8), ids.long()
-    with full_precision(logits[0].device.type):
-        for pixels, probabilities in _mean_probabilities(logits, tuple(ids.shape)):
-            likely = probabilities.cpu().gather(-1, target[pixels][..., None])[..., 0]
-            # Scores of universal models are sums over masks, which may exceed 1.
-            confidence[pixels] = (likely.clamp(0, 1) * 255).round().to(torch.uint8)
-    return confidence
+def predict_with_confidence(
+    model, image: Image.Image | Tensor, protocol: EvaluationProtocol, fused_ops: bool = True
+) -> tuple[Tensor, Tensor]:
+    """As `predict_ids`, and how likely these classes are: uint8 (H, W), 255 for certainty, on the CPU."""
+    logits, size = protocol_logits(model, protocol.preprocess(image), protocol), tuple(tvF.get_size(image))
+    ids = predicted_ids(logits, size, fused_ops, protocol.threshold)
+    confidence = torch.empty(size, dtype=torch.uint8)
+    with full_precision(ids.device.type):
+        for pixels, probabilities in mean_probabilities(as_passes(logits), size):
+            confidence[pixels] = levels(probabilities, ids[pixels], protocol.temperature).cpu()
+    return ids.cpu(), confidence
+
+
+def levels(probabilities: Tensor, ids: Tensor, temperature: float) -> Tensor:
+    """Probabilities (H, W, C) → those of the classes `ids` (H, W) at that temperature, 0 to 255, uint8 (H, W)."""
+    likely = at_temperature(probabilities, temperature).gather(-1, ids.long()[..., None])[..., 0]
+    return (likely * 255).round().to(torch.uint8)
+
+
+def at_temperature(probabilities: Tensor, temperature: float) -> Tensor:
+    """Probabilities (…, C) → softmax of their logarithms over the temperature: those of the logits over it, where
+    they are the softmax of some, and whatever they are an average of, in the same order."""
+    if temperature == 1:
+        return probabilities
+    return (probabilities.clamp(min=torch.finfo(torch.float32).tiny).log() / temperature).softmax(-1)
+
+
+@torch.no_grad()
+def scores_at(
+    logits: Tensor | list[PassLogits] | list[QueryPass], size: tuple[int, int], rows: Tensor, columns: Tensor
+) -> Tensor:
+    """Of single pixels (k,) at `size`: float32 (k, C) whose softmax is their probabilities.
+
+    logits: of `protocol_logits`.
+    """
+    passes = as_passes(logits)
+    with full_precision(passes[0].device.type):
+        if isinstance(passes[0], QueryPass):
+            pixels = [(slice(y, y + 1), slice(x, x + 1)) for y, x in zip(rows.tolist(), columns.tolist(), strict=True)]
+            probabilities = torch.cat([share_of_scores(passes, size, one)[0] for one in pixels])
+            return probabilities.clamp(min=torch.finfo(torch.float32).tiny).log()
+        found = [_logits_at(one, size, rows, columns) for one in passes]
+        if len(found) == 1:
+            return found[0]
+        return torch.stack([one.log_softmax(-1) for one in found]).logsumexp(0)
+
+
+def _logits_at(one: PassLogits, size: tuple[int, int], rows: Tensor, columns: Tensor) -> Tensor:
+    """Upsampled logits (k, C) of single pixels."""
+    if one.windows is not None:
+        return TiledUpsampling(one.logits, size, one.windows).at(0, rows, columns)
+    places = torch.stack([(columns + 0.5) * 2 / size[1] - 1, (rows + 0.5) * 2 / size[0] - 1], dim=-1)
+    options = {"mode": "bilinear", "padding_mode": "border", "align_corners": False}
+    return F.grid_sample(one.logits.float(), places[None, None].float(), **options)[0, :, 0].T
+
+
+def as_passes(logits: Tensor | list[PassLogits] | list[QueryPass]) -> list[PassLogits] | list[QueryPass]:
+    return [PassLogits(logits, [slice(0, 1)], [slice(0, 1)])] if isinstance(logits, Tensor) else logits
 
 
 def class_shift(threshold: float, device: torch.device | str = "cpu") -> Tensor:
@@ -327,7 +381,7 @@ def _score_passes(
     prediction = empty_prediction(1, num_classes, size, device)
     likelihood = None if target is None else torch.empty(prediction.shape, device=device)
     with full_precision(device.type):
-        for pixels, probabilities in _mean_probabilities(passes, size):
+        for pixels, probabilities in mean_probabilities(passes, size):
             prediction[0][pixels] = most_likely(probabilities, -1, threshold)
             if target is not None:
                 of_target = probabilities.gather(-1, target[0][pixels][..., None])[..., 0]
@@ -340,23 +394,39 @@ def _full_probabilities(one: PassLogits | QueryPass, size: tuple[int, int]) -> T
     return full_scores(one, size) if isinstance(one, QueryPass) else _full_logits(one, size).softmax(1)
 
 
-def _mean_probabilities(
-    passes: list[PassLogits] | list[QueryPass], size: tuple[int, int]
+def mean_probabilities(
+    passes: list[PassLogits] | list[QueryPass], size: tuple[int, int], rows: int | None = None
 ) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
     """Rows and columns of one tile of the image after the other, with probabilities (rows, columns, C) averaged over
-    the passes."""
+    the passes.
+
+    rows: height of a tile, at most that of `rows_of_tile`, which it is by default.
+    """
     if isinstance(passes[0], QueryPass):
-        yield from mean_scores(passes, size)
-        return
-    first = TiledUpsampling(passes[0].logits, size, passes[0].windows)
-    others = [TiledUpsampling(one.logits, size, one.windows, memory_of=first) for one in passes[1:]]
+        return mean_scores(passes, size, rows)
+    first = TiledUpsampling(passes[0].logits, size, passes[0].windows, rows=rows)
+    return mean_softmax(
+        first, [TiledUpsampling(one.logits, size, one.windows, memory_of=first, rows=rows) for one in passes[1:]]
+    )
+
+
+def rows_of_tile(passes: list[PassLogits] | list[QueryPass], size: tuple[int, int]) -> int:
+    """Height of the tiles in which `mean_probabilities` comes."""
+    one = passes[0]
+    return rows_of_scores(passes, size) if isinstance(one, QueryPass) else tile_rows(size, one.num_classes, one.device)
+
+
+def mean_softmax(
+    first: TiledUpsampling, others: list[TiledUpsampling]
+) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
+    """As `mean_probabilities`, of one image each; the others use the memory of the first."""
     # Drawn one at a time, since each tile overwrites the one before it.
     tiles = [other.tiles(0) for other in others]
     for tile in first.tiles(0):
         probabilities = tile.logits.softmax(-1)
         for other, its_tiles in zip(others, tiles, strict=True):
             probabilities += other.softmax(next(its_tiles))
-        yield tile.pixels, probabilities.div_(len(passes))
+        yield tile.pixels, probabilities.div_(1 + len(others))
 
 
 def most_likely(probabilities: Tensor, dim: int, threshold: float) -> Tensor:

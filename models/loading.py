@@ -4,6 +4,7 @@ Works with every `AutoModelForSemanticSegmentation`. What is loaded is float32, 
 saved under key names that older transformers releases read as well.
 """
 
+import copy
 import logging
 import math
 import os
@@ -25,12 +26,20 @@ from transformers.models.auto.modeling_auto import (
 
 from cli_utils import UserError, nearest, one_line, shorten
 from metrics_utils import IGNORE_INDEX
-from models.adapters import encoder_modules, encoder_names, set_num_channels, with_channels
+from models.adapters import (
+    encoder_modules,
+    encoder_names,
+    set_image_size,
+    set_num_channels,
+    with_channels,
+    with_image_size,
+)
 from models.backbones import config_with_head, load_backbone
 from models.configurations import (
     UNIVERSAL,
     auto_class,
     encoder_config,
+    is_eomt,
     is_universal,
     new_model,
     open_config,
@@ -88,7 +97,8 @@ def load_model(
             `models.adapters.with_channels` says.
         revision: branch, tag or commit of a model on the Hub.
         head: of `models.arguments.HEADS`: a fresh one on the pretrained backbone that `name_or_path` then names.
-        image_size: of a fresh head that takes one size only.
+        image_size: of an EoMT, which takes squares of one side: the side in pixels, for which a checkpoint of another
+            one is made to fit. None for the checkpoint's.
         kwargs: fields of the model's configuration, or of its backbone's, for instance `drop_path_rate=0.2`.
 
     Raises:
@@ -167,20 +177,22 @@ def find_config(
     """The configuration of the model that `load_model` makes of the same arguments.
 
     Raises:
-        UserError: as `read_config` or `models.backbones.config_with_head`, or an unknown variant.
+        UserError: as `read_config`, `models.backbones.config_with_head` or `models.adapters.set_image_size`, or an
+            unknown variant.
     """
     if head is not None:
         return config_with_head(name_or_path, head, revision, image_size)
-    if from_scratch is None:
-        return read_config(name_or_path, revision)
     if from_scratch in MIT_VARIANTS:
         return SegformerConfig(**MIT_VARIANTS[from_scratch])
-    if os.path.exists(from_scratch):
-        return read_config(from_scratch)
-    raise UserError(
-        f"--from_scratch {from_scratch}{nearest(from_scratch, MIT_VARIANTS)} is neither a file or folder here nor one "
-        f"of {', '.join(MIT_VARIANTS)}"
-    )
+    if from_scratch is not None and not os.path.exists(from_scratch):
+        raise UserError(
+            f"--from_scratch {from_scratch}{nearest(from_scratch, MIT_VARIANTS)} is neither a file or folder here nor "
+            f"one of {', '.join(MIT_VARIANTS)}"
+        )
+    config = read_config(name_or_path, revision) if from_scratch is None else read_config(from_scratch)
+    if image_size is not None and is_eomt(config):
+        set_image_size(config, image_size)
+    return config
 
 
 def read_config(name_or_path: str, revision: str | None = None) -> PretrainedConfig:
@@ -292,7 +304,10 @@ def _load_pretrained(
     name_or_path: str, config: PretrainedConfig, old_id2label: dict[int, str], revision: str | None
 ) -> PreTrainedModel:
     """The checkpoint's weights in a model of this configuration; raises unless all that must be there fits."""
-    trained = _is_segmentation_checkpoint(config)
+    trained, side = _is_segmentation_checkpoint(config), None
+    if config.model_type == "eomt":
+        config, side = copy.deepcopy(config), config.image_size
+        config.image_size = read_config(name_or_path, revision).image_size
     model, info = read_checkpoint(auto_class(config), name_or_path, config, revision)
     _judge_loading(name_or_path, model, info, trained, old_id2label)
     # `save_pretrained` reverts only those key mappings that loading has used: an encoder's checkpoint would be saved
@@ -303,6 +318,9 @@ def _load_pretrained(
     # Tensors begin anywhere in a safetensors file and are used where they lie. Convolutions round otherwise there than
     # in memory as torch allots it, so without copies a reloaded model would not repeat its numbers bit for bit.
     model.load_state_dict({key: tensor.clone() for key, tensor in model.state_dict().items()}, assign=True)
+    if side is not None and side != model.config.image_size:
+        logger.info(f"{name_or_path}: positions of {model.config.image_size} pixels are resized to those of {side}")
+        return with_image_size(model, side)
     return model
 
 

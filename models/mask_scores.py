@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.upsampling import TILE_COLUMNS, bilinear_weights, tile_bytes
+from models.upsampling import TILE_COLUMNS, bilinear_weights, tile_rows
 
 
 class QueryOutput(NamedTuple):
@@ -102,18 +102,32 @@ def query_outputs(model, pixel_values: Tensor) -> QueryOutput:
     return QueryOutput(probabilities, output.masks_queries_logits[0])
 
 
-def mean_scores(passes: list[QueryPass], size: tuple[int, int]) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
-    """Rows and columns of one tile of the image after the other, with scores (rows, columns, C) averaged over the
-    passes and divided by their sum, which makes them probabilities."""
+def rows_of_scores(passes: list[QueryPass], size: tuple[int, int]) -> int:
+    """Height of a tile of `mean_scores`: masks and scores of it, before they are resized for the second time, are
+    what is in memory."""
     num_queries = passes[0].outputs[0][0].masks.shape[0]
-    columns = min(size[1], TILE_COLUMNS)
-    # Masks and scores of one tile, before they are resized for the second time, are what is in memory.
-    rows = max(1, tile_bytes(passes[0].device) // (columns * (num_queries + 2 * passes[0].num_classes) * 4))
+    return tile_rows(size, num_queries + 2 * passes[0].num_classes, passes[0].device)
+
+
+def mean_scores(
+    passes: list[QueryPass], size: tuple[int, int], rows: int | None = None
+) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
+    """Rows and columns of one tile of the image after the other, with scores (rows, columns, C) averaged over the
+    passes and divided by their sum, which makes them probabilities.
+
+    rows: height of a tile; that of `rows_of_scores` if left out.
+    """
+    rows, columns = rows or rows_of_scores(passes, size), min(size[1], TILE_COLUMNS)
     for top in range(0, size[0], rows):
         for left in range(0, size[1], columns):
             pixels = slice(top, min(top + rows, size[0])), slice(left, min(left + columns, size[1]))
-            scores = sum(_tile_scores(one, size, pixels) for one in passes)
-            yield pixels, scores / scores.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+            yield pixels, share_of_scores(passes, size, pixels)
+
+
+def share_of_scores(passes: list[QueryPass], size: tuple[int, int], pixels: tuple[slice, slice]) -> Tensor:
+    """As `mean_scores`, of the pixels in these rows and columns."""
+    scores = sum(_tile_scores(one, size, pixels) for one in passes)
+    return scores / scores.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def _tile_scores(one: QueryPass, size: tuple[int, int], pixels: tuple[slice, slice]) -> Tensor:

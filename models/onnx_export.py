@@ -162,7 +162,7 @@ def with_images(network: ModelProto, protocol: EvaluationProtocol, confidence: b
     """The graph from uint8 images (B, H, W, C_in) to the class of every pixel, uint8 (B, H, W), around a network.
 
     All is inside: the resizing of the protocol, normalisation, upsampling and argmax. confidence: a second output, the
-    probability of that class, uint8 (B, H, W), 255 for certainty.
+    probability of that class at the protocol's temperature, uint8 (B, H, W), 255 for certainty.
     """
     square = protocol.square
     side = protocol.short_side
@@ -184,7 +184,8 @@ def with_images(network: ModelProto, protocol: EvaluationProtocol, confidence: b
     num_classes = network.graph.output[0].type.tensor_type.shape.dim[1].dim_value
     shift = class_shift(protocol.threshold) if protocol.threshold != 0.5 else torch.zeros(num_classes)
     if confidence:
-        after = _with_constants(class_ids_and_confidence.to_model_proto(), {"shift": shift.numpy()})
+        constants = {"shift": shift.numpy(), "temperature": np.array([protocol.temperature], np.float32)}
+        after = _with_constants(class_ids_and_confidence.to_model_proto(), constants)
     else:
         after = inline_local_functions(class_ids.to_model_proto())
     network = _shifted(network, shift) if protocol.threshold != 0.5 else network

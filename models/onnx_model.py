@@ -5,7 +5,6 @@ ids = model.predict_ids(image)        # (H, W), as `models.inference.predict_ids
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,9 +19,7 @@ from torchvision.transforms.v2 import functional as tvF
 from cli_utils import UserError, check_installed, one_line, shorten
 from data.arguments import EvaluationArguments
 from data.classes import ClassMap
-from data.large_images import LargeImage
 from data.preprocessing import EvaluationProtocol
-from models.banded import predict_bands
 from models.geometry import InputGeometry
 from models.inference import predict_ids
 
@@ -145,27 +142,21 @@ class OnnxModel:
         """The graph's outputs for its one input."""
         return self.session.run(None, {self.session.get_inputs()[0].name: values})
 
-    def predict(self, image: Image.Image | Tensor | LargeImage) -> Tensor | Iterator[Tensor]:
-        """`predict_ids`, or `models.banded.predict_bands` of a large image.
-
-        Raises:
-            UserError: the graph takes images whole, and this one is large.
-        """
-        if not isinstance(image, LargeImage):
-            return self.predict_ids(image)
-        if self.takes_images:
-            raise UserError(
-                f"{self.name} takes images whole, and one of {image.size[1]:,}x{image.size[0]:,} pixels is read in "
-                "bands: export the model with --logits, or give the model itself"
-            )
-        return predict_bands(self.network, image, self.protocol)
-
     def predict_ids(self, image: Image.Image | Tensor) -> Tensor:
         """RGB image, or uint8 (C, H, W) → integer tensor (H, W) of training ids at the image's own size."""
         if not self.takes_images:
             return predict_ids(self.network, image, self.protocol)
+        return self._outputs(image)[0]
+
+    def predict_with_confidence(self, image: Image.Image | Tensor) -> tuple[Tensor, Tensor]:
+        """As `predict_ids`, and what the graph says of its confidence, uint8 (H, W), where it does."""
+        ids, confidence = self._outputs(image)
+        return ids, confidence
+
+    def _outputs(self, image: Image.Image | Tensor) -> list[Tensor]:
+        """Of a graph that takes images, for one of them."""
         tensor = image if isinstance(image, Tensor) else tvF.pil_to_tensor(image)
-        return torch.from_numpy(self.run(tensor.permute(1, 2, 0)[None].contiguous().numpy())[0][0])
+        return [torch.from_numpy(part[0]) for part in self.run(tensor.permute(1, 2, 0)[None].contiguous().numpy())]
 
 
 class _Network(nn.Module):

@@ -119,10 +119,13 @@ def class_ids(logits: FLOAT[None, None, None, None], image: UINT8[...]) -> UINT8
 
 
 @script()
-def class_ids_and_confidence(logits: FLOAT[None, None, None, None], image: UINT8[...], shift: FLOAT[...]):
+def class_ids_and_confidence(
+    logits: FLOAT[None, None, None, None], image: UINT8[...], shift: FLOAT[...], temperature: FLOAT[...]
+):
     """As `class_ids`, and how likely that class is, uint8 (B, H, W), 255 for certainty.
 
-    shift (C,): what was added to the logits to move the boundary between two classes.
+    shift (C,): what was added to the logits to move the boundary between two classes. temperature (1,): what they are
+    divided by for the probability.
     """
     one = op.Constant(value_ints=[1])
     by_row = op.Transpose(logits, perm=[2, 0, 3, 1])  # (h, B, w, C)
@@ -131,13 +134,13 @@ def class_ids_and_confidence(logits: FLOAT[None, None, None, None], image: UINT8
     next_row = op.Min(low_row + one, op.Shape(by_row, start=0, end=1) - one)
     next_column = op.Min(low_column + one, op.Shape(by_row, start=2, end=3) - one)
     fraction = op.Unsqueeze(fraction, one)
-    moved_by = op.Identity(shift)
+    moved_by, divisor = op.Identity(shift), op.Identity(temperature)
 
     @graph()
     def predict_line(low, high, weight):
         line = line_of_pixels(by_row, low, high, weight, low_column, next_column, fraction)
         found = op.ArgMax(line, axis=-1, keepdims=1)
-        likely = op.GatherElements(op.Softmax(line - moved_by, axis=-1), found, axis=-1)
+        likely = op.GatherElements(op.Softmax((line - moved_by) / divisor, axis=-1), found, axis=-1)
         level = op.Squeeze(op.Round(likely * op.Constant(value_floats=[255.0])), [-1])
         return op.Cast(op.Squeeze(found, [-1]), to=2), op.Cast(level, to=2)
 

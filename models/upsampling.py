@@ -31,6 +31,11 @@ def tile_bytes(device: torch.device) -> int:
     return CPU_TILE_BYTES_PER_THREAD * torch.get_num_threads() if device.type == "cpu" else ACCELERATOR_TILE_BYTES
 
 
+def tile_rows(size: tuple[int, int], values: int, device: torch.device, itemsize: int = 4) -> int:
+    """Height of a tile of an image (H, W) at whose pixels that many numbers are held."""
+    return min(size[0], max(1, tile_bytes(device) // (min(size[1], TILE_COLUMNS) * values * itemsize)))
+
+
 class Span(NamedTuple):
     """A run of output rows (or columns), the input rows it is interpolated from, and the weights between them."""
 
@@ -116,13 +121,14 @@ class TiledUpsampling:
     """Bilinear upsampling of logits (B, C, h, w) to (H, W), channels-last, a strip of rows after the other.
 
     The height of a strip follows from the bytes allowed for a tile; a strip wider than `TILE_COLUMNS` comes in several
-    tiles. How an image is cut depends on (H, W) and C alone. Half precision becomes float32.
+    tiles. How an image is cut depends on (H, W) and C alone, and on `rows`. Half precision becomes float32.
 
     Args:
         windows: where the logits are those of sliding windows side by side, the pixels of the resized image that each
             row and each column of windows covers. Every window is upsampled to its pixels, and the average where they
             overlap to (H, W). None for images that were shown whole.
-        memory_of: of the same (H, W), C and dtype; its tile and softmax are overwritten by this one's.
+        memory_of: of the same (H, W), C, rows and dtype; its tile and softmax are overwritten by this one's.
+        rows: height of a strip, at most that of `tile_rows`, which it is by default.
     """
 
     def __init__(
@@ -131,12 +137,13 @@ class TiledUpsampling:
         size: tuple[int, int],
         windows: tuple[list[slice], list[slice]] | None = None,
         memory_of: "TiledUpsampling | None" = None,
+        rows: int | None = None,
     ):
         self.dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         self.logits = logits.detach().permute(0, 2, 3, 1)
         (height, width), (input_height, input_width), num_classes = size, logits.shape[2:], logits.shape[1]
         columns = min(width, TILE_COLUMNS)
-        rows = min(height, max(1, tile_bytes(logits.device) // (columns * num_classes * self.dtype.itemsize)))
+        rows = rows or tile_rows(size, num_classes, logits.device, self.dtype.itemsize)
         row_windows, column_windows = windows or (None, None)
         self.rows = _spans(input_height, height, rows, row_windows, self.dtype, logits.device)
         self.columns = _spans(input_width, width, columns, column_windows, self.dtype, logits.device)
@@ -165,6 +172,20 @@ class TiledUpsampling:
     def low_rows(self, image: int, rows: slice | Tensor) -> Tensor:
         """Rows (n, w, C) of the logits of an image."""
         return self.logits[image][rows]
+
+    def at(self, image: int, rows: Tensor, columns: Tensor) -> Tensor:
+        """Logits (k, C) of k single pixels of an image, int64 rows and columns (k,)."""
+        found = self.new_empty(len(rows), self.logits.shape[-1])
+        for down in self.rows:
+            for across in self.columns:
+                inside = (rows >= down.output.start) & (rows < down.output.stop)
+                inside = (inside & (columns >= across.output.start) & (columns < across.output.stop)).nonzero()[:, 0]
+                if len(inside):
+                    low = self.low_rows(image, down.input)[:, across.input].to(self.dtype)
+                    y = down.weights[rows[inside] - down.output.start]
+                    x = across.weights[columns[inside] - across.output.start]
+                    found[inside] = torch.einsum("ph,pw,hwc->pc", y, x, low)
+        return found
 
     def softmax(self, tile: Tile) -> Tensor:
         """Probabilities (rows, columns, C) of a tile, overwritten by the next call."""

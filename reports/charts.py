@@ -11,7 +11,7 @@ WIDTH, HEIGHT = 560, 240
 LEFT, RIGHT, TOP, BOTTOM = 56, 18, 34, 26  # around the area of the lines
 POINTS = 400  # of a line, at most
 STEEP = 20  # the highest value over the median from which the scale is logarithmic
-COLORS = ("#1f6feb", "#c2410c")  # of the lines in a PNG; those of pages are in the style
+COLORS = ("#1f6feb", "#c2410c", "#595959")  # of the lines in a PNG; those of pages are in the style
 ENLARGED = 2  # a PNG is that many times as large as the chart, and drawn twice as large again, for smooth lines
 
 

@@ -14,14 +14,16 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from cli_utils import printable, redact, written_aside
+from cli_utils import is_path, printable, redact, written_aside
 from data.classes import ClassMap, read_class_list
 from metrics_utils import csv_text
 from models.arguments import ModelArguments
 from reports.templates import render
-from training.arguments import SegmentationTrainingArguments
+from training.arguments import GROUPS, PLAN_FILE, SegmentationTrainingArguments
 
 METRIC_NAMES = {"mean_iou": "Mean IoU", "mean_accuracy": "Mean accuracy", "overall_accuracy": "Overall accuracy"}
+CALIBRATION = ("ece", "temperature", "ece_uncalibrated")
+PICTURES = ("sample.jpg", "confusion_matrix.png", "curves.png")
 # The heading of the card's last part.
 VERSIONS = b"## Framework versions"
 
@@ -46,8 +48,7 @@ def name_repository(output_dir: str | Path, repo_id: str, license: str | None = 
         write_model_card(output_dir, repo_id, license)
         return True
     before = path.read_bytes()
-    named = re.search(rb'^model_id = "(.+)"$', before, flags=re.MULTILINE)
-    known = {None, repo_id, named[1].decode() if named else None}
+    known = {None, repo_id, named_repository(output_dir)}
     text, _, versions = before.partition(VERSIONS)
     if text not in [model_card(output_dir, name, license).partition(VERSIONS)[0] for name in known]:
         return False
@@ -57,12 +58,20 @@ def name_repository(output_dir: str | Path, repo_id: str, license: str | None = 
     return True
 
 
+def named_repository(output_dir: str | Path) -> str | None:
+    """The repository that the card of a run names: where it was published, as far as the card knows."""
+    path = Path(output_dir, "README.md")
+    named = re.search(rb'^model_id = "(.+)"$', path.read_bytes(), flags=re.MULTILINE) if path.is_file() else None
+    return _hub_id(named[1].decode()) if named else None
+
+
 def model_card(output_dir: str | Path, repo_id: str | None = None, license: str | None = None) -> bytes:
     """The card of a run with the Hub's metadata, UTF-8.
 
     Everything in it comes from the files of the run (`arguments.yaml`, `config.json`, `labels.json`,
-    `trainer_state.json`, `train_results.json`, `eval_results.json`, `per_category.csv`, `sample.jpg`); what is not
-    there is left out. Paths of this machine are private: of a folder the card holds the last name alone.
+    `trainer_state.json`, `train_results.json`, `eval_results.json`, `per_category.csv`, `plan.yaml`, and
+    pictures); what is not there is left out. Paths of this machine are private: of a folder the card holds the last
+    name alone.
 
     Args:
         repo_id: where the model will be published, for the usage example.
@@ -96,7 +105,11 @@ def model_card(output_dir: str | Path, repo_id: str | None = None, license: str 
         names=names,
         class_map=ClassMap.from_config(saved_map, names) if saved_map else None,
         single_logit=len(outputs) == 1,
-        has_sample=(run / "sample.jpg").is_file(),
+        pictures=[name for name in PICTURES if (run / name).is_file()],
+        interval=_finite(metrics, "mean_iou_low", "mean_iou_high"),
+        calibration=(found := _finite(metrics, *CALIBRATION)) and dict(zip(CALIBRATION, found, strict=True)),
+        calibrated="segmentation_temperature" in config,
+        plan=_plan(run / PLAN_FILE),
         scores=[(METRIC_NAMES[key], value) for key, value in scores.items()],
         protocol=metrics.get("eval_protocol"),
         categories=_categories(run / "per_category.csv"),
@@ -115,6 +128,30 @@ def _read(path: Path) -> dict:
         return {}
     text = path.read_text(encoding="utf-8")
     return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text) or {}
+
+
+def _finite(metrics: dict, *names: str) -> list[float]:
+    """Numbers of an evaluation; none where one of them is missing."""
+    values = [metrics.get(f"eval_{name}", math.nan) for name in names]
+    return values if all(map(math.isfinite, values)) else []
+
+
+def _plan(file: Path) -> list[str]:
+    """The settings of a plan with their reasons, a line each, without its heading, which says where the data lie."""
+    if not file.is_file():
+        return []
+    takes_path = {field.name for kind in GROUPS.values() for field in fields(kind) if is_path(field)}
+    lines = []
+    for line in file.read_text(encoding="utf-8").partition("\n\n")[2].splitlines():
+        name, colon, rest = line.partition(": ")
+        if colon and name in takes_path:
+            value = yaml.safe_load(rest)
+            if isinstance(value, str) and not _hub_id(value):
+                written = yaml.safe_dump({name: value}, allow_unicode=True, width=10**6).rstrip()
+                reason = line.removeprefix(written) if line.startswith(written) else ""
+                line = f"{name}: {_last_name(value)}{reason}"
+        lines.append(line)
+    return lines
 
 
 def _categories(file: Path) -> list[dict[str, str]]:

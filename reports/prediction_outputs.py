@@ -1,25 +1,27 @@
-"""What is written of a prediction besides its PNG and overlay: areas, polygons, a GeoTIFF.
+"""What is written of a prediction besides its PNG and overlay: areas and a GeoTIFF; polygons: `reports.polygons`.
 
 Each is a context of a function that takes the training ids, uint8 (n, W), a band of rows after the other or all at
-once, 255 where nothing is known. `rasterio` (optional) reads georeferences and draws polygons.
+once, 255 where nothing is known. `rasterio` (optional) reads georeferences.
 """
 
 import csv
 import io
-import json
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from cli_utils import UserError, one_line, write_text, written_aside
 from data.classes import ClassMap
+from data.large_images import RowsOnDisk
 from metrics_utils import IGNORE_INDEX, csv_text
+from visual_utils import PngWriter
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,16 @@ def read_georeference(path: Path) -> Georeference | None:
                 return Georeference(path, raster.shape, raster.transform, raster.crs, nodata)
         except rasterio.errors.RasterioError:
             return None  # reading it says more
+
+
+def with_nodata(bands: Iterable[torch.Tensor], place: Georeference | None) -> Iterator[torch.Tensor]:
+    """Bands of ids (n, W), 255 where the image states that it knows nothing."""
+    top = 0
+    for ids in bands:
+        if place and place.nodata:
+            ids = ids.masked_fill(torch.from_numpy(~place.known(top, top + len(ids))), IGNORE_INDEX)
+        yield ids
+        top += len(ids)
 
 
 @contextmanager
@@ -151,42 +163,44 @@ class Areas:
         write_text(path, text.getvalue())
 
 
-@contextmanager
-def geojson(path: Path, class_map: ClassMap, place: Georeference | None) -> Iterator:
-    """A function that takes the ids: connected areas of one class as polygons with holes, in GeoJSON.
+class ConfidenceMap:
+    """The map of the image at work, grey, 255 for certainty: written as the image is predicted."""
 
-    Coordinates are those of the georeference, with its name under `crs`, else pixels, x to the right and y down, so
-    that the first pixel lies between 0 and 1. Areas touch at edges, not at corners.
-    """
-    import rasterio
-    from rasterio import features
+    @contextmanager
+    def of(self, path: Path, size: tuple[int, int]) -> Iterator:
+        """A function that takes the ids of an image of this height and width."""
+        with written_aside(path) as partial, PngWriter(partial, size) as self._png:
+            yield lambda ids: None
 
-    bands = []
-    yield lambda ids: bands.append(ids.copy())
-    ids = np.concatenate(bands)
-    transform = place.transform if place else rasterio.Affine.identity()
-    found = []
-    for outline, i in features.shapes(ids, mask=ids != IGNORE_INDEX, connectivity=4, transform=transform):
-        i = int(i)
-        properties = {"class": class_map.id2label[i], "value": class_map.raw_values[i]}
-        found.append({"type": "Feature", "properties": properties, "geometry": outline})
-    content = {"type": "FeatureCollection", "features": found}
-    if place and place.crs:
-        name = place.crs.to_string()
-        content["crs"] = {"type": "name", "properties": {"name": name}}
-    write_text(path, json.dumps(content, ensure_ascii=False))
+    def write(self, rows: np.ndarray) -> None:
+        """uint8 (n, W), the next rows."""
+        self._png.write(rows)
 
 
-def without_small_areas(ids: np.ndarray, min_area: int) -> np.ndarray:
+def without_small_areas(ids: np.ndarray, min_area: int, out: np.ndarray | None = None) -> np.ndarray:
     """Connected areas of less than that many pixels get the class of the largest one around them, uint8 (H, W).
 
     Areas touch at edges, not at corners; where nothing is known stays so.
+
+    out: uint8 (H, W), for the result.
     """
     from rasterio import features
 
     if min_area < 2 or min(ids.shape) < 1 or math.prod(ids.shape) <= min_area:
         return ids
     try:
-        return features.sieve(ids, size=min_area, connectivity=4, mask=ids != IGNORE_INDEX)
+        # Only where it is needed, as it is as large as the image.
+        mask = ids != IGNORE_INDEX if ids.max() == IGNORE_INDEX else None
+        return features.sieve(ids, size=min_area, connectivity=4, mask=mask, out=out)
     except Exception as error:
         raise UserError(f"--min_area {min_area}: {one_line(error)}") from error
+
+
+def bands_without_small_areas(bands: Iterable[np.ndarray], min_area: int, folder: Path) -> Iterator[np.ndarray]:
+    """As `without_small_areas`, of an image that comes in bands, which lie in a folder meanwhile."""
+    with RowsOnDisk(folder) as before, RowsOnDisk(folder) as after:
+        for ids in bands:
+            before.write(ids)
+            after.write(ids)  # room for the result
+        without_small_areas(before.whole(), min_area, after.whole())
+        yield from after.again()

@@ -49,12 +49,16 @@ def prediction_files(
 
 
 def refuse_foreign(
-    files: Sequence[tuple[Path, Path]], contact_sheet: Path, beside: Iterable[tuple[Path, Path]] = ()
+    files: Sequence[tuple[Path, Path]],
+    contact_sheet: Path,
+    beside: Iterable[tuple[Path, Path]] = (),
+    of_all: Iterable[Path] = (),
 ) -> None:
     """Raises UserError where predictions would be written over files that are none, as over masks that people drew.
 
     files: of `prediction_files`. A prediction has an overlay, which gets its name before it.
-    beside: other files that may be written, each with the prediction that it belongs to.
+    beside: other files that may be written, each with the prediction that it belongs to. of_all: others that belong
+        to all of them.
     """
     folder = contact_sheet.parent
     made = {png for png, overlay in files if os.path.lexists(png) and os.path.lexists(overlay)}
@@ -63,7 +67,8 @@ def refuse_foreign(
     if not made:
         foreign += [overlay for _, overlay in files if os.path.lexists(overlay)]
         # Of other images' predictions, perhaps.
-        foreign += [contact_sheet] if os.path.lexists(contact_sheet) and not _has_overlays(folder) else []
+        shared = [path for path in (contact_sheet, *of_all) if os.path.lexists(path)]
+        foreign += shared if shared and not _has_overlays(folder) else []
     if foreign:
         listed = shorten(str(path.relative_to(folder)) for path in foreign)
         raise UserError(
@@ -189,7 +194,7 @@ def _save_bands(
     to be looked at."""
     step = -(-max(image.size) // visual_utils.MAX_PANEL_SIDE)
     pixels, shown, top = [], [], 0
-    with visual_utils.IndexedPngWriter(path, image.size, palette) as png:
+    with visual_utils.PngWriter(path, image.size, palette) as png:
         for rows in bands:
             ids = np.asarray(rows).astype(np.uint8)
             png.write(class_map.to_raw(ids))

@@ -1,14 +1,14 @@
-"""Publishing a run on the Hugging Face Hub: the check before training, the push at the end.
+"""Publishing a run on the Hugging Face Hub: the check before training, the push at the end; and a Space.
 
-What is published is a list of names, not the whole folder: weights, configuration, card and results. Checkpoints,
-pickled training arguments, predictions and data stay on the disk, as does `trainer_state.json`, which holds paths of
-the machine that trained.
+What is published of a run is a list of names, not the whole folder: weights, configuration, card and results.
+Checkpoints, pickled training arguments, predictions and data stay on the disk, as does `trainer_state.json`, which
+holds paths of the machine that trained.
 """
 
 import shlex
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, HfApi, is_offline_mode
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, is_offline_mode
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -31,6 +31,8 @@ PUBLISHED_FILES = (
     "model.safetensors.index.json",
     "README.md",
     "sample.jpg",
+    "curves.png",
+    "confusion_matrix.png",
     "labels.json",
     "all_results.json",
     "train_results.json",
@@ -50,13 +52,16 @@ def check_hub_access(
     private: bool | None = None,
     revision: str | None = None,
     asked_by: str = "--push_to_hub",
+    flag: str = "--hub_model_id",
+    space: bool = False,
 ) -> str:
     """Makes sure, before any long work, that the push at the end can succeed: creates the repository and the branch.
 
     Args:
         repo_id: `--hub_model_id`; without a namespace it belongs to the token's user. None: the name of `output_dir`.
         token: None takes the one of the environment or of `hf auth login`.
-        asked_by: the flag, which can be left out, or the script.
+        asked_by: the flag, which can be left out, or the script. flag: that gives the name.
+        space: whether the repository is a Space, and no model.
 
     Returns:
         The full id, NAMESPACE/NAME.
@@ -68,9 +73,9 @@ def check_hub_access(
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        source = f"--hub_model_id {name}" if repo_id else f"the name of the --output_dir, {name!r},"
+        source = f"{flag} {name}" if repo_id else f"the name of the --output_dir, {name!r},"
         raise UserError(
-            f"{source} cannot name a repository on the Hub; give --hub_model_id NAME or USER/NAME. {error}"
+            f"{source} cannot name a repository on the Hub; give {flag} NAME or USER/NAME. {error}"
         ) from None
     api = HfApi(token=token)
     without = f", or leave {asked_by} out" if asked_by.startswith("--") else ""
@@ -79,7 +84,7 @@ def check_hub_access(
         if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
             raise UserError(f"{asked_by}: the token of {user['name']} may only read; {LOGIN_HINT}")
         full_id = name if "/" in name else f"{user['name']}/{name}"
-        _create_repo(api, full_id, private, revision)
+        _create_repo(api, full_id, private, revision, space)
     except LocalTokenNotFoundError:
         raise UserError(f"{asked_by} needs a Hub token and there is none; {LOGIN_HINT}") from None
     except OfflineModeIsEnabled as error:
@@ -138,6 +143,43 @@ def push_run(
         ) from error
 
 
+def check_model_on_hub(model: str, revision: str | None, token: str | None, asked_by: str) -> bool:
+    """Raises UserError where the Hub has no such model, or will not tell; returns whether everybody may load it."""
+    api = HfApi(token=token)
+    try:
+        info = api.model_info(model, revision=revision)
+    except Exception as error:  # whatever it is, nothing has been done yet
+        at = f" at {revision}" if revision else ""
+        raise UserError(
+            f"{asked_by}: {api.endpoint} has no model {model}{at}, or not for you ({_reason(error)}); publish.py puts "
+            "a run there"
+        ) from None
+    return not (info.private or info.gated)
+
+
+def push_space(files: dict[str, bytes], repo_id: str, token: str | None = None, private: bool | None = None) -> str:
+    """Uploads the files of a Space, path → content, in one commit, and returns its address.
+
+    Raises:
+        UserError: the push failed for whatever reason.
+    """
+    api = HfApi(token=token)
+    try:
+        _create_repo(api, repo_id, private, None, space=True)
+        api.create_commit(
+            repo_id,
+            [CommitOperationAdd(path, content) for path, content in files.items()],
+            commit_message="A page to try the model on",
+            repo_type="space",
+        )
+    except Exception as error:  # as in `push_run`
+        login = f"; {LOGIN_HINT}" if _refused(error) else ""
+        raise UserError(
+            f"the push to the Space {repo_id} failed ({_reason(error)}){login}. The same command pushes again"
+        ) from error
+    return f"{api.endpoint}/spaces/{repo_id}"
+
+
 def push_command(
     output_dir: str | Path, repo_id: str, private: bool | None = None, revision: str | None = None
 ) -> str:
@@ -150,8 +192,9 @@ def push_command(
     return shlex.join(command)
 
 
-def _create_repo(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> None:
-    api.create_repo(repo_id, private=private, exist_ok=True)
+def _create_repo(api: HfApi, repo_id: str, private: bool | None, revision: str | None, space: bool = False) -> None:
+    kind = {"repo_type": "space", "space_sdk": "gradio"} if space else {}
+    api.create_repo(repo_id, private=private, exist_ok=True, **kind)
     if revision and not revision.startswith("refs/"):
         api.create_branch(repo_id, branch=revision, exist_ok=True)
 

@@ -39,6 +39,7 @@ PAGE, RECORD, HISTORY = "report.html", "report.json", "history.csv"
 CURVES, MATRIX = "curves.png", "confusion_matrix.png"
 LABELLED = 30  # classes up to which the confusion matrix of a page has their names beside it
 MAP_SIDE, LARGEST_CELL = 660, 40  # in units of its drawing
+RARE_CONFIDENCE = 0.001  # share of the pixels from which a bin of confidences is drawn
 NAMES_LENGTH = 20  # of a name beside it
 
 
@@ -163,6 +164,7 @@ def page_contents(run: Run) -> dict:
         "images": len(run.images.names) if evaluated else 0,
         "charts": [chart.layout() for chart in curves(run.log)],
         "classes": score_table(run.matrix, run.images, [hex_color(c) for c in run.colors]) if evaluated else None,
+        "reliability": reliability(run) if evaluated else None,
         "names": names,
         "confusions": confusions(run.matrix) if evaluated else [],
         "map": _map(run.matrix, names) if evaluated else None,
@@ -179,6 +181,7 @@ def page_contents(run: Run) -> dict:
         ("curves", "curves", contents["charts"]),
         ("classes", "classes", evaluated),
         ("confusions", "confusions", evaluated),
+        ("confidence", "confidence", contents["reliability"]),
         *((id, heading.lower(), shown) for id, heading, _, shown in examples),
         ("slices", "kinds of images", contents["slices"]),
         ("settings", "settings", contents["settings"].rows),
@@ -201,6 +204,8 @@ def _numbers(run: Run) -> list[tuple[str, Score]]:
         counts = getattr(run.images, kind)
         score = Score(score_images(counts, statistic), *bootstrap_interval(counts, statistic))
         numbers.append((name.replace("_", " ").replace("iou", "IoU"), score))
+    if "eval_ece" in run.scores:
+        numbers.append(("calibration error", Score(run.scores["eval_ece"])))
     if "train_mean_iou" in run.training:
         numbers.append(("mean IoU, training images", Score(run.training["train_mean_iou"])))
     return numbers
@@ -227,6 +232,27 @@ def curves(log: Sequence[dict]) -> list[Chart]:
             mark = (best[1], best[0], f"{best[0]:.3f}") if title == "Mean IoU" else None
             drawn.append(Chart(title, lines, mark))
     return drawn
+
+
+def reliability(run: Run) -> dict | None:
+    """How many pixels are right at what confidence, as a chart, and what is said of it; None where it is not known."""
+    lines, scores = run.record.get("reliability", {}), run.scores
+    if not lines or "eval_temperature" not in scores:
+        return None
+    points = {
+        name: tuple((confidence, right) for share, confidence, right in lines[key] if share >= RARE_CONFIDENCE)
+        for key, name in (("before", "as they are"), ("after", "calibrated"))
+        if key in lines
+    }
+    series = [Series(name, of_line) for name, of_line in points.items()]
+    words = f"expected calibration error {scores['eval_ece_uncalibrated']:.4f} as they are"
+    if "eval_ece" in scores:
+        words += f", {scores['eval_ece']:.4f} at a temperature, each half of the images judged with that of the other"
+    return {
+        "chart": Chart("Right pixels by confidence", (*series, Series("ideal", ((0, 0), (1, 1))))).layout(),
+        "words": f"Probabilities of the predicted classes: {words}. That of all images is "
+        f"{scores['eval_temperature']:.3f}; above 1 the model is too sure of itself, below 1 too little.",
+    }
 
 
 def _map(matrix: np.ndarray, names: Sequence[str]) -> dict:
@@ -318,6 +344,7 @@ def _machine(run: Run) -> Table:
 
 
 def _commands(folder: str, trained: bool) -> list[tuple[str, str]]:
+    folder = str(Path(folder))  # without a slash at its end
     commands = [
         (
             "Compare with another run, image by image:",
@@ -327,7 +354,9 @@ def _commands(folder: str, trained: bool) -> list[tuple[str, str]]:
     if trained:
         commands = [
             ("Predict photos:", ["predict.py", "--model", folder, "--output_dir", "predicted", "PHOTOS"]),
+            ("Try it in a browser:", ["app.py", "--model", folder]),
             *commands,
+            ("Export it for ONNX Runtime:", ["export_onnx.py", "--model", folder, "--output", f"{folder}/model.onnx"]),
             ("Publish it on the Hub:", ["publish.py", folder]),
             (
                 "Train again with the same settings:",

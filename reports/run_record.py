@@ -25,10 +25,11 @@ from data.classes import ClassMap
 from data.image_files import rgb_view
 from data_utils import Data
 from metrics_utils import SCORES, without_per_category
+from models.calibration import Calibration
 from models.loading import describe_model
 from reports.intervals import PerImage
 from reports.pictures import around, example, hex_color
-from reports.run_page import Run, now, read_run, write_run_page
+from reports.run_page import PAGE, Run, now, read_run, write_run_page
 from reports.trackers import log_pictures
 from training.arguments import GROUPS, Arguments
 from training.dry_run import peak_memory
@@ -183,6 +184,7 @@ class RunPage(TrainerCallback):
         self.record = record | {"model": describe_model(trainer.model)}
         self.is_training = False
         self.run = None  # of the last evaluation
+        self.place = None  # that was last said
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.is_training = True
@@ -196,13 +198,23 @@ class RunPage(TrainerCallback):
         try:
             self.run = self._current(metrics)
             self.run.progress = f"still training: step {state.global_step:,} of {state.max_steps:,}"
-            folder = Path(args.output_dir)
-            write_run_page(folder / NEW_RUN if self.trainer.replaced else folder, self.run, page_alone=True)
+            folder = Path(args.output_dir, *[NEW_RUN] * bool(self.trainer.replaced))
+            write_run_page(folder, self.run, page_alone=True)
+            if folder != self.place:
+                self.place = folder
+                logger.info(f"the page of the run, made again after each evaluation: {folder / PAGE}")
         except WriteError:
             raise  # the disk is full: no checkpoint can be written either
         except Exception as error:
             logger.warning(f"the page of the run could not be made after step {state.global_step}: {one_line(error)}")
         log_pictures(self.trainer, self.class_map)
+
+    def add_calibration(self, calibration: Calibration) -> None:
+        """Of the evaluation that the page shows at the end."""
+        bins = {"before": calibration.bins_uncalibrated, "after": calibration.bins}
+        self.record["reliability"] = {
+            name: values[values[:, 0] > 0].tolist() for name, values in bins.items() if values is not None
+        }
 
     def _current(self, metrics: dict) -> Run:
         """The run as it stands."""

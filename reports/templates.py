@@ -26,9 +26,9 @@ def render(template: str, **values) -> bytes:
     return printable(_environment.get_template(template).render(**values), lines=True).encode()
 
 
-def page_script() -> dict[str, str]:
-    """The script of pages, and its hash, by which a page's rule lets browsers run it and no other."""
-    text = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
+def page_script(name: str = "page.js") -> dict[str, str]:
+    """A script of pages, and its hash, by which a page's rule lets browsers run it and no other."""
+    text = (Path(__file__).parent / name).read_text(encoding="utf-8")
     return {"text": text, "digest": base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}
 
 

@@ -15,10 +15,9 @@ from tqdm import tqdm
 import visual_utils
 from cli_utils import UserError, count_of, one_line, written_aside
 from data.classes import ClassMap
+from data.synonyms import VIDEO_EXTENSIONS
 
 logger = logging.getLogger(__name__)
-
-VIDEO_EXTENSIONS = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"}
 
 
 def video_file(path: Path, folder: Path, name: str) -> Path:

@@ -575,7 +575,7 @@ def test_all_flags_for_files_and_folders_are_known_as_such():
     marked = {name for group in groups for name, field in group.__dataclass_fields__.items() if is_path(field)}
     assert marked == {
         *expected.split(),
-        *("output_dir", "resume_from_checkpoint", "deepspeed", "model", "inputs", "json", "html", "fix", "runs"),
+        *("output_dir", "resume_from_checkpoint", "deepspeed", "model", "json", "html", "fix", "runs"),
         *("class_weights", "preview"),
     }
 

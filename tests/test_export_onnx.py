@@ -106,6 +106,25 @@ def test_confidence_is_the_probability_of_the_class(export, model_dir):
     assert np.abs(confidence / 255 - expected).max() < 1.1 / 255
 
 
+def test_predict_writes_the_confidence_of_a_graph(export, model_dir, photos, tmp_path):
+    file, _ = export("--confidence")
+    predictions(file, photos, tmp_path / "graph", "--save_confidence")
+    predictions(model_dir, photos, tmp_path / "model", "--save_confidence")
+    for seed in range(len(SIZES)):
+        graph, model = (
+            np.asarray(Image.open(tmp_path / folder / "confidence" / f"{seed}.png")).astype(int)
+            for folder in ("graph", "model")
+        )
+        assert np.abs(graph - model).max() <= 2 and model.std() > 5
+
+
+def test_a_graph_predicts_together_with_a_model(export, model_dir, photos, tmp_path):
+    file, _ = export("--logits")
+    predict.main(["--output_dir", str(tmp_path), "--device", "cpu", "--model", str(model_dir), str(file), str(photos)])
+    for seed, alone in enumerate(predictions(model_dir, photos, tmp_path / "alone")):
+        assert (np.asarray(Image.open(tmp_path / f"{seed}.png")) != alone).mean() < 0.001
+
+
 def test_what_a_file_says_of_itself(export, model_dir):
     file, _ = export()
     said = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
@@ -179,10 +198,10 @@ def identity(channels: int) -> onnx.ModelProto:
 @pytest.mark.parametrize(
     "protocol",
     [
-        EvaluationProtocol(64),
+        EvaluationProtocol(64, temperature=1.7),
         EvaluationProtocol(50, size_divisor=14, flip_channels=True),
         EvaluationProtocol(48, square=True),
-        EvaluationProtocol(64, image_mean=(0.5, 0.4), image_std=(0.2, 0.3), threshold=0.7),
+        EvaluationProtocol(64, image_mean=(0.5, 0.4), image_std=(0.2, 0.3), threshold=0.7, temperature=0.5),
         EvaluationProtocol(64, image_mean=(0.5,) * 5, image_std=(0.1, 0.2, 0.3, 0.4, 0.5)),
     ],
     ids=str,
@@ -203,7 +222,9 @@ def test_images_of_any_size_are_shown_as_the_protocol_says(protocol):
         best = upsampled.topk(2, dim=0).values.diff(dim=0)[0].abs().numpy()
         assert ids.shape == size
         assert ((ids == upsampled.argmax(0).numpy()) | (best < 1e-4)).all()
-        expected = (upsampled - shift).softmax(0).gather(0, torch.from_numpy(ids)[None].long())[0]
+        expected = (
+            ((upsampled - shift) / protocol.temperature).softmax(0).gather(0, torch.from_numpy(ids)[None].long())[0]
+        )
         assert np.abs(confidence / 255 - expected.numpy()).max() < 1.1 / 255
 
 

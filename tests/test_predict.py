@@ -1,11 +1,16 @@
 """`predict.py` on a tiny random SegFormer: against stock transformers and `run_segmentation.py`, and bad input."""
 
 import errno
+import io
 import json
 import logging
 import os
+import shutil
 import sys
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -26,6 +31,9 @@ import run_segmentation
 from cli_utils import UserError, run_cli
 from data import large_images
 from data.classes import ClassMap
+from data.inputs import expand
+from data.preprocessing import EvaluationProtocol
+from models.predictor import Predictor
 from models.trained_classes import find_class_map
 
 
@@ -287,7 +295,7 @@ def test_unreadable_files_are_named_and_the_others_predicted(model_dir, photos, 
 @pytest.fixture
 def no_model(monkeypatch):
     """Mistakes in the inputs are found before a model is loaded."""
-    monkeypatch.setattr(predict, "load_trained_model", lambda *args: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(predict, "load_ensemble", lambda *args: pytest.fail("the model was loaded"))
 
 
 def test_folder_without_images(no_model, tmp_path):
@@ -316,7 +324,7 @@ def test_two_inputs_of_one_name(no_model, photos, tmp_path):
 
 
 def test_a_file_given_twice_is_predicted_once(photos, tmp_path):
-    images = predict.find_images([photos, photos / "a.png"], tmp_path / "out")
+    images = predict.find_images(expand([photos, photos / "a.png"]), tmp_path / "out")
     assert images == {"a": photos / "a.png", "sub/b.v2": photos / "sub" / "b.v2.bmp"}
 
 
@@ -334,7 +342,7 @@ def test_output_over_an_input_file(no_model, photos):
 def test_image_that_is_called_as_the_contact_sheet(photos):
     noise(8, 8).save(photos / "contact_sheet.png")
     out = photos.parent / "out"
-    names = list(predict.find_images([photos], out))
+    names = list(predict.find_images(expand([photos]), out))
     files = predict.prediction_files(names, out, [out / predict.CONTACT_SHEET])
     assert [png.name for png, _ in files] == ["a.png", "contact_sheet_2.png", "b.v2.png"]
 
@@ -350,7 +358,7 @@ def test_what_is_passed_over_in_a_folder_is_counted(photos, caplog):
         (photos / folder).mkdir()
         noise(8, 8).save(photos / folder / "a.png")
     (photos / "gtFine" / "a.png").rename(photos / "gtFine" / "lone.png")  # belongs to no image, so it is one
-    assert sorted(predict.find_images([photos], photos.parent / "out")) == ["a", "gtFine/lone", "sub/b.v2"]
+    assert sorted(predict.find_images(expand([photos]), photos.parent / "out")) == ["a", "gtFine/lone", "sub/b.v2"]
     assert "3 files are of kinds that are not read (1 .heic, 1 .nef, 1 without extension)" in caplog.text
     assert "is a dataset: 3 masks in" in caplog.text
 
@@ -382,17 +390,17 @@ def test_masks_of_a_dataset_are_passed_over(tmp_path, caplog, layout):
         image, mask = (tmp_path / "data" / f"{pattern.format(name)}.png" for pattern in LAYOUTS[layout])
         photo(image)
         spots(mask)
-    found = predict.find_images([tmp_path / "data"], tmp_path / "out")
+    found = predict.find_images(expand([tmp_path / "data"]), tmp_path / "out")
     assert sorted(found) == sorted(LAYOUTS[layout][0].format(name) for name in ("a", "b"))
     assert f"{tmp_path / 'data'} is a dataset: 2 masks in" in caplog.text
     if "/" in LAYOUTS[layout][1]:  # by itself such a folder holds images like any other
-        assert len(predict.find_images([mask.parent], tmp_path / "out")) == 2
+        assert len(predict.find_images(expand([mask.parent]), tmp_path / "out")) == 2
 
 
 def test_photographs_with_the_names_of_masks(tmp_path, caplog):
     for name in ("beach", "beach_L", "beach_mask", "old/beach"):
         photo(tmp_path / "data" / f"{name}.jpg")
-    assert len(predict.find_images([tmp_path / "data"], tmp_path / "out")) == 4 and not caplog.text
+    assert len(predict.find_images(expand([tmp_path / "data"]), tmp_path / "out")) == 4 and not caplog.text
 
 
 def test_photos_of_kinds_that_are_not_read_are_counted(model_dir, photos, tmp_path, capsys):
@@ -506,8 +514,6 @@ def test_large_images_are_predicted_in_bands(model_dir, tmp_path, monkeypatch, c
     with Image.open(tmp_path / "bands" / "overlays" / "tif.jpg") as overlay:
         assert overlay.height > 400
     assert "700x1,400 pixels, read and predicted in bands of rows" in capsys.readouterr().err
-    with pytest.raises(UserError, match="--eval_scales and --eval_flip need the whole image several times"):
-        run(model_dir, tmp_path / "flip", *inputs, flags=["--eval_flip"])
 
 
 def test_what_people_drew_is_not_written_over(model_dir, tmp_path):
@@ -571,6 +577,33 @@ def test_images_that_are_there_are_skipped(model_dir, photos, tmp_path, capsys):
     assert "--skip_existing: 1 of 2 images are predicted already" in capsys.readouterr().err
     written = run(model_dir, tmp_path / "out", photos, flags=["--skip_existing"])
     assert written == []
+    with pytest.raises(UserError, match=r"a\.png cannot be read .*; without it the image is predicted again"):
+        run(model_dir, tmp_path / "out", photos, flags=["--skip_existing", "--save_areas"])
+
+
+def test_files_of_all_images_have_those_that_are_skipped(tmp_path, photos):
+    """The values in the PNGs are not the ids; 255 is the value of no class."""
+    model, flags = save_model(tmp_path / "model", reduce_labels=True), ["--save_areas", "--save_polygons", "coco"]
+    run(model, tmp_path / "out", photos, flags=flags)
+    before = [(tmp_path / "out" / name).read_bytes() for name in ("areas.csv", "coco.json")]
+    (tmp_path / "out" / "sub" / "b.v2.png").unlink()
+    run(model, tmp_path / "out", photos, flags=[*flags, "--skip_existing"])
+    assert [(tmp_path / "out" / name).read_bytes() for name in ("areas.csv", "coco.json")] == before
+    content = json.loads(before[1])
+    assert [entry["file_name"] for entry in content["images"]] == ["a.png", "sub/b.v2.bmp"]
+    assert sum(entry["area"] for entry in content["annotations"]) == 40 * 60 + 70 * 50
+
+
+def test_labelme_files_lie_beside_the_pngs(model_dir, tmp_path, photos):
+    run(model_dir, tmp_path / "out", photos, flags=["--save_polygons", "labelme"])
+    content = json.loads((tmp_path / "out" / "sub" / "b.v2.json").read_text())
+    assert content["imagePath"] == "../../photos/sub/b.v2.bmp"
+    run(model_dir, tmp_path / "out", photos, flags=["--save_polygons", "labelme"])
+    for name in ("a.json", "coco.json"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text("mine")
+        with pytest.raises(UserError, match=f"written over: {name}"):
+            run(model_dir, tmp_path / name, photos)
 
 
 def test_a_geotiff_gives_a_geotiff(model_dir, tmp_path, monkeypatch):
@@ -600,7 +633,7 @@ def test_a_geotiff_gives_a_geotiff(model_dir, tmp_path, monkeypatch):
     ("flags", "message"),
     [
         (["--min_area", "-1"], "--min_area is -1"),
-        (["--save_polygons", "shp"], "--save_polygons shp: the format that is written is geojson"),
+        (["--save_polygons", "shp"], "--save_polygons shp: the formats are geojson, coco, labelme"),
     ],
 )
 def test_bad_flags_of_outputs(no_model, photos, tmp_path, flags, message):
@@ -608,10 +641,69 @@ def test_bad_flags_of_outputs(no_model, photos, tmp_path, flags, message):
         run("model", tmp_path / "out", photos, flags=flags)
 
 
-def test_outputs_that_need_the_whole_image(model_dir, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(large_images, "LARGE_PIXELS", 2000)
-    with pytest.raises(UserError, match="is read in bands, and --min_area, --save_confidence and"):
-        run(model_dir, tmp_path / "out", photos / "a.png", flags=["--min_area", "9"])
+OF_BANDS = ["--save_confidence", "--save_areas", "--min_area", "30", "--eval_flip", "--eval_scales", "1", "1.5"]
+
+
+@pytest.mark.parametrize("polygons", ["geojson", "coco", "labelme"])
+def test_bands_give_all_that_the_whole_image_gives(model_dir, photos, tmp_path, monkeypatch, polygons):
+    monkeypatch.setattr(large_images, "BAND_BYTES", 2**10)
+    monkeypatch.setattr("models.upsampling.CPU_TILE_BYTES_PER_THREAD", 2**12)
+    # Without flags that change predictions in one case, so that both ways of predicting are seen.
+    flags = ["--save_polygons", polygons, *(OF_BANDS if polygons == "geojson" else OF_BANDS[:4])]
+    for folder in ("whole", "bands"):
+        run(model_dir, tmp_path / folder, photos / "a.png", flags=flags)
+        monkeypatch.setattr(large_images, "LARGE_PIXELS", 2000)
+    whole, bands = (
+        {file.relative_to(tmp_path / folder): file for file in (tmp_path / folder).rglob("*") if file.is_file()}
+        for folder in ("whole", "bands")
+    )
+    assert whole.keys() == bands.keys() and len(whole) == 6
+    for name, file in whole.items():
+        if name.suffix == ".png":
+            assert np.array_equal(ids_in(file), ids_in(bands[name])), name
+        elif name.suffix != ".jpg":
+            assert file.read_text() == bands[name].read_text(), name
+    assert len(np.unique(ids_in(tmp_path / "bands" / "confidence" / "a.png"))) > 20
+
+
+def test_what_needs_the_whole_image_is_refused_before_work_starts(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(large_images, "LARGE_PIXELS", 3000)
+    monkeypatch.setattr(predict, "load_ensemble", lambda *args: replace(graph, needs_whole="it needs the whole"))
+    graph = Predictor("a.onnx", "", ClassMap(NAMES), EvaluationProtocol(64), None, lambda image: None, None)
+    with pytest.raises(UserError, match=r"b\.v2\.bmp \(50x70 pixels\) is read in bands, and it needs the whole"):
+        run("a.onnx", tmp_path / "out", photos)
+    assert not (tmp_path / "out" / "a.png").exists()
+    monkeypatch.setattr(predict, "load_ensemble", lambda *args: replace(graph, predict_with_confidence=None))
+    with pytest.raises(UserError, match=r"--save_confidence: a\.onnx gives classes alone; export the model with"):
+        run("a.onnx", tmp_path / "out", photos, flags=["--save_confidence"])
+
+
+# ---- several models -------------------------------------------------------------------------------------------------
+
+
+def test_several_models_predict_together(model_dir, photos, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(model_dir, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"segmentation_temperature": 3.0}))
+    argv = ["--output_dir", str(tmp_path / "out"), "--device", "cpu", "--save_confidence"]
+    predict.main([*argv, "--model", str(model_dir), str(other), str(photos / "a.png")])
+    likely = [stock_logits(model_dir, noise(40, 60), 64, 96)[0].div(t).softmax(0).numpy() for t in (1, 3)]
+    expected = sum(likely) / 2
+    ids, confidence = (ids_in(tmp_path / "out" / name) for name in ("a.png", "confidence/a.png"))
+    assert (ids == expected.argmax(0)).mean() > 0.999
+    assert np.abs(confidence / 255 - expected.max(0)).max() < 1.1 / 255
+    save_model(tmp_path / "third", names=NAMES | {1: "ground"})
+    with pytest.raises(UserError, match="name of class 1: 'floor' in the one, 'ground' in the other"):
+        predict.main([*argv, str(photos), "--model", str(model_dir), str(tmp_path / "third")])
+
+
+def test_what_is_a_model_and_what_an_input(model_dir, photos):
+    models = [str(model_dir), "graph.onnx", "somebody/model-b0"]
+    inputs = [str(photos), "no/photo.jpg", "*.png", "https://example.org/a.png", "-", "@list.txt"]
+    for word in inputs:
+        assert predict.models_and_inputs([*models, word], ["more.png"]) == (models, [word, "more.png"])
+    assert predict.models_and_inputs(["anything"], []) == (["anything"], [])
 
 
 def test_other_outputs_replace_nothing_either(no_model, tmp_path):
@@ -649,10 +741,10 @@ def test_films_beside_images(model_dir, photos, tmp_path):
 
 def test_patterns_that_no_shell_has_seen(photos, tmp_path):
     (photos / "[x].png").write_bytes((photos / "a.png").read_bytes())
-    images = predict.find_images([photos / "**" / "*.bmp", photos / "[x].png"], tmp_path / "out")
+    images = predict.find_images(expand([photos / "**" / "*.bmp", photos / "[x].png"]), tmp_path / "out")
     assert images == {"b.v2": photos / "sub" / "b.v2.bmp", "[x]": photos / "[x].png"}
     with pytest.raises(UserError, match=r"\*\.webp: no such file or folder"):
-        predict.find_images([photos / "*.webp"], tmp_path / "out")
+        predict.find_images(expand([photos / "*.webp"]), tmp_path / "out")
 
 
 def test_a_large_image_that_ends_too_early_is_left_out(model_dir, photos, tmp_path, monkeypatch):
@@ -668,3 +760,97 @@ def test_a_large_image_that_ends_too_early_is_left_out(model_dir, photos, tmp_pa
         run(model_dir, tmp_path / "out", tmp_path / "cut.tif", photos / "a.png")
     assert "1 of 2 files were skipped" in exit_.value.code and "cut.tif (rows " in exit_.value.code
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "contact_sheet.png", "overlays"]
+
+
+# ---- lists, addresses and stdin -------------------------------------------------------------------------------------
+
+
+class PhotoServer(BaseHTTPRequestHandler):
+    """The files of a folder; asked lists what was asked for."""
+
+    folder, asked = None, []
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        file = self.folder / self.path.strip("/")
+        self.send_response(200 if file.is_file() else 404)
+        self.end_headers()
+        if file.is_file():
+            self.wfile.write(file.read_bytes())
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def photo_server(photos, monkeypatch):
+    monkeypatch.setattr(PhotoServer, "folder", photos)
+    monkeypatch.setattr(PhotoServer, "asked", [])
+    with ThreadingHTTPServer(("127.0.0.1", 0), PhotoServer) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_lists_and_addresses_beside_files(model_dir, photos, photo_server, tmp_path):
+    (photos / "c.png").write_bytes(b"no image")
+    lines = [f"{photos}/sub/b.v2.bmp", f"{photos}/gone.png", f"{photo_server}/a.png", f"{photo_server}/c.png"]
+    (tmp_path / "list.txt").write_text("\n".join([*lines, f"{photo_server}/gone.png"]))
+    inputs, out = [photos / "a.png", f"@{tmp_path}/list.txt"], tmp_path / "out"
+    with pytest.raises(SystemExit) as exit_:
+        run(model_dir, out, *inputs)
+    said = exit_.value.code
+    assert "3 of 6 files were skipped" in said and f"{photos}/gone.png ([Errno 2] No such file" in said
+    assert f"{photo_server}/c.png (no image, or of an unknown format)" in said
+    assert f"{photo_server}/gone.png (the server answers 404" in said
+    assert np.array_equal(ids_in(out / "127.0.0.1" / "a.png"), ids_in(out / "a.png"))
+    assert ids_in(out / "sub" / "b.v2.png").shape == (70, 50)
+    # Again: what is there is not asked for.
+    PhotoServer.asked.clear()
+    (out / "sub" / "b.v2.png").write_bytes(b"mine")
+    with pytest.raises(SystemExit):
+        run(model_dir, out, *inputs, flags=["--skip_existing"])
+    assert PhotoServer.asked == ["/c.png", "/gone.png"] and (out / "sub" / "b.v2.png").read_bytes() == b"mine"
+
+
+class Pipe:
+    """A stream of bytes, as sys.stdin and sys.stdout are."""
+
+    def __init__(self, content=b"", terminal=False):
+        self.buffer, self.isatty = io.BytesIO(content), lambda: terminal
+
+
+def test_stdin_to_stdout(model_dir, photos, tmp_path, monkeypatch, capsys):
+    run(model_dir, tmp_path / "out", photos / "a.png", flags=["--min_area", "9", "--eval_flip"])
+    for kind in ("PNG", "TIFF"):
+        content = io.BytesIO()
+        Image.open(photos / "a.png").save(content, kind)
+        monkeypatch.setattr(sys, "stdin", Pipe(content.getvalue()))
+        monkeypatch.setattr(sys, "stdout", stdout := Pipe())
+        predict.main(["--model", str(model_dir), "--device", "cpu", "-", "--min_area", "9", "--eval_flip"])
+        assert stdout.buffer.getvalue() == (tmp_path / "out" / "a.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "stdin", "error", "message"),
+    [
+        (["-", "a.png"], b"", UserError, "- is one image from stdin, .*: name nothing else"),
+        (["-", "--output_dir", "out"], b"", UserError, "leave out --output_dir"),
+        (["-", "--save_areas"], b"", UserError, "leave out --save_areas"),
+        (["-"], b"", UserError, "nothing came in on stdin"),
+        (["-"], b"no image", SystemExit, r"1 of 1 files were skipped: stdin \(no image"),
+        (["a.png"], b"", UserError, "--output_dir is missing"),
+    ],
+)
+def test_stdin_that_is_none(model_dir, monkeypatch, words, stdin, error, message):
+    monkeypatch.setattr(sys, "stdin", Pipe(stdin))
+    monkeypatch.setattr(sys, "stdout", stdout := Pipe())
+    with pytest.raises(error, match=message):
+        predict.main(["--model", str(model_dir), "--device", "cpu", *words])
+    assert stdout.buffer.getvalue() == b""
+
+
+def test_a_terminal_gets_no_png(no_model, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Pipe(terminal=True))
+    with pytest.raises(UserError, match="stdout, which is a terminal: add > mask.png"):
+        predict.main(["--model", "model", "-"])

@@ -24,6 +24,7 @@ from transformers import AutoImageProcessor, SegformerConfig, SegformerForSemant
 import run_segmentation
 from cli_utils import UserError
 from metrics_utils import confusion_matrix, per_image_counts
+from models.loading import find_config
 from reports.intervals import load_per_image
 from training.checkpoints import newest_checkpoint
 
@@ -72,6 +73,10 @@ def test_a_run_leaves_what_the_readme_says(run):
     assert 0 < results["eval_boundary_mean_iou"] < 1 and 0 < results["eval_per_image_mean_iou"] < 1
     assert "short side 64" in results["eval_protocol"] and "original size" in results["eval_protocol"]
     assert all(isinstance(value, int | float | str) for value in results.values())
+    assert 0 < results["eval_ece"] < 1 and 0 < results["eval_ece_uncalibrated"] < 1
+    temperature = read(output_dir / "config.json")["segmentation_temperature"]
+    assert results["eval_temperature"] == temperature == find_config(str(output_dir)).segmentation_temperature
+    assert '<section id="confidence">' in (output_dir / "report.html").read_text()
     assert not any("disc" in key for key in results)  # categories stand in per_category.csv
     assert metrics["train_mean_iou"] > 0.5 and metrics["eval_mean_iou"] > 0.5
     assert metrics["train_loss"] != metrics["eval_loss"]
@@ -143,8 +148,14 @@ def test_evaluating_a_trained_folder_repeats_its_numbers(run, flags, data, tmp_p
     np.testing.assert_array_equal(
         np.load(tmp_path / "confusion_matrix.npy"), np.load(output_dir / "confusion_matrix.npy")
     )
-    for key in ("eval_mean_iou", "eval_mean_accuracy", "eval_overall_accuracy", "eval_loss"):
-        assert again[key] == metrics[key]
+    for key in ("mean_iou", "mean_accuracy", "overall_accuracy", "loss", "temperature", "ece", "ece_uncalibrated"):
+        assert again[f"eval_{key}"] == metrics[f"eval_{key}"]
+
+
+def test_a_model_that_is_trained_on_has_no_temperature_of_before(run, flags, tmp_path):
+    argv = [*flags[2:], "--model_name_or_path", str(run[0]), "--do_train", "--max_steps", "1", "--eval_strategy", "no"]
+    run_segmentation.main([*argv, "--output_dir", str(tmp_path)])
+    assert "segmentation_temperature" not in read(tmp_path / "config.json")
 
 
 def weights(folder):
@@ -177,7 +188,7 @@ def finish(*processes):
 def test_killed_and_resumed_equals_uninterrupted(flags, tmp_path):
     flags = [*flags, "--do_train", "--save_strategy", "steps", "--eval_strategy", "steps", "--save_steps", "2"]
     flags += ["--eval_steps", "2", "--save_total_limit", "10", "--dataloader_num_workers", "1", "--max_steps", "7"]
-    flags += ["--gradient_accumulation_steps", "1"]
+    flags += ["--gradient_accumulation_steps", "1", "--train_minutes", "60"]
     script = [sys.executable, str(REPOSITORY / "run_segmentation.py"), *flags]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     uninterrupted = start([*script, "--output_dir", str(whole)])
@@ -227,6 +238,7 @@ def test_two_processes_equal_one(flags, run, data, tiny_config, tmp_path):
     launch += ["--main_process_port", "0"]
     script = [str(REPOSITORY / "run_segmentation.py"), *flags, "--do_train", "--do_eval", "--do_predict"]
     script += ["--max_steps", "4", "--per_device_train_batch_size", "1", "--eval_strategy", "no"]
+    script += ["--train_minutes", "60"]  # after each step the processes agree on how many are left
     # BatchNorm sees the batch of its process, so equal batches per process make equal statistics.
     one, two = tmp_path / "one", tmp_path / "two"
     # Evaluation of one and the same model, with 5 images on 2 processes.
@@ -252,7 +264,8 @@ def test_two_processes_equal_one(flags, run, data, tiny_config, tmp_path):
         np.load(tmp_path / "evaluated" / "confusion_matrix.npy"), np.load(trained / "confusion_matrix.npy")
     )
     results = read(tmp_path / "evaluated" / "eval_results.json")
-    assert results["eval_mean_iou"] == metrics["eval_mean_iou"] and results["eval_loss"] == metrics["eval_loss"]
+    for key in ("eval_mean_iou", "eval_loss", "eval_temperature", "eval_ece"):
+        assert results[key] == metrics[key]
     assert len(list((tmp_path / "evaluated" / "predictions").glob("*.png"))) == 5
     before, after = load_per_image(trained), load_per_image(tmp_path / "evaluated")
     assert before.names == after.names == [f"val_{i}" for i in range(5)]
@@ -529,6 +542,32 @@ def test_a_preview_is_all_that_is_written(tmp_path, flags):
         assert image.width > 300 and len(image.getcolors(10**6)) > 100
 
 
+def test_large_photos_are_copied_for_training(tmp_path, flags, capsys):
+    """Of 40 x 64 pixels or so, and shown at 16 x 26 at most."""
+    small = ("--image_size", "32", "--scale_range", "0.5", "0.5", "--preview", str(tmp_path / "x.png"))
+    run_segmentation.main(brief(flags, tmp_path, *small))
+    assert "6 of 6 training images are read from copies" in capsys.readouterr().err
+    run_segmentation.main(brief(flags, tmp_path, *small, "--no_reduced_copies"))
+    assert "copies" not in capsys.readouterr().err
+
+
+def test_colors_changed_in_batches_make_the_same_run(flags, tmp_path):
+    """Bit for bit, also where it goes on from a checkpoint, with workers, and with batches that are accumulated."""
+    short = ("--eval_strategy", "no", "--gradient_accumulation_steps", "2")
+    short += ("--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "2")
+    weights = []
+    for name, options in (
+        ("single", ["--no_batch_colors"]),
+        ("batch", ["--batch_colors", "--dataloader_num_workers", "1"]),
+        ("resumed", ["--batch_colors", "--resume_from_checkpoint", str(tmp_path / "single" / "checkpoint-1")]),
+    ):
+        argv = [*flags, "--do_train", "--max_steps", "2", "--output_dir", str(tmp_path / name), *short, *options]
+        run_segmentation.main(argv)
+        weights.append(load_file(tmp_path / name / "model.safetensors"))
+    for others in weights[1:]:
+        assert all(torch.equal(tensor, others[name]) for name, tensor in weights[0].items())
+
+
 def test_a_frozen_encoder_stays_as_it_was(run, flags, tmp_path):
     start = load_file(run[0] / "model.safetensors")
     argv = [flag if flag != "--from_scratch" else "--model_name_or_path" for flag in flags]
@@ -598,11 +637,13 @@ def test_averaged_weights_are_what_is_evaluated_and_saved(flags, tmp_path):
     assert again["eval_loss"] == metrics["eval_loss"]
 
 
-def test_training_stops_early(flags, tmp_path):
+def test_training_stops_early_and_says_where_its_page_is(flags, tmp_path, capsys):
     options = ["--early_stopping_patience", "1", "--learning_rate", "0", "--eval_strategy", "steps"]
     options += ["--eval_steps", "1", "--save_strategy", "steps", "--save_steps", "1"]
     run_segmentation.main(brief(flags, tmp_path, *options, steps=9))
     assert read(tmp_path / "trainer_state.json")["global_step"] == 2
+    places = re.findall(r"the page of the run, made again after each evaluation: (.*)", capsys.readouterr().err)
+    assert places == [str(tmp_path / ".new_run" / "report.html"), str(tmp_path / "report.html")]
 
 
 def test_faults_of_the_data_are_found_before_training(flags, tmp_path):

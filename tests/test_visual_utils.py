@@ -9,7 +9,7 @@ from visual_utils import (
     IGNORED_BRIGHTNESS,
     LINE_HEIGHT,
     MARGIN,
-    IndexedPngWriter,
+    PngWriter,
     augmentation_sheet,
     colorize,
     contact_sheet,
@@ -246,10 +246,14 @@ def test_contact_sheet_of_nothing_is_an_error():
 def test_a_png_written_in_bands(tmp_path):
     mask = np.random.default_rng(0).integers(0, 256, (50, 37), dtype=np.uint8)
     palette = np.random.default_rng(1).integers(0, 256, (256, 3), dtype=np.uint8)
-    with IndexedPngWriter(tmp_path / "bands.png", (50, 37), palette) as png:
+    with PngWriter(tmp_path / "bands.png", (50, 37), palette) as png:
         for start, stop in ((0, 1), (1, 30), (30, 50)):
             png.write(mask[start:stop])
     save_indexed_png(tmp_path / "whole.png", mask, palette)
     with Image.open(tmp_path / "bands.png") as bands, Image.open(tmp_path / "whole.png") as whole:
         assert bands.mode == whole.mode == "P" and bands.getpalette() == whole.getpalette()
         assert np.array_equal(np.asarray(bands), mask)
+    with PngWriter(tmp_path / "grey.png", (50, 37)) as png:
+        png.write(mask)
+    with Image.open(tmp_path / "grey.png") as grey:
+        assert grey.mode == "L" and np.array_equal(np.asarray(grey), mask)

@@ -9,6 +9,7 @@ import torch
 from transformers import PretrainedConfig, TrainerCallback
 
 from cli_utils import UserError
+from models.configurations import is_eomt
 
 POWER = 0.9
 
@@ -86,7 +87,7 @@ def find_phases(
     """
     if starts is None and ends is None:
         return None
-    count = getattr(config, "num_blocks", None) if config.model_type.startswith("eomt") else None
+    count = getattr(config, "num_blocks", None) if is_eomt(config) else None
     if count is None:
         raise UserError(f"--mask_annealing_starts and --mask_annealing_ends are for EoMT, not for {config.model_type}")
     if len(starts or ()) != count or len(ends or ()) != count:

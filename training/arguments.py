@@ -289,6 +289,11 @@ class Arguments:
             raise UserError("--sync_bn needs GPUs; on several CPU processes leave it out")
         if self.training.do_train and self.training.save_only_model:
             logger.warning("--save_only_model: a run that is interrupted cannot go on from these checkpoints")
+        if self.run.train_minutes and self.optimization.mask_annealing_starts:
+            raise UserError(
+                "--train_minutes may change the number of steps, which --mask_annealing_starts and _ends count on: "
+                "leave out either"
+            )
         patience = self.optimization.early_stopping_patience
         if patience and self.training.do_train and not self.training.load_best_model_at_end:
             raise UserError(

@@ -31,7 +31,8 @@ FIXED = (
     *("encoder_warmup_steps", "mask_annealing_starts", "mask_annealing_ends"),
     *("image_size", "crop_size", "slide_crop", "slide_stride", "eval_scales", "eval_flip", "threshold"),
     *("scale_range", "max_class_share", "flip_probability", "photometric_distortion"),
-    *("vertical_flip_probability", "quarter_turns", "rare_class_crops", "reduced_decoding"),
+    *("vertical_flip_probability", "quarter_turns", "rare_class_crops"),
+    *("reduced_decoding", "reduced_copies"),
     *("dataset_config_name", "image_column", "label_column", "train_val_split", "split_groups", "streaming"),
     *("max_train_samples", "max_eval_samples"),
 )

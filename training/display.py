@@ -31,6 +31,7 @@ class Display(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.bar is not None:
+            self.bar.total = state.max_steps  # a deadline may change it
             self.bar.update(state.global_step - self.bar.n)
 
     def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):

@@ -15,7 +15,7 @@ OF_TRAINING = """single_logit drop_path_rate check_data num_train_epochs max_ste
     lr_scheduler_kwargs warmup_steps optim weight_decay max_grad_norm label_smoothing_factor
     per_device_train_batch_size gradient_accumulation_steps activation_checkpointing eval_strategy eval_steps
     eval_delay eval_on_start save_strategy save_steps save_total_limit load_best_model_at_end metric_for_best_model
-    dataloader_drop_last""".split()
+    dataloader_drop_last train_minutes""".split()
 # Schedules that know no warm-up, and those that take no options.
 WITHOUT_WARMUP = (SchedulerType.CONSTANT, SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 WITHOUT_OPTIONS = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
@@ -34,7 +34,7 @@ def idle_flags(args: Arguments) -> list[str]:
     # (flags, whether they have an effect, why they have none)
     rules = [
         (of_training, trains, "nothing is trained; add --do_train"),
-        (["minutes"], False, "it is for a plan, and this one is made already; --config auto makes a new one"),
+        (["minutes"], False, "it is for a plan, which --config auto makes; --train_minutes ends training in time"),
         (["max_train_samples"], trains or run.eval_on_train, "training images are not used"),
         (["max_eval_samples"], evaluates or training.do_predict, "nothing is evaluated or predicted"),
         (["max_predict_samples"], training.do_predict, "nothing is predicted; add --do_predict"),

@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel, SchedulerType, get_s
 
 from cli_utils import UserError, nearest, one_line
 from models.adapters import encoder_names
-from models.configurations import encoder_config, num_equal_layers
+from models.configurations import encoder_config, is_eomt, num_equal_layers
 from training.annealing import POWER, two_stage_factor
 
 NORM_LAYERS = (
@@ -22,6 +22,8 @@ NORM_LAYERS = (
     nn.SyncBatchNorm,
     nn.InstanceNorm2d,
 )
+_CONVNEXT = ("convnext", "convnextv2", "dinov3_convnext")
+_SWIN = ("swin", "maskformer-swin")
 
 
 def parameter_groups(
@@ -41,10 +43,14 @@ def parameter_groups(
     Source: NVlabs/SegFormer, local_configs/segformer/B0/segformer.b0.512x512.ade.160k.py, `paramwise_cfg`. Its third
     key, `pos_block`, matches nothing.
 
+    Nor are the tables of relative positions of a Swin (SwinTransformer/Swin-Transformer-Semantic-Segmentation,
+    configs/swin, `paramwise_cfg`) and the embeddings of Mask2Former and MaskFormer (facebookresearch/Mask2Former,
+    train_net.py, `build_optimizer`), which count as norms here.
+
     With a `layer_decay` d, layer i of the n of a ViT gets `learning_rate * d ** (n - i)`, and what comes before the
     first d ** (n + 1); each is a group of its own, "encoder layer i". Source: BEiT, `get_num_layer_for_vit` and
     `LayerDecayOptimizerConstructor`. As EoMT was trained, its last layer is not decayed, and what comes before the
-    first is one with it (tue-mps/eomt, training/lightning_module.py).
+    first is one with it (tue-mps/eomt, training/lightning_module.py). Of a ConvNeXt it is the stages: see `_stage_of`.
 
     Returns:
         Dicts with "name", "params", "lr" and "weight_decay". Every parameter that requires a gradient is in one of
@@ -61,6 +67,10 @@ def parameter_groups(
     }
     if model.config.model_type == "segformer":
         norms &= encoder.keys()
+    if model.config.model_type in ("mask2former", "maskformer"):
+        norms |= {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    if encoder_config(model.config).model_type in _SWIN:
+        norms |= {key for key, name in encoder.items() if name.endswith("relative_position_bias_table")}
     members = {"encoder": [], "encoder norms": [], "head": [], "head norms": []}
     rates = dict.fromkeys(("head", "head norms"), learning_rate * head_lr_multiplier)
     for parameter in model.parameters():
@@ -85,9 +95,11 @@ def parameter_groups(
 
 
 def _layer_of(name: str, config: PretrainedConfig) -> tuple[str, int]:
-    """ " layer i", or what stands for it, of a parameter of a ViT, and the power of the decay that it gets."""
+    """ " layer i", or what stands for it, of a parameter of an encoder, and the power of the decay that it gets."""
+    if encoder_config(config).model_type in _CONVNEXT:
+        return _stage_of(name, encoder_config(config).depths)
     count = num_equal_layers(encoder_config(config))
-    before_last = 0 if config.model_type.startswith("eomt") else 1
+    before_last = 0 if is_eomt(config) else 1
     layer = re.search(r"(?:^|\.)(?:layers?|blocks?)\.(\d+)\.", name)
     if layer:
         return f" layer {layer[1]}", count - 1 - int(layer[1]) + before_last
@@ -96,13 +108,30 @@ def _layer_of(name: str, config: PretrainedConfig) -> tuple[str, int]:
     return " embeddings", count - 1 + 2 * before_last
 
 
+def _stage_of(name: str, depths: list[int]) -> tuple[str, int]:
+    """The same of a ConvNeXt, whose four stages decay, and what halves the resolution before each most of all.
+
+    Published are 6 steps for ConvNeXt-T and 12 for all larger ones, whose third stages have 9 and 27 layers: three for
+    the other stages and one for every three layers of the third. Source: open-mmlab/mmsegmentation,
+    mmseg/engine/optimizers/layer_decay_optimizer_constructor.py, `get_stage_id_for_convnext`, as in ConvNeXt's own
+    code, and the `num_layers` of its configs/convnext.
+    """
+    steps = 3 + depths[2] // 3
+    stage = re.search(r"(?:^|\.)stages\.(\d+)\.layers\.", name)
+    if stage:
+        return f" stage {stage[1]}", steps - int(stage[1])
+    if "hidden_states_norms" in name:  # of the feature maps, which the head reads
+        return "", 0
+    return " downsampling", steps + 1
+
+
 def check_layer_decay(config: PretrainedConfig, layer_decay: float) -> None:
-    """Raises UserError where a model has no layers of one width whose learning rates could decay."""
+    """Raises UserError where a model has no layers whose learning rates could decay in a way that was published."""
     encoder = encoder_config(config)
-    if layer_decay != 1 and num_equal_layers(encoder) is None:
+    if layer_decay != 1 and num_equal_layers(encoder) is None and encoder.model_type not in _CONVNEXT:
         raise UserError(
-            f"--layer_decay {layer_decay:g} is for ViTs, as DINOv2, and {encoder.model_type} comes in stages of other "
-            "widths: leave it out"
+            f"--layer_decay {layer_decay:g} is for ViTs, as DINOv2, and ConvNeXt, and {encoder.model_type} comes in "
+            "stages of other widths: leave it out"
         )
 
 

@@ -51,8 +51,8 @@ TOPICS = {
     "loss": "loss class_weights",
     "machine": "bf16 fp16 per_device_train_batch_size gradient_accumulation_steps dataloader_num_workers "
     "dataloader_persistent_workers",
-    "how long": "do_train do_eval do_predict max_steps eval_strategy eval_steps save_strategy save_steps "
-    "load_best_model_at_end logging_steps max_predict_samples",
+    "how long": "do_train do_eval do_predict max_steps train_minutes eval_strategy eval_steps save_strategy "
+    "save_steps load_best_model_at_end logging_steps max_predict_samples",
     "optimizer": "learning_rate head_lr_multiplier weight_decay adam_beta2 lr_scheduler_type warmup_steps",
 }
 

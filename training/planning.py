@@ -450,12 +450,14 @@ def enough_steps(different: int, fresh: str) -> int:
 
 
 class Time(NamedTuple):
-    """steps: that are planned. seconds: of all of the run. bound: by "pays", "minutes" or "most"."""
+    """steps: that are planned. seconds: of all of the run. bound: by "pays", "minutes" or "most". at_the_end: seconds
+    of what is not training."""
 
     steps: int
     evaluations: int
     seconds: float
     bound: str
+    at_the_end: float
 
 
 def fill_time(minutes: float | None, update: float, evaluation: float, prediction: float, enough: int) -> Time:
@@ -487,7 +489,7 @@ def fill_time(minutes: float | None, update: float, evaluation: float, predictio
     else:
         bound = "most" if minutes is None else "minutes"
     evaluations = min(evaluations, steps // 2)
-    return Time(steps, evaluations, at_the_end + steps * update + evaluations * evaluation, bound)
+    return Time(steps, evaluations, at_the_end + steps * update + evaluations * evaluation, bound, at_the_end)
 
 
 def predictions_setting(images: int, minutes: float, evaluation: float) -> Setting | None:
@@ -519,7 +521,11 @@ def length_settings(time: Time, minutes: float | None, update: float, different:
     }[time.bound]
     if time.steps < TOO_FEW_STEPS:
         why += ". TOO FEW for a good model: more --minutes, or a smaller --image_size"
-    return [Setting("max_steps", time.steps, why)]
+    settings = [Setting("max_steps", time.steps, why)]
+    if minutes is not None:
+        why = "training ends by then, with fewer steps, should they take longer than they did when tried"
+        settings.append(Setting("train_minutes", float(f"{minutes - time.at_the_end / 60:.3g}"), why))
+    return settings
 
 
 SOME_VALIDATION = 50

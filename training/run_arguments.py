@@ -26,7 +26,10 @@ class OptimizationArguments:
     )
     layer_decay: float = field(
         default=1.0,
-        metadata={"help": "of a ViT: factor on the encoder's learning rate from each layer to the one before it"},
+        metadata={
+            "help": "of a ViT (or the stages of a ConvNeXt): factor on the encoder's learning rate from each layer to "
+            "the one before it"
+        },
     )
     encoder_warmup_steps: int | None = field(
         default=None,
@@ -108,6 +111,13 @@ class RunArguments:
             "as long as it pays if left out"
         },
     )
+    train_minutes: float | None = field(
+        default=None,
+        metadata={
+            "help": "let training end within so many minutes: where steps take longer than was thought there are "
+            "fewer of them, and the learning rate falls as it would have over all"
+        },
+    )
     dry_run: bool = field(
         default=False,
         metadata={"help": "run every stage once on a few images, report time and memory, and keep nothing"},
@@ -119,8 +129,10 @@ class RunArguments:
 
     def __post_init__(self):
         check_positive(self, "max_train_samples", "max_eval_samples", "max_predict_samples")
-        if self.minutes is not None and self.minutes <= 0:
-            raise UserError(f"--minutes is {self.minutes:g}; it must be more than 0")
+        for name in ("minutes", "train_minutes"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"--{name} is {value:g}; it must be more than 0")
         if self.preview is not None:
             file = Path(self.preview)
             if file.suffix.lower() not in Image.registered_extensions():

@@ -29,17 +29,20 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from checks.suspects import NOTHING, suspected_errors
 from cli_utils import UserError, WriteError, one_line, remove, write_failure
+from data.colors import finish_batch
 from data.preprocessing import EvaluationProtocol
 from data.streaming import StreamingDataset
 from data_utils import collate_eval, collate_train
 from metrics_utils import ComputeMetrics, boundary_counts, confusion_matrix, without_per_category
 from models.adapters import merged_state_dict, save_adapters, with_adapters
+from models.calibration import sample_pixels
 from models.configurations import is_universal
 from models.inference import predict_ids, protocol_logits, score_logits
 from models.loading import check_finite
 from models.objectives import find_objective
 from training.annealing import MaskAnnealing
 from training.checkpoints import fault_of, newest_checkpoint, read_record, seal
+from training.deadline import Deadline
 from training.display import Display, is_live
 from training.divergence import DivergenceGuard, check_weights, poisoned, raise_on_nonfinite_losses
 from training.ema import WeightAverage
@@ -116,7 +119,7 @@ class SegmentationTrainer(Trainer):
         losses: of `models.losses.parse_loss`.
         class_weights: float (num_labels,), for the losses that take them.
         head_lr_multiplier: of the learning rate outside the encoder.
-        layer_decay: of the learning rate from each layer of a ViT to the one before it.
+        layer_decay: of the learning rate from each layer of a ViT, or stage of a ConvNeXt, to the one before it.
         encoder_warmup_steps: of `training.annealing.two_stage_factor`; None for the schedule of `poly_factor`.
         annealing_phases: of `training.annealing.MaskAnnealing`.
         ema_decay: of the average of the weights that is evaluated and saved; 0 for the weights themselves.
@@ -124,6 +127,7 @@ class SegmentationTrainer(Trainer):
         replaced: patterns of files that go from the output folder as the first checkpoint moves in.
         void_in_masks: of `models.universal.QueryObjective`, for universal models.
         skip_nonfinite: steps whose loss or gradient is not finite that may be left out before the run stops.
+        train_minutes: of `training.deadline.Deadline`.
     """
 
     def __init__(
@@ -143,6 +147,7 @@ class SegmentationTrainer(Trainer):
         replaced: Sequence[str] = (),
         void_in_masks: str = "background",
         skip_nonfinite: int = 0,
+        train_minutes: float | None = None,
         **kwargs,
     ):
         self.protocol = protocol
@@ -154,7 +159,9 @@ class SegmentationTrainer(Trainer):
         self.weight_average = WeightAverage(ema_decay)
         self.record, self.replaced = record or {}, replaced
         self.saves_aside = self.finds_suspects = False
+        self.sampled_pixels = 0
         self.divergence = DivergenceGuard(skip_nonfinite)
+        self.deadline = Deadline(train_minutes)
         super().__init__(
             *args,
             data_collator=collate_train,
@@ -176,6 +183,7 @@ class SegmentationTrainer(Trainer):
         logger.info(describe_workers(*workers, self.args.dataloader_pin_memory, self.args.device.type))
         self.add_callback(self.weight_average)
         self.add_callback(_ResumedStateCallback())
+        self.add_callback(self.deadline)
         self.add_callback(MaskAnnealing(annealing_phases))
         if self.train_dataset is not None:
             self.add_callback(_EpochCallback(self.train_dataset))
@@ -245,7 +253,9 @@ class SegmentationTrainer(Trainer):
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """As stock, under the eyes of `training.divergence`, and without the names, which are not for the model."""
+        """As stock, under the eyes of `training.divergence`, without the names, which are not for the model, and with
+        the colours that were left for the device."""
+        inputs = finish_batch(self._prepare_inputs(inputs), self.protocol)
         self.divergence.begin(model, inputs, num_items_in_batch)
         inputs = {key: value for key, value in inputs.items() if key != "names"}
         loss = self.divergence.end(super().training_step(model, inputs, num_items_in_batch))
@@ -292,14 +302,16 @@ class SegmentationTrainer(Trainer):
 
         Returns:
             (None, (confusion int64 (n, C, C), mean cross-entropy float32 (n,), valid pixels int64 (n,), boundary
-            counts int64 (n, 3, C), brightness float32 (n,), suspects float32 (n, FOUND, FIELDS)), zeros (n,)). The
-            last stands for labels, without which the Trainer would not call `compute_metrics`. Brightness is the mean
-            of the pixels, 0 to 1; suspects are those of `checks.suspects`, looked for where `finds_suspects` is set
-            and the network sees whole images, once.
+            counts int64 (n, 3, C), brightness float32 (n,), suspects float32 (n, FOUND, FIELDS), scores and targets
+            of pixels), zeros (n,)). The last stands for labels, without which the Trainer would not call
+            `compute_metrics`. Brightness is the mean of the pixels, 0 to 1; suspects are those of `checks.suspects`,
+            looked for where `finds_suspects` is set and the network sees whole images, once; scores and targets are
+            of `sampled_pixels` an image, see `models.calibration`.
         """
         inputs = self._prepare_inputs(inputs)
         num_labels = len(self.compute_metrics.id2label)
         matrices, mean_losses, valid_pixels, boundary, brightness, suspects = [], [], [], [], [], []
+        samples = []
         with torch.inference_mode():
             for pixel_values, labels in zip(inputs["pixel_values"], inputs["labels"], strict=True):
                 with self.compute_loss_context_manager():
@@ -315,8 +327,9 @@ class SegmentationTrainer(Trainer):
                 looks = self.finds_suspects and isinstance(logits, torch.Tensor)
                 found = suspected_errors(logits[0].float().softmax(0), labels) if looks else NOTHING
                 suspects.append(torch.from_numpy(found).to(labels.device))
+                samples.append(sample_pixels(logits, labels, prediction[0], self.sampled_pixels))
         counts = (torch.stack(matrices), torch.cat(mean_losses), torch.cat(valid_pixels), torch.stack(boundary))
-        counts += (torch.stack(brightness), torch.stack(suspects))
+        counts += (torch.stack(brightness), torch.stack(suspects), *map(torch.stack, zip(*samples, strict=True)))
         return None, counts, torch.zeros(len(matrices), device=matrices[0].device)
 
     def predict_ids(self, image: Image.Image | torch.Tensor) -> torch.Tensor:
@@ -359,13 +372,18 @@ class SegmentationTrainer(Trainer):
         """
         if resume_from_checkpoint is None:
             self.run_loss = RunLoss(self.args.device)
+            self.deadline.go_on_from(None)
             with lost_workers_named(self):
                 return super().train(resume_from_checkpoint=None, **kwargs)
         record, args = read_record(resume_from_checkpoint), self.args
         self.run_loss = RunLoss(args.device, record["loss"], args.process_index, args.world_size)
+        self.deadline.go_on_from(record.get("deadline"))
         *_, max_steps = self.set_initial_training_values(args, self.get_train_dataloader())
-        if record["global_step"] >= max_steps:
+        if record["global_step"] >= self.deadline.last_step(max_steps):
             return self._take_trained(resume_from_checkpoint)
+        if isinstance(self.train_dataset, StreamingDataset) and not args.ignore_data_skip:
+            batches = record["global_step"] * args.gradient_accumulation_steps  # which the stock loop throws away
+            self.train_dataset.skip_first(batches, args.per_device_train_batch_size)
         with lost_workers_named(self):
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
@@ -422,7 +440,7 @@ class SegmentationTrainer(Trainer):
             if args.should_save:
                 state.save_to_json(str(aside / "trainer_state.json"))
                 steps = {"global_step": state.global_step, "max_steps": state.max_steps}
-                seal(aside, self.record | steps | {"loss": loss})
+                seal(aside, self.record | steps | {"loss": loss, "deadline": self.deadline.state()})
                 move_in(folder, self.replaced)
                 for later in checkpoints_after(folder, state.global_step):
                     logger.warning(f"{later}, of a later step of another course of this run, goes")

@@ -111,7 +111,7 @@ def test_all_say_the_same(broken, monkeypatch, tmp_path, name):
             if f"{split}/{row['name']}" in found.files or {row["image"]["path"], row["label"]["path"]} & {*found.files}
         )
         files = (StoredFile.of(row[column], row["name"]) for column in ("image", "label"))
-        record, label = prepare_one(*files, class_map)
+        record, label, _ = prepare_one(*files, class_map)
         assert label is None
         [(kind, said)] = raised(judge_example, record, class_map).items()
         assert kind == found.kind and said.endswith(f": {found.fix}") and row["name"] in said

@@ -1,7 +1,5 @@
 """The published training transforms: image and mask stay together, and the statistics are those of the recipe."""
 
-import colorsys
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +11,7 @@ from torchvision.transforms.v2 import functional as tvF
 
 from checks.judge import prepare_dataset
 from cli_utils import UserError
-from data.augmentation import ResizedMask, TrainTransform, distort_colors
+from data.augmentation import ResizedMask, TrainTransform
 from data.classes import ClassMap
 from data.preprocessing import EvaluationProtocol
 from data_utils import SegmentationDataset, augmentation_preview, load_segmentation_dataset
@@ -282,98 +280,6 @@ def test_grey_images():
     assert transform(image.convert("L"), mask, np.random.default_rng(0))["pixel_values"].shape == (1, 64, 64)
 
 
-class Fixed:
-    """A generator with chosen numbers: each step of the distortion takes one to decide and one for its strength."""
-
-    def __init__(self, *numbers):
-        self.numbers = list(numbers)
-
-    def random(self):
-        return self.numbers.pop(0)
-
-    def uniform(self, low, high):
-        number = self.numbers.pop(0)
-        assert low <= number <= high
-        return number
-
-
-ON, OFF = 0.0, 0.9
-
-
-def distorted(color, *numbers):
-    image = torch.tensor(color, dtype=torch.uint8)[:, None, None].expand(3, 2, 5).contiguous()
-    result = distort_colors(image, Fixed(*numbers))
-    assert result.shape == (3, 2, 5) and result.dtype == torch.uint8
-    assert (result == result[:, :1, :1]).all()
-    return result[:, 0, 0].tolist()
-
-
-def test_brightness_and_contrast():
-    color = [100, 10, 240]
-    assert distorted(color, OFF, OFF, OFF, OFF, OFF) == color
-    assert distorted(color, ON, 20.0, OFF, OFF, OFF, OFF) == [120, 30, 255]
-    assert distorted(color, ON, -32.0, OFF, OFF, OFF, OFF) == [68, 0, 208]
-    assert distorted(color, OFF, ON, 1.5, OFF, OFF, OFF) == [150, 15, 255]
-    assert distorted(color, OFF, ON, 0.5, OFF, OFF, ON) == [50, 5, 120]
-
-
-@pytest.mark.parametrize(
-    ("channels", "expected"), [([100], [130]), ([100, 50], [130, 50]), ([100, 100, 100, 7, 9], [130, 130, 130, 7, 9])]
-)
-def test_distortion_of_other_channels(channels, expected):
-    """(100 + 9) · 1.2 = 130.8 in grey, which saturation and hue leave as it is; other bands keep their values."""
-    image = torch.tensor(channels, dtype=torch.uint8)[:, None, None].expand(-1, 2, 5).contiguous()
-    result = distort_colors(image, Fixed(ON, 9.0, ON, 1.2, ON, 1.5, ON, 30.0, ON))
-    assert result[:, 1, 3].tolist() == expected
-    assert result.shape == (len(channels), 2, 5) and result.dtype == torch.uint8
-
-
-def test_contrast_before_or_after_saturation():
-    color = [200, 100, 100]
-    # Before: 255 (clipped), 150, 150, then grey; after: 200, 200, 200 at saturation 1/2 → 150, so order shows.
-    before = distorted(color, OFF, ON, 1.5, ON, 0.5, OFF, ON)
-    after = distorted(color, OFF, ON, 1.5, ON, 0.5, OFF, OFF)
-    assert before == [255, 202, 202]
-    assert after == [255, 225, 225]
-
-
-@pytest.mark.parametrize("color", [[200, 100, 50], [10, 250, 130], [90, 90, 90], [30, 60, 220]])
-@pytest.mark.parametrize(("saturation", "degrees"), [(0.5, 0), (1.5, 0), (1.0, 36), (1.0, -36), (0.7, 20)])
-def test_saturation_and_hue_against_colorsys(color, saturation, degrees):
-    hue, s, v = colorsys.rgb_to_hsv(*(channel / 255 for channel in color))
-    expected = colorsys.hsv_to_rgb((hue + degrees / 360) % 1, min(1.0, s * saturation), v)
-    found = distorted(color, OFF, OFF, ON, saturation, ON, float(degrees), OFF)
-    np.testing.assert_allclose(found, np.array(expected) * 255, atol=0.51)
-
-
-@pytest.mark.parametrize(("saturation", "degrees"), [(0.613, 0), (1.487, 0), (1.0, 35.9), (1.21, -36.0), (0.5, 7.3)])
-def test_saturation_and_hue_of_many_colors(saturation, degrees):
-    """Against HSV in float64, written down the long way."""
-    colors = np.random.default_rng(0).integers(0, 256, (3, 150, 40), dtype=np.uint8)
-    colors[:, 100:] = colors[:, 100:] // 64 * 64  # greys, ties and extremes
-    steps = (OFF, OFF, ON, saturation, *((ON, degrees) if degrees else (OFF,)), OFF)
-    found = distort_colors(torch.from_numpy(colors), Fixed(*steps)).numpy()
-    red, green, blue = planes = colors.astype(np.float64)
-    value, low = planes.max(axis=0), planes.min(axis=0)
-    spread = np.where(value > low, value - low, 1)
-    hue = np.where(value == green, (blue - red) / spread + 2, (red - green) / spread + 4)
-    hue = np.where(value == red, (green - blue) / spread, hue)
-    chroma = np.minimum((value - low) * saturation, value)
-    for plane, offset in zip(found, (5, 3, 1), strict=True):  # f(n) = v - v·s·max(0, min(k, 4 - k, 1))
-        k = (offset + hue + degrees / 60) % 6
-        expected = value - chroma * np.clip(np.minimum(k, 4 - k), 0, 1)
-        assert np.abs(plane - expected).max() < 0.501
-
-
-def test_each_distortion_happens_half_of_the_time():
-    image = torch.full((3, 1, 1), 100, dtype=torch.uint8)
-    rng = np.random.default_rng(0)
-    results = torch.stack([distort_colors(image, rng)[:, 0, 0] for _ in range(2000)])
-    # A grey pixel shows brightness and contrast alone: neither in a quarter of all cases.
-    assert (results == results[:, :1]).all()
-    assert (results[:, 0] == 100).float().mean() == pytest.approx(0.25, abs=0.04)
-
-
 # ---- preview ----
 
 
@@ -412,5 +318,8 @@ def test_preview_leaves_the_epoch_as_it_was(make_dataset):
     dataset = SegmentationDataset(split, TrainTransform(EvaluationProtocol(32)), seed=3)
     dataset.set_epoch(7)
     before = dataset[0]["pixel_values"]
-    augmentation_preview(dataset, class_map)
+    picture = augmentation_preview(dataset, class_map)
     assert torch.equal(dataset[0]["pixel_values"], before)
+    later = SegmentationDataset(split, TrainTransform(EvaluationProtocol(32), defers_colors=True), seed=3)
+    assert augmentation_preview(later, class_map).tobytes() == picture.tobytes()
+    assert later[0]["pixel_values"].dtype == torch.uint8

@@ -4,12 +4,13 @@ import io
 import itertools
 import json
 from collections import Counter
+from unittest.mock import Mock
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, Features
+from datasets import Dataset, Features, IterableDataset
 from datasets import Image as ImageFeature
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -17,6 +18,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from checks.judge import judge_example, prepare_dataset
 from cli_utils import UserError
+from data import streaming
 from data.arguments import ClassArguments, DatasetArguments
 from data.augmentation import TrainTransform
 from data.classes import ClassMap
@@ -144,6 +146,33 @@ def test_an_image_comes_once_a_pass_whatever_the_number_of_readers(folder, proce
         assert max(counts.values()) - min(counts[level] for level in range(10)) <= 2
 
 
+@pytest.mark.parametrize(("num_processes", "workers", "skipped"), [(1, 0, 3), (1, 2, 14), (2, 3, 8), (3, 0, 9)])
+def test_what_is_skipped_is_not_decoded_and_the_rest_stays(folder, monkeypatch, num_processes, workers, skipped):
+    """Batches of two, up to more than four passes of ten images."""
+    data, class_map = streamed(folder)
+    both = [StreamingDataset(data.stream, class_map, Level(), judge_example) for _ in range(2)]
+    loaders = [DataLoader(one, 2, num_workers=workers, collate_fn=list) for one in both]
+    for one in both:
+        one.share_with(num_processes - 1, num_processes)
+    both[1].skip_first(skipped, 2)
+    if not workers:
+        monkeypatch.setattr(both[1], "_read", counted := Mock(side_effect=both[1]._read))
+    whole, resumed = (list(itertools.islice(loader, skipped + 4)) for loader in loaders)
+    assert resumed[skipped:] == whole[skipped:]
+    assert all(example["pixel_values"].numel() == 0 for batch in resumed[:skipped] for example in batch)
+    assert workers or counted.call_count == 8
+
+
+def test_passes_that_are_skipped_are_not_even_read(folder, monkeypatch):
+    data, class_map = streamed(folder)
+    dataset = StreamingDataset(data.stream, class_map, Level(), judge_example)
+    orders, shuffle = [], IterableDataset.shuffle
+    monkeypatch.setattr(IterableDataset, "shuffle", lambda *a, **k: orders.append(k["seed"]) or shuffle(*a, **k))
+    dataset.skip_first(1000, 3)
+    next(itertools.islice(dataset, 3000, None))
+    assert len(orders) == 2
+
+
 def test_how_files_are_shared_is_told(folder):
     data, class_map = streamed(folder)
     dataset = StreamingDataset(data.stream, class_map, Level(), judge_example)
@@ -255,10 +284,11 @@ def test_flags_that_do(flags, tmp_path):
 # ---- through the Trainer ----
 
 
-def test_training_and_resuming(folder, tmp_path):
+def test_training_and_resuming(folder, tmp_path, monkeypatch):
     """Eight steps of two images, more than one pass; the last four again from the checkpoint are equal bit for bit."""
     data, class_map = streamed(folder)
     protocol, weights = EvaluationProtocol(32), []
+    monkeypatch.setattr(streaming, "prepare_one", prepare := Mock(side_effect=streaming.prepare_one))
     for resume in (None, str(tmp_path / "checkpoint-4")):
         torch.manual_seed(0)
         config = SegformerConfig(
@@ -283,3 +313,4 @@ def test_training_and_resuming(folder, tmp_path):
         assert trainer.train(resume_from_checkpoint=resume).global_step == 8
         weights.append(trainer.model.state_dict())
     assert all(torch.equal(weights[0][name], value) for name, value in weights[1].items())
+    assert prepare.call_count <= 2 * (8 + 4 + 2)  # in the second run those of four steps, and a batch ahead in both

@@ -7,6 +7,7 @@ import select
 import shutil
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,14 @@ NEEDS_CHROMIUM = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars"),
+    # One process and one session for a page and its frames.
+    "--disable-features=IsolateSandboxedIframes",
 )
 
 
 class Browser:
-    """One page at a time; `problems` are errors of scripts, things that the page's rules forbade, and requests."""
+    """One page at a time; `problems` are errors of scripts, things that the page's rules forbade, and requests, but
+    those to the server that a page comes from."""
 
     def __init__(self, profile: Path):
         import fcntl  # not there on Windows
@@ -35,6 +39,7 @@ class Browser:
         for end in (commands, answers):
             os.close(end)
         self.number, self.read, self.session, self.events, self.problems = 0, b"", None, [], []
+        self.known = ("file:", "data:")
         targets = self.ask("Target.getTargets")["targetInfos"]
         page = next(target["targetId"] for target in targets if target["type"] == "page")
         self.session = self.ask("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
@@ -70,23 +75,30 @@ class Browser:
             self.problems.append(params["exceptionDetails"]["text"])
         elif method == "Log.entryAdded":
             self.problems.append(params["entry"]["text"])
-        elif method == "Network.requestWillBeSent" and not params["request"]["url"].startswith(("file:", "data:")):
+        elif method == "Network.requestWillBeSent" and not params["request"]["url"].startswith(self.known):
             self.problems.append(params["request"]["url"])
         elif method:
             self.events.append(method)
 
-    def open(self, page: Path, width: int = 1280, dark: bool = False) -> None:
+    def open(self, page: Path | str, width: int = 1280, dark: bool = False) -> None:
+        """A file, or the address of a server's page."""
         self.problems, self.events = [], []
+        address = page if isinstance(page, str) else page.resolve().as_uri()
+        self.known = ("file:", "data:") if isinstance(page, Path) else (address, "blob:", "data:")
         self.ask("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.ask("Emulation.setEmulatedMedia", media="", features=[scheme])
-        self.ask("Page.navigate", url=page.resolve().as_uri())
+        self.ask("Page.navigate", url=address)
         while "Page.loadEventFired" not in self.events:
             self._next()
 
-    def run(self, script: str):
-        """The value of an expression in the page."""
-        result = self.ask("Runtime.evaluate", expression=script, returnByValue=True)
+    def run(self, script: str, frame: bool = False):
+        """The value of an expression in the page, or in the first frame of it, whose scripts' names are not seen."""
+        where = {}
+        if frame:
+            inner = self.ask("Page.getFrameTree")["frameTree"]["childFrames"][0]["frame"]["id"]
+            where["contextId"] = self.ask("Page.createIsolatedWorld", frameId=inner)["executionContextId"]
+        result = self.ask("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True, **where)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
@@ -95,6 +107,22 @@ class Browser:
         text = {"Enter": "\r", " ": " "}.get(key, "")
         for kind in ("keyDown", "keyUp"):
             self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, text=text)
+
+    def wait_for(self, script: str, frame: bool = False, seconds: float = 60):
+        """The value of an expression as soon as it is true; frames come and go."""
+        deadline, found = time.monotonic() + seconds, None
+        while not found:
+            assert time.monotonic() < deadline, f"still not so: {script}"
+            time.sleep(0.1)
+            with suppress(AssertionError, KeyError):
+                found = self.run(script, frame)
+        return found
+
+    def choose(self, field: str, file: Path) -> None:
+        """Gives a file to an input."""
+        root = self.ask("DOM.getDocument")["root"]["nodeId"]
+        node = self.ask("DOM.querySelector", nodeId=root, selector=field)["nodeId"]
+        self.ask("DOM.setFileInputFiles", nodeId=node, files=[str(file)])
 
     def screenshot(self, file: Path) -> None:
         """What is in the window."""

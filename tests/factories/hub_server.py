@@ -1,8 +1,8 @@
-"""A Hub on the loopback interface, as far as pushing a model goes, and downloading models and datasets.
+"""A Hub on the loopback interface, as far as pushing models and Spaces goes, and downloading models and datasets.
 
     with HubServer(fail_on="lfs") as server:
         subprocess.run([...], env=server.env())
-    server.files("tester/model")  # {path: bytes} of everything committed
+    server.files("tester/model")  # {path: bytes} of everything committed; of a Space: "spaces/tester/page"
     server.offer("somebody/model", {"config.json": b"…"}, revision="v1")  # can be downloaded
     server.offer("datasets/somebody/pictures", {"id2label.json": b"…"})
 
@@ -31,10 +31,10 @@ ROUTES = {
     "tree": r"GET /api/datasets/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?",
     "download": r"(GET|HEAD) /(?P<repo>(datasets/)?[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)",
     "validate": r"POST /api/validate-yaml",
-    "preupload": r"POST /api/models/(?P<repo>.+)/preupload/(?P<branch>.+)",
+    "preupload": r"POST /api/(models/|(?=spaces/))(?P<repo>.+)/preupload/(?P<branch>.+)",
     "lfs_batch": r"POST /(?P<repo>.+)\.git/info/lfs/objects/batch",
     "lfs": r"PUT /lfs/(?P<oid>[0-9a-f]{64})",
-    "commit": r"POST /api/models/(?P<repo>.+)/commit/(?P<branch>.+)",
+    "commit": r"POST /api/(models/|(?=spaces/))(?P<repo>.+)/commit/(?P<branch>.+)",
 }
 
 
@@ -48,7 +48,7 @@ class HubServer:
             or with a connection closed without an answer if that is None.
 
     Attributes:
-        requests: kinds of all requests so far, in order. repos: id → {"private", "branches"}.
+        requests: kinds of all requests so far, in order. repos: id → {"private", "branches"}, and of Spaces "sdk".
         commits: {"repo", "branch", "summary", "files": {path: bytes}} in order.
         offered: (repository, branch or commit) → {path: bytes}, to be downloaded.
     """
@@ -93,13 +93,14 @@ class HubServer:
 
     def create(self, body):
         request = json.loads(body)
-        repo = f"{request.get('organization') or USER}/{request['name']}"
+        kind = "spaces/" if request.get("type") == "space" else ""
+        repo = f"{kind}{request.get('organization') or USER}/{request['name']}"
         if repo in self.repos:
             return 409, {"error": "You already created this model repo", "url": f"{self.url}/{repo}"}
-        if not repo.startswith(f"{USER}/"):
+        if not repo.startswith(f"{kind}{USER}/"):
             return 403, {"error": f"You don't have the rights to create a model under the namespace {repo}"}
         private = request.get("visibility") == "private" or bool(request.get("private"))
-        self.repos[repo] = {"private": private, "branches": ["main"]}
+        self.repos[repo] = {"private": private, "branches": ["main"]} | ({"sdk": request["sdk"]} if kind else {})
         return 200, {"url": f"{self.url}/{repo}", "name": repo}
 
     def branch(self, body, repo, branch):

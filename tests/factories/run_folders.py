@@ -63,6 +63,7 @@ def make_run(folder: Path, classes=3, images=12, names=None, steps=200, size=(16
     save_per_image(folder, stems, counts, counts, names, **others)
     scores = {f"eval_{key}": value for key, value in summarize_images(counts, counts).items()}
     scores |= {"eval_loss": 0.5, "eval_runtime": 12.0, "eval_samples_per_second": 3.0, "eval_protocol": "whole image"}
+    scores |= {"eval_temperature": 1.4, "eval_ece": 0.02, "eval_ece_uncalibrated": 0.08}
     (folder / "eval_results.json").write_text(json.dumps(scores))
     log = [{"loss": 2 / step, "grad_norm": 1.0, "learning_rate": 1e-4, "step": step} for step in range(1, steps + 1)]
     log += [{"eval_loss": 3 / step, "eval_mean_iou": 1 - 1 / step, "step": step} for step in range(20, steps + 1, 20)]
@@ -81,6 +82,10 @@ def make_run(folder: Path, classes=3, images=12, names=None, steps=200, size=(16
         "written": "2026-01-01 12:00",
         "settings": [["learning_rate", "0.001", "6e-05"], ["dataset_dir", "photos & <i>masks</i>", None]],
         "split_groups": None,
+        "reliability": {
+            kind: [[0.25, x, x**power] for x in (0.3, 0.55, 0.8, 0.98)]
+            for kind, power in (("before", 1.3), ("after", 1.05))
+        },
         "colors": [hex_color(color) for color in colors],
         "device": "CPU, 2 cores",
         "peak_memory": "1.20 GiB of main memory",

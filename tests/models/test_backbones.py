@@ -1,6 +1,7 @@
 """Pretrained backbones with fresh heads: every tensor arrives, nothing is random in silence, stock transformers loads
 the result and says the same of an image."""
 
+import copy
 import json
 import logging
 
@@ -18,6 +19,7 @@ from cli_utils import UserError
 from data.arguments import EvaluationArguments
 from models.adapters import add_lora, enable_activation_checkpointing, freeze_encoder
 from models.backbones import config_with_head
+from models.configurations import new_model
 from models.image_processor import load_image_processor
 from models.inference import evaluation_protocol, protocol_logits, score_logits
 from models.loading import find_config, load_model, load_trained_model
@@ -259,9 +261,32 @@ def test_drop_path_of_the_backbone(tmp_path):
         load(tmp_path, drop_rate=0.3)
 
 
+@pytest.mark.parametrize(("depth", "published"), [(9, 6), (27, 12)])
+@pytest.mark.parametrize("name", ["convnext", "dinov3_convnext"])
+def test_rates_of_the_stages_of_a_convnext(name, depth, published):
+    """ConvNeXt's `get_num_layer_stage_wise`, written out: layer 0 of num_layers + 2 is what downsamples, stage i layer
+    i + 1, and the last one all the rest."""
+    backbone = copy.deepcopy(CONFIGS[name])
+    backbone.depths = [3, 3, depth, 3]
+    with torch.device("meta"):
+        model = new_model(T.UperNetConfig(backbone_config=backbone, hidden_size=16, use_auxiliary_head=False))
+    rate = {layer: 0.9 ** (published + 2 - layer - 1) for layer in range(published + 2)}
+    groups = parameter_groups(model, 1.0, 0.1, 10, layer_decay=0.9)
+    rates = {group["name"].removesuffix(" norms"): group["lr"] for group in groups}
+    expected = {f"encoder stage {i}": rate[i + 1] for i in range(4)}
+    expected |= {"encoder downsampling": rate[0], "head": 10.0}
+    if name == "convnext":  # norms of feature maps
+        expected["encoder"] = 1.0
+    assert rates == pytest.approx(expected)
+    sizes = {group["name"]: len(group["params"]) for group in groups}
+    assert sizes["encoder stage 2"] == 7 * depth and sizes["encoder stage 2 norms"] == 2 * depth
+    assert sizes["encoder downsampling"] == sizes["encoder downsampling norms"] == 8
+    check_layer_decay(model.config, 0.9)
+
+
 def test_layers_that_do_not_decay(tmp_path):
     CONFIGS["swin"].save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="--layer_decay 0.8 is for ViTs, as DINOv2, and swin comes in stages"):
+    with pytest.raises(UserError, match="--layer_decay 0.8 is for ViTs, as DINOv2, and ConvNeXt, and swin comes in"):
         check_layer_decay(find_config(str(tmp_path), head="upernet"), 0.8)
 
 

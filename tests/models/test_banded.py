@@ -9,10 +9,10 @@ from torchvision.transforms.v2 import functional as tvF
 
 from cli_utils import UserError
 from data import large_images
-from data.large_images import LargeImage, open_large, resized_rows
+from data.large_images import LargeImage, RowsOnDisk, open_large, resized_rows
 from data.preprocessing import EvaluationProtocol
 from models.banded import predict_bands
-from models.inference import predict_ids
+from models.inference import predict_ids, predict_with_confidence
 from models.loading import load_trained_model
 
 
@@ -51,6 +51,9 @@ def model(tmp_path_factory):
         {"slide_crop": 64, "slide_stride": 16},
         {"slide_crop": 32, "slide_stride": 32},
         {"slide_crop": 512},
+        {"flip": True},
+        {"scales": (0.5, 1.0, 1.25), "flip": True, "temperature": 1.5},
+        {"scales": (0.75, 1.25), "flip": True, "slide_crop": 64, "slide_stride": 40},
     ],
     ids=str,
 )
@@ -59,10 +62,24 @@ def test_classes_are_those_of_the_whole_image(model, monkeypatch, options, size)
     monkeypatch.setattr(large_images, "BAND_BYTES", 2**13)
     monkeypatch.setattr("models.upsampling.CPU_TILE_BYTES_PER_THREAD", 2**14)
     protocol, image = EvaluationProtocol(128, **options), noise(*size)
-    bands = list(predict_bands(model, in_memory(image), protocol))
-    expected = predict_ids(model, image, protocol)
-    assert len(bands) > 3 and len(expected.unique()) == 3
-    assert torch.equal(torch.cat(bands), expected)
+    bands = list(predict_bands(model, in_memory(image), protocol, confidence=True))
+    ids, confidence = map(torch.cat, zip(*bands, strict=True))
+    expected, expected_confidence = predict_with_confidence(model, image, protocol)
+    assert len(bands) > 3 and len(expected.unique()) == 3 and confidence.float().std() > 5
+    assert torch.equal(ids, expected) and torch.equal(expected, predict_ids(model, image, protocol))
+    assert torch.equal(confidence, expected_confidence)
+
+
+def test_two_classes_at_a_threshold(monkeypatch, tmp_path):
+    monkeypatch.setattr(large_images, "BAND_BYTES", 2**13)
+    model = load_trained_model(str(save_model(tmp_path, names={0: "no", 1: "yes"})))
+    for options in ({}, {"flip": True}, {"slide_crop": 64}):
+        protocol, image = EvaluationProtocol(64, threshold=0.8, temperature=2.0, **options), noise(100, 120)
+        found = predict_bands(model, in_memory(image), protocol, confidence=True)
+        ids, confidence = map(torch.cat, zip(*found, strict=True))
+        expected, expected_confidence = predict_with_confidence(model, image, protocol)
+        assert torch.equal(ids, expected) and len(ids.unique()) == 2
+        assert (confidence.int() - expected_confidence.int()).abs().max() <= 1
 
 
 def test_few_rows_of_windows_are_held(model, monkeypatch):
@@ -82,9 +99,17 @@ def test_few_rows_of_windows_are_held(model, monkeypatch):
     assert len(held) > 4 and max(held) <= 3
 
 
-def test_several_passes_are_refused(model):
-    with pytest.raises(UserError, match="--eval_scales and --eval_flip need the whole image several times"):
-        next(predict_bands(model, in_memory(noise(50, 60)), EvaluationProtocol(64, flip=True)))
+def test_rows_on_disk(tmp_path):
+    rng = np.random.default_rng(0)
+    bands = [rng.integers(0, 256, (height, 7), dtype=np.uint8) for height in (3, 1, 12)]
+    with RowsOnDisk(tmp_path) as rows:
+        for band in bands:
+            rows.write(band)
+        assert np.array_equal(rows.whole(), np.concatenate(bands))
+        rows.whole()[3] = 9
+        assert [len(band) for band in rows.again()] == [3, 1, 12]
+        assert (list(rows.again())[1] == 9).all()
+        assert list(tmp_path.iterdir()) == []  # it has no name
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

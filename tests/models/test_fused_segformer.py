@@ -143,6 +143,24 @@ def test_fusing_the_head_alone_leaves_the_encoder():
     assert relative_error(fused.decode_head(features), stock.decode_head(features)) < 1e-5
 
 
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_convolutions_of_the_encoder_get_maps_that_are_channels_last_to_torch(batch_size):
+    _, fused = segformer_pair(tiny_config())
+    seen = []
+
+    def look(module, inputs, output):
+        if inputs[0].shape[1] > 3:  # not the image
+            seen.append((inputs[0].stride()[1:], inputs[0].stride(0) >= inputs[0][0].numel()))
+
+    for module in fused.segformer.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(look)
+    with torch.no_grad():
+        fused(torch.randn(batch_size, 3, 64, 64))
+    # With a stride along a batch of one that is smaller than the image, torch takes the map for another layout.
+    assert len(seen) == 3 + 3 + 4 and all(channels == 1 and whole for (channels, *_), whole in seen)
+
+
 def test_encoder_with_dropout_draws_what_stock_draws():
     stock, fused = segformer_pair(tiny_config(hidden_dropout_prob=0.2, drop_path_rate=0.2))
     pixel_values = torch.randn(2, 3, 64, 64, dtype=torch.float64)  # gradients that cancel out are noise in float32

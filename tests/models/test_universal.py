@@ -8,6 +8,7 @@ import transformers as T
 from accelerate import PartialState
 from factories.architectures import universal_configs
 from PIL import Image
+from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
 from transformers.models.mask2former import modeling_mask2former
 
 from cli_utils import UserError
@@ -17,8 +18,15 @@ from models.adapters import add_lora, enable_activation_checkpointing, freeze_en
 from models.configurations import UNIVERSAL, new_model
 from models.geometry import input_geometry
 from models.image_processor import load_image_processor, save_processor_config
-from models.inference import evaluation_protocol, predict_confidence, predicted_ids, protocol_logits, score_logits
-from models.loading import load_model, load_trained_model
+from models.inference import (
+    evaluation_protocol,
+    predict_with_confidence,
+    predicted_ids,
+    protocol_logits,
+    score_logits,
+    scores_at,
+)
+from models.loading import find_config, load_model, load_trained_model
 from models.mask_scores import QueryOutput, QueryPass, full_scores, mean_scores
 from models.universal import QueryObjective, check_flags_of_masks, mask_targets
 
@@ -195,8 +203,9 @@ def test_scores_tile_by_tile_are_detectron2s(size, monkeypatch):
         [[QueryOutput(classes[0].softmax(-1)[:, :-1], masks[0])]], [slice(0, shown[0])], [slice(0, shown[1])]
     )
     torch.testing.assert_close(full_scores(one, size), expected)
-    monkeypatch.setattr("models.mask_scores.TILE_COLUMNS", 50)
-    monkeypatch.setattr("models.mask_scores.tile_bytes", lambda device: 50 * 22 * 4 * 17)  # 17 rows
+    for module in ("mask_scores", "upsampling"):
+        monkeypatch.setattr(f"models.{module}.TILE_COLUMNS", 50)
+    monkeypatch.setattr("models.upsampling.tile_bytes", lambda device: 50 * 22 * 4 * 17)  # 17 rows
     found = torch.empty(*size, 5)
     for pixels, scores in mean_scores([one], size):
         assert max(scores.shape[:2]) <= 50
@@ -284,10 +293,13 @@ def test_flip_and_scales_average_scores(name):
             output = model(pixel_values=pixels[None])
             one = detectron2s_order(output.class_queries_logits, output.masks_queries_logits, (64, 96), (64, 96))
             scores.append(one.flip(-1) if flipped else one)
-        ids = predicted_ids(passes, (64, 96))
-        confidence = predict_confidence(model, image, protocol, ids)
+        ids, confidence = predict_with_confidence(model, image, protocol)
+        rows, columns = torch.tensor([0, 17, 63]), torch.tensor([95, 40, 0])
+        sampled = scores_at(passes, (64, 96), rows, columns)
     assert len(passes) == 2
-    share = (sum(scores) / sum(scores).sum(1, keepdim=True))[0].gather(0, ids[None].long())[0]
+    shares = (sum(scores) / sum(scores).sum(1, keepdim=True))[0]
+    torch.testing.assert_close(sampled.softmax(1), shares[:, rows, columns].T, rtol=1e-4, atol=1e-5)
+    share = shares.gather(0, ids[None].long())[0]
     assert (confidence.float() / 255 - share).abs().max() < 0.5 / 255 + 1e-4
     assert (predicted_ids(passes, (64, 96)) == sum(scores).argmax(1)[0]).float().mean() > 0.999
 
@@ -363,10 +375,58 @@ def test_flags_that_do_not_fit(options, message):
         check_flags_of_masks(config, **given | options)
 
 
-def test_oneformer_is_refused(tmp_path):
-    T.DetrConfig().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="of type detr; trained and used here are"):
-        load_trained_model(str(tmp_path))
+REFUSED = (T.OneFormerConfig, T.DetrConfig, T.VideomtConfig)
+
+
+def test_every_universal_type_of_transformers_is_decided_about():
+    """A new one fails here until it is in `UNIVERSAL`, or refused."""
+    kinds = {kind.model_type for kind in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING}
+    assert kinds == {*UNIVERSAL, *(kind.model_type for kind in REFUSED)}
+    assert {*universal_configs()} == {*UNIVERSAL}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_other_models_of_masks_are_refused(kind, tmp_path):
+    kind().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"of type {kind.model_type}; trained and used here are .*eomt, eomt_dinov3"):
+        find_config(str(tmp_path))
+
+
+# ---- EoMT at another size than its checkpoint's ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["eomt", "eomt_dinov3"])
+def test_an_eomt_is_trained_at_another_size(name, tmp_path):
+    model = make_model(name)
+    model.save_pretrained(tmp_path)
+    table = "embeddings.position_embeddings.weight"
+    other = load_model(str(tmp_path), ID2LABEL, image_size=96).eval()
+    assert other.config.image_size == 96 and find_config(str(tmp_path), image_size=96).image_size == 96
+    old, new = model.state_dict(), other.state_dict()
+    assert old.keys() == new.keys()
+    assert [key for key in old if not torch.equal(old[key], new[key])] == ([table] if name == "eomt" else [])
+    with torch.inference_mode():
+        assert other(pixel_values=torch.randn(1, 3, 96, 96)).masks_queries_logits.shape[-2:] == (24, 24)
+    processor = load_image_processor(str(tmp_path), image_size=96)
+    protocol = evaluation_protocol(other.config, processor, EvaluationArguments())
+    assert (protocol.short_side, protocol.slide_crop) == (96, 96)
+    other.save_pretrained(tmp_path / "again")
+    again = load_trained_model(str(tmp_path / "again")).state_dict()
+    assert all(torch.equal(tensor, again[key]) for key, tensor in new.items())
+    if name == "eomt":
+        resample = pytest.importorskip("timm.layers").resample_abs_pos_embed
+        expected = resample(old[table][None], [6, 6], [4, 4], num_prefix_tokens=0)[0]
+        torch.testing.assert_close(new[table], expected)
+
+
+def test_sizes_that_an_eomt_cannot_be_given(tmp_path):
+    make_model("eomt").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="--image_size is 100, which patches of 16 .* give 96 or 112"):
+        load_model(str(tmp_path), ID2LABEL, image_size=100)
+    asked = EvaluationArguments(image_size=96)
+    processor = load_image_processor(str(tmp_path), image_size=96)
+    with pytest.raises(UserError, match="--image_size 96: .* was trained for 64 pixels and takes no others: leave it"):
+        evaluation_protocol(load_trained_model(str(tmp_path)).config, processor, asked)
 
 
 # ---- pretrained backbones -------------------------------------------------------------------------------------------

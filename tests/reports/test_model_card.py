@@ -15,6 +15,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation, Segf
 from data.classes import ClassMap
 from metrics_utils import save_confusion
 from reports.model_card import write_model_card
+from reports.publishing import PUBLISHED_FILES
 
 METRICS = {
     "eval_mean_iou": 0.5,
@@ -110,15 +111,75 @@ def test_card_of_an_evaluated_run(tmp_path):
         assert line in text.splitlines()
     assert "`SegformerForSemanticSegmentation` with 3 classes" in text
     assert "value 0 is ignored, and value n means class n - 1" in text and "evaluation: 11, 255." in text
-    assert "<details>" not in text
+    folded = text[text.index("<details>") : text.index("</details>")]
+    assert "<summary>Scores of the 3 classes</summary>\n\n" in folded and folded.count("\n| ") == 5
+    assert "Expected calibration" not in text and "95 %" not in text and "planned" not in text
 
 
-def test_card_folds_a_long_table(tmp_path):
-    save_confusion(tmp_path, np.eye(31, dtype=np.int64), {i: f"class {i}" for i in range(31)})
-    leave(tmp_path, metrics=METRICS)
+def test_a_score_with_its_interval_and_calibration(tmp_path):
+    found = {"eval_mean_iou_low": 0.41, "eval_mean_iou_high": 0.62}
+    found |= {"eval_temperature": 1.4, "eval_ece": 0.0, "eval_ece_uncalibrated": 0.08}
+    leave(tmp_path, metrics=METRICS | found)
+    rows = rows_of(write_model_card(tmp_path).read_text())
+    assert rows["Mean IoU"] == "0.5000 (95 % interval 0.4100 to 0.6200, bootstrap over the images)"
+    assert rows["Mean accuracy"] == "0.7500"
+    assert rows["Expected calibration error"] == "0.0000 at temperature 1.400, 0.0800 without"
+    (tmp_path / "config.json").write_text(json.dumps({"segmentation_temperature": 1.4}))
+    row = rows_of(write_model_card(tmp_path).read_text())["Expected calibration error"]
+    assert row == "0.0000 at temperature 1.400 (`segmentation_temperature` in `config.json`), 0.0800 without"
+    leave(tmp_path, metrics=METRICS | found | {"eval_mean_iou_low": float("nan"), "eval_ece": float("nan")})
+    text = write_model_card(tmp_path).read_text()
+    assert "95 %" not in text and "Expected calibration" not in text
+
+
+def test_pictures_are_shown_where_they_are(tmp_path):
+    leave(tmp_path, {"seed": 1}, METRICS, steps=30)
+    assert "![" not in write_model_card(tmp_path).read_text()
+    for name in ("curves.png", "confusion_matrix.png"):
+        (tmp_path / name).touch()
+        assert f"]({name})" in write_model_card(tmp_path).read_text() and name in PUBLISHED_FILES
+
+
+PLAN = """\
+# Planned for {data}: 6 training and 5 evaluation images of
+# about 61x47. Runs again with …
+
+# ---- data
+dataset_dir: '{data}'  # given
+from_scratch: '{data}/model/config.json'
+model_name_or_path: nvidia/mit-b0  # given
+
+# ---- what is shown
+# {long}
+image_size: 64
+scale_range: [0.75, 1.33]  # 2 epochs: too few </details>
+"""
+
+
+def test_a_plan_is_folded_and_names_no_path(tmp_path):
+    folder = tmp_path / "secret" / "my  # photos"
+    leave(tmp_path, {"seed": 1}, METRICS, steps=30)
+    (tmp_path / "plan.yaml").write_text(PLAN.format(data=folder, long="as it is: " + "a" * 100))
+    text = write_model_card(tmp_path).read_text()
+    start = text.index("<summary>The settings were planned")
+    lines = text[start : text.index("\n</details>", start)].splitlines()[2:]
+    assert [line for line in lines if line and not line.startswith("    ")] == []  # a block of code, whatever it holds
+    shown = [line.strip() for line in lines if ": " in line and "#" != line.strip()[0]]
+    assert shown == [
+        "dataset_dir: my # photos  # given",
+        "from_scratch: config.json",
+        "model_name_or_path: nvidia/mit-b0  # given",
+        "image_size: 64",
+        "scale_range: [0.75, 1.33]  # 2 epochs: too few </details>",
+    ]
+    assert "secret" not in text and "Planned for" not in text
+
+
+def test_card_folds_a_long_table_of_values(tmp_path):
+    leave(tmp_path, class_map=ClassMap({0: "a", 1: "b"}, raw_to_id={raw: raw % 2 for raw in range(40)}))
     text = read_card(write_model_card(tmp_path))[1]
     folded = text[text.index("<details>") : text.index("</details>")]
-    assert "<summary>31 categories</summary>" in folded and folded.count("\n| ") == 33
+    assert "<summary>41 values</summary>" in folded and folded.count("\n| ") == 43
 
 
 def test_card_of_local_data_names_no_path(tmp_path, monkeypatch):

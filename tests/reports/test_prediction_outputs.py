@@ -1,7 +1,6 @@
 """Areas, polygons and GeoTIFFs of predictions: what is in them, counted by hand."""
 
 import csv
-import json
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ import visual_utils
 from data.classes import ClassMap
 from reports.prediction_outputs import (
     Areas,
-    geojson,
     geotiff,
     read_georeference,
     without_small_areas,
@@ -81,24 +79,6 @@ def test_areas(image, tmp_path):
         ["b", "1", "wall", "7", "0.636364", ""],
         ["b", "2", "'=floor", "4", "0.363636", ""],
     ]
-
-
-def test_polygons(image, tmp_path):
-    give(geojson(tmp_path / "pixels.geojson", CLASS_MAP, None))
-    give(geojson(tmp_path / "earth.geojson", CLASS_MAP, read_georeference(image)))
-    pixels, earth = (json.loads((tmp_path / f"{name}.geojson").read_text()) for name in ("pixels", "earth"))
-    by_value = {feature["properties"]["value"]: feature for feature in pixels["features"]}
-    assert by_value.keys() == {1, 2} and by_value[1]["properties"]["class"] == "wall"
-
-    def area(feature):
-        ring = np.array(feature["geometry"]["coordinates"][0])
-        return abs((ring[:-1, 0] * ring[1:, 1] - ring[1:, 0] * ring[:-1, 1]).sum() / 2)
-
-    assert {value: area(feature) for value, feature in by_value.items()} == {1: 7, 2: 4}
-    assert sorted(area(feature) for feature in earth["features"]) == [1.0, 1.75]
-    assert earth["crs"]["properties"]["name"] == "EPSG:32632" and "crs" not in pixels
-    corner = np.array(earth["features"][0]["geometry"]["coordinates"][0]).min(axis=0)
-    assert corner.tolist() == [1000.0, 1998.5] or corner.tolist() == [1000.5, 1999.0]
 
 
 def test_small_areas_go_to_what_surrounds_them():

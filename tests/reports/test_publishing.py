@@ -15,6 +15,8 @@ PUBLISHED = {
     "model.safetensors",
     "README.md",
     "sample.jpg",
+    "curves.png",
+    "confusion_matrix.png",
     "labels.json",
     "all_results.json",
     "train_results.json",

@@ -40,7 +40,8 @@ def test_everything_is_in_one_file_of_bounded_size(runs, count):
     addresses = re.findall(r"""(?:href|src)=["']([^"'#][^"']*)""", page)
     assert addresses and all(address.startswith("data:image/") for address in addresses)
     assert "http" not in re.sub(r"<meta http-equiv", "", page)
-    for part in ("scores", "curves", "classes", "confusions", "images", "suspects", "slices", "settings", "data"):
+    parts = "scores curves classes confusions confidence images suspects slices settings data".split()
+    for part in parts:
         assert f'<section id="{part}"' in page
     assert "<script>alert" not in page and "<b>0" not in page and "<i>masks" not in page
 
@@ -61,7 +62,7 @@ def test_what_is_not_there_is_left_out(runs, tmp_path):
     for name in ("report.json", "trainer_state.json", "train_results.json"):
         (tmp_path / "run" / name).unlink()
     page = main([str(tmp_path / "run")]).read_text(encoding="utf-8")
-    for part in ("curves", "images", "suspects", "settings", "data"):
+    for part in ("curves", "confidence", "images", "suspects", "settings", "data"):
         assert f'id="{part}"' not in page and f'href="#{part}"' not in page
     assert 'id="classes"' in page and "predict.py" not in page
 

@@ -60,3 +60,19 @@ def test_trackio(argv, tmp_path):
     assert logged[:2] == pytest.approx(scores(tmp_path / "run"))
     assert len([name for row in rows for name in row if name.startswith("predictions/")]) == 2 * 3
     assert len(list((tmp_path / "trackio").rglob("*.png"))) == 2 * 3
+
+
+def test_wandb(argv, tmp_path):
+    if importlib.util.find_spec("wandb") is None:
+        pytest.skip("wandb is not installed")
+
+    def main(words):
+        os.environ.update(WANDB_MODE="offline", WANDB_DIR=str(tmp_path))  # in this process alone
+        run_segmentation.main(words)
+
+    run = ForkedRun([*argv, "wandb"], tmp_path / "log", main)
+    assert run.wait() == 0, run.text()[-3000:]
+    assert "took no pictures" not in run.text()
+    (log,) = tmp_path.rglob("*.wandb")
+    assert b"eval/mean_iou" in log.read_bytes()
+    assert len(list(tmp_path.rglob("media/images/predictions/*.png"))) == 2 * 3

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from factories.architectures import universal_configs
 from torch import nn
 from transformers import (
     BeitConfig,
@@ -20,8 +21,10 @@ from transformers import (
 
 from cli_utils import UserError
 from data.preprocessing import EvaluationProtocol
+from models.configurations import new_model
 from training.arguments import SegmentationTrainingArguments
 from training.optimizer import (
+    NORM_LAYERS,
     groups_table,
     parameter_groups,
     poly_factor,
@@ -166,6 +169,26 @@ def test_other_architectures(model_class, config, head, norm):
         expected = (3.0 if name.startswith(head) else 1.0, 0.0 if re.search(norm, name) else 0.5)
         assert options == expected, name
     assert len(set(found.values())) == 4
+
+
+def test_what_mask2former_and_swin_do_not_decay():
+    """Norms, embeddings, and Swin's tables of relative positions, as both published optimizers have it."""
+    with torch.device("meta"):
+        model = new_model(universal_configs()["mask2former"])
+    found = options_by_name(model, parameter_groups(model, 1e-5, 0.05, head_lr_multiplier=10))
+    undecayed = {name for name, (_, decay) in found.items() if not decay}
+    embeddings = {"queries_embedder.weight", "queries_features.weight", "level_embed.weight"}
+    for name in found:
+        published = (
+            name.endswith("relative_position_bias_table") or name.split("transformer_module.")[-1] in embeddings
+        )
+        assert (name in undecayed) == (published or isinstance(owner(model, name), NORM_LAYERS)), name
+    assert sum(name.endswith("table") for name in undecayed) == 4
+    assert found["model.transformer_module.queries_embedder.weight"] == (pytest.approx(1e-4), 0.0)
+
+
+def owner(model, name):
+    return model.get_submodule(name.rpartition(".")[0])
 
 
 def test_frozen_parameters_are_left_out_and_shared_ones_come_once():

@@ -233,11 +233,12 @@ def auto(data, tiny_config, out, *more):
     return ["--config", "auto", "--dataset_dir", *base(data, tiny_config, *more)]
 
 
-def test_a_run_is_planned_and_its_plan_runs_again(data, tiny_config, tmp_path):
+def test_a_run_is_planned_and_its_plan_runs_again(data, tiny_config, tmp_path, capsys):
     """With a real trial of steps, in a process of its own."""
     out = tmp_path / "out"
     more = ("--minutes", "0.4", "--max_steps", "6", "--disable_tqdm", "true")
     metrics = run_segmentation.main(auto(data, tiny_config, out, *more))
+    assert "--minutes has no effect" not in capsys.readouterr().err
     assert 0 <= metrics["eval_mean_iou"] <= 1
     for name in ("plan.yaml", "arguments.yaml", "model.safetensors", "eval_results.json", "predictions"):
         assert (out / name).exists(), name

@@ -298,10 +298,10 @@ def test_steps_that_pay(different, fresh, steps):
 def test_time_is_filled():
     """10 minutes: 552 s less 5 to start, 10 to evaluate and 15 to predict; five evaluations cost less than a tenth."""
     time = planning.fill_time(10, 1.0, 10.0, 15.0, 3000)
-    assert time == (int(522 - 50), 5, pytest.approx(30 + 472 + 50), "minutes")
+    assert time == (int(522 - 50), 5, pytest.approx(30 + 472 + 50), "minutes", 30)
     assert time.seconds <= 600
-    assert planning.fill_time(10, 0.01, 10.0, 15.0, 3000)[::3] == (6000, "pays")
-    assert planning.fill_time(None, 0.01, 10.0, 15.0, 3000)[::3] == (3000, "pays")
+    assert planning.fill_time(10, 0.01, 10.0, 15.0, 3000)[:4:3] == (6000, "pays")
+    assert planning.fill_time(None, 0.01, 10.0, 15.0, 3000)[:4:3] == (3000, "pays")
     assert planning.fill_time(None, 100.0, 10.0, 15.0, 3000).bound == "most"
     assert planning.fill_time(1, 1.0, 20.0, 5.0, 3000).evaluations == 0
 
@@ -327,8 +327,14 @@ def test_too_little_time_is_said():
     assert "TOO FEW" in few[0].why
 
 
+def test_training_is_given_the_minutes_less_what_comes_after_it():
+    time = planning.fill_time(10, 1.0, 10.0, 15.0, 3000)
+    assert flags(planning.length_settings(time, 10, 1.0, 50)) == {"max_steps": 472, "train_minutes": 9.5}
+    assert [one.flag for one in planning.length_settings(time, None, 1.0, 50)] == ["max_steps"]
+
+
 def test_rhythm():
-    time = planning.Time(1000, 5, 1.0, "minutes")
+    time = planning.Time(1000, 5, 1.0, "minutes", 0.5)
     found = flags(planning.rhythm_settings(time, 0.1, 50))
     assert found == {
         "eval_strategy": "steps",
