@@ -138,7 +138,7 @@ def prepare_pairs(
         options = {"split": name, "class_map": class_map, "num_channels": num_channels}
         more = {"known": (known or {}).get(name, {})}
         rows = cached_map(split, prepare_example, features, options, cache_dir, num_proc, f"{name}: preparing", **more)
-        records += map(_record, rows["record"])
+        records += map(_record, rows["record"][:])
         rows = rows.remove_columns("record").cast_column("label", datasets.Image())
         # Next to the images, which are neither copied nor encoded anew.
         result[name] = concatenate_datasets([split.select_columns(["image", "name"]), rows], axis=1)
@@ -235,7 +235,7 @@ def _cache_key(split: Dataset, function: Callable, options: dict) -> str:
     """Everything that the result of `cached_map` depends on. split: undecoded."""
     facts = [PREPARATION_VERSION, datasets.__version__, PIL.__version__, function.__name__, options, split["name"][:]]
     table = split.select_columns(["image", "label"]).flatten()
-    files = [path for column in ("image", "label") for path in table[f"{column}.path"]]
+    files = [path for column in ("image", "label") for path in table[f"{column}.path"][:]]
     if any(table.data.column(f"{column}.bytes").null_count < len(split) for column in ("image", "label")):
         # The images are inside Arrow files; `datasets` knows which, and which of their rows these are.
         facts.append(split._fingerprint)
