@@ -33,12 +33,15 @@ Stock is what a user of transformers has without this project, ours what `run_se
   crop, flip, normalise), with torchvision in place of albumentations. Ours is `TrainTransform` on a prepared dataset,
   which also scales at random, draws one-class crops again and distorts colours, as the published recipe does: two
   different pipelines, so there is nothing to agree, and ours may be the slower.
+* start: processor time of whole processes, one after the other: torch's import, and `run_segmentation.py` asked for
+  help, given flags that cannot be, and run for one step of a tiny model on prepared photos of S x 4/3 S.
 """
 
 import argparse
 import contextlib
 import json
 import logging
+import os
 import platform
 import re
 import statistics
@@ -103,7 +106,7 @@ class BenchmarkArguments:
         default="",
         metadata={
             "help": "train-step, evaluate, predict, export, data, or all: these, and mit-b2's step; or models, which "
-            "measures what docs/models.md lists"
+            "measures what docs/models.md lists, or start, the CPU time until a run is under way"
         },
     )
     variant: str = field(
@@ -128,7 +131,7 @@ class BenchmarkArguments:
     folder: str = field(default="", metadata={"help": argparse.SUPPRESS})
 
     def __post_init__(self):
-        commands = (*MEASUREMENTS, "models", "all")
+        commands = (*MEASUREMENTS, "models", "start", "all")
         if self.command not in commands:
             given = (
                 f"{self.command} is none of them{nearest(self.command, commands)}" if self.command else "none given"
@@ -497,6 +500,54 @@ MEASUREMENTS = {
 }
 
 
+# ---- starting -------------------------------------------------------------------------------------------------------
+
+
+def measure_start(args: BenchmarkArguments) -> dict[str, dict]:
+    """CPU seconds, user and system, median of `--pairs` processes of each kind, in turn."""
+    width = args.size * 4 // 3
+    photo_dataset(args, width, prepared=False)
+    folder = Path(args.folder)
+    sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1] * 4}
+    tiny = {"model_type": "segformer", "decoder_hidden_size": 16, **sizes}
+    for name, content in (("tiny", tiny), ("names", class_names(args))):
+        write_text(folder / f"{name}.json", json.dumps(content))
+    script = [sys.executable, str(Path(__file__).with_name("run_segmentation.py"))]
+    data = ["--dataset_dir", str(folder / f"{width}_wide")]
+    train = [*data, "--id2label", str(folder / "names.json"), "--from_scratch", str(folder / "tiny.json")]
+    train += "--do_train --image_size 64 --max_steps 1 --eval_strategy no --save_strategy no --report_to none".split()
+    train += ["--use_cpu", "--no_check_data", "--overwrite_output_dir", "--output_dir", str(folder / "run")]
+    processes = {
+        "import torch": ([sys.executable, "-c", "import torch"], 0),
+        "--help": ([*script, "--help"], 0),
+        "a misspelt flag": ([*script, *data, "--learnin_rate", "1"], 2),
+        "a loss that there is not": ([*script, *data, "--do_train", "--loss", "dise"], 2),
+        "nothing to do": ([*script, *data], 2),
+        "a folder that there is not": ([*script, "--dataset_dir", str(folder / "none"), "--do_train"], 2),
+        "one step on prepared data": ([*script, *train], 0),
+    }
+    environment = os.environ | {"HF_DATASETS_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
+    seconds = {name: [] for name in processes}
+    for turn in range(args.pairs + 1):  # the first prepares, and is not counted
+        for name, (command, code) in processes.items():
+            before = os.times()
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+            after = os.times()
+            if done.returncode != code:
+                raise UserError(f"{name}: ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+            used = after.children_user + after.children_system - before.children_user - before.children_system
+            seconds[name] += [used] if turn else []
+    return {name: {"cpu_seconds": statistics.median(times)} for name, times in seconds.items()}
+
+
+def start_table(rows: dict[str, dict]) -> str:
+    torch_alone = rows["import torch"]["cpu_seconds"]
+    lines = ["| a process that ends after | CPU | above torch's import |", "| --- | --- | --- |"]
+    for name, row in rows.items():
+        lines.append(f"| {name} | {row['cpu_seconds']:.2f} s | {row['cpu_seconds'] - torch_alone:+.2f} s |")
+    return "\n".join(lines)
+
+
 # ---- the models of docs/models.md -----------------------------------------------------------------------------------
 
 
@@ -712,12 +763,14 @@ def main(argv: list[str] | None = None) -> dict:
             print(", ".join(f"{name} {value}" for name, value in results[part].items()), flush=True)
         if args.command == "models":
             results["rows"] = measure_models(args)
+        if args.command == "start":
+            results["rows"] = measure_start(args)
         for command in MEASUREMENTS if args.command == "all" else {args.command} & MEASUREMENTS.keys():
             results["rows"] |= MEASUREMENTS[command][0](replace(args, command=command))
         if args.command == "all":
             step = measure_train_step(replace(args, command="train-step", variant="mit-b2"))
             results["rows"]["train-step, mit-b2"] = step["train-step"]
-    print(models_table(results["rows"]) if args.command == "models" else as_table(results["rows"]))
+    print({"models": models_table, "start": start_table}.get(args.command, as_table)(results["rows"]))
     for name, row in results["rows"].items():
         agreement = {
             key: value for key, value in row.items() if key.endswith(("_difference", "different_pixels", "_output_mb"))

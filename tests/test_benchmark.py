@@ -73,6 +73,14 @@ def test_predict_and_data(tiny, without_children):
 
 
 @pytest.mark.slow
+def test_start(tiny, capsys):
+    rows = benchmark.main(["start", *tiny, "--pairs", "1"])["rows"]
+    assert rows["--help"]["cpu_seconds"] < rows["import torch"]["cpu_seconds"]
+    assert rows["one step on prepared data"]["cpu_seconds"] > rows["import torch"]["cpu_seconds"]
+    assert "| --help | " in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_export(tiny):
     row = benchmark.main(["export", *tiny])["rows"]["export"]
     assert set(row) == {
