@@ -31,11 +31,6 @@ with suppress(ImportError):  # optional: photos of phones
 
     pillow_heif.register_heif_opener()
 Image.init()
-# Pillow keeps the memory of past images for the next ones, at most four blocks of 16 MB. By default it gives all back,
-# and the system hands it out again page by page: 2 ms of the 10 that a look at a photo of 683x512 takes.
-# Source: Pillow's documentation, "Block allocator".
-if "PILLOW_BLOCKS_MAX" not in os.environ:
-    Image.core.set_blocks_max(4)
 # What is read, by content. Of others that Pillow knows, some run programs (PostScript), and none is a photo or a mask.
 FORMATS = tuple(
     name
