@@ -6,8 +6,9 @@
     python app.py --model me/my_model --push_space my_page                              # for everybody, on the Hub
 
 A slider says how strongly the classes cover the image, the legend tells the share of each and shows or hides it, and
-what lies under the pointer is named with the model's confidence (a file of export_onnx.py has one with --logits). To
-download: for every model what predict.py writes, the indexed PNG, the overlay and, with rasterio, the polygons.
+what lies under the pointer is named with the model's confidence (of a file of export_onnx.py, with --confidence or
+--logits). To download: for every model what predict.py writes, the indexed PNG, the overlay and, with rasterio, the
+polygons.
 
 Predictions are those of predict.py, and a model that was evaluated with --slide_crop, --eval_scales and so on
 predicts as it was evaluated when it is given the same flags here. Images stay on this machine: the page loads nothing
@@ -33,12 +34,11 @@ from data.large_images import LARGE_PIXELS, open_large
 from data.output_paths import output_names
 from models.inference import find_device
 from models.predictor import Predictor, load_predictor
-from reports.model_card import named_repository
 from reports.polygons import geojson
 from reports.prediction_outputs import read_georeference, with_nodata
 from reports.predictions import write_predictions
 from reports.publishing import check_hub_access, check_model_on_hub, push_space
-from reports.space import space_files
+from reports.space import model_on_hub, space_files
 from reports.viewer import View, viewer_frame, viewer_page
 
 logger = logging.getLogger(__name__)
@@ -108,14 +108,15 @@ def segment(
     Raises:
         UserError: the image cannot be read, is too large, or does not fit the model.
     """
-    channels = predictor.protocol.num_channels
-    large = open_large(path, channels)
+    protocol = predictor.protocol
+    large = None if protocol.is_wide else open_large(path, protocol.num_channels)
     if large is not None:
         height, width = large.size
         raise UserError(
             f"the image has {width:,} x {height:,} pixels; here it may have {LARGE_PIXELS:,}; predict.py takes it"
         )
-    image, place = read_channels(path, channels, path.name), read_georeference(path)
+    image = read_channels(path, protocol.num_channels, path.name, protocol.image_dtype)
+    place = read_georeference(path)
     both = predictor.predict_with_confidence
     predicted, confidence = both(image) if both else (predictor.predict(image), None)
     ids = next(with_nodata([predicted.to(torch.uint8)], place))
@@ -210,27 +211,14 @@ def publish(args: AppArguments, evaluation_args: EvaluationArguments) -> str:
     models = [model_on_hub(model) for model in args.model]
     open_to_all = [check_model_on_hub(model, args.model_revision, args.token, flag) for model in models]
     space = check_hub_access(args.push_space, args.token, ".", args.private or None, None, flag, flag, space=True)
-    settings = {"model": models, "model_revision": args.model_revision} | vars(evaluation_args)
+    given = {"model_revision": args.model_revision} | vars(evaluation_args)
     defaults = {"model_revision": None} | vars(EvaluationArguments())
-    settings = {key: value for key, value in settings.items() if key not in defaults or value != defaults[key]}
+    settings = {"model": models} | {key: value for key, value in given.items() if value != defaults[key]}
     address = push_space(space_files(space.split("/")[-1], settings, models), space, args.token, args.private or None)
     logger.info(f"published: {address}, which takes some minutes to start")
     if not all(open_to_all):
         logger.warning("not everybody may load the model: give the Space a secret HF_TOKEN that may (its settings)")
     return address
-
-
-def model_on_hub(model: str) -> str:
-    """The id on the Hub of a model that may be the folder of a run that was published."""
-    if not os.path.exists(model):
-        return model
-    published = named_repository(model)
-    if published is None:
-        raise UserError(
-            f"--push_space: a Space loads its models from the Hub, and {model} lies here alone; publish it first "
-            f"(python publish.py {model}), then give its id on the Hub"
-        )
-    return published
 
 
 def main(argv: list[str] | None = None) -> str | None:

@@ -4,11 +4,14 @@
     python benchmark.py all --device cuda --dtype bfloat16 --batch_size 8 --json mine.json
     python benchmark.py train-step --variant mit-b2 --pairs 10
     python benchmark.py evaluate --images 20 --growth 10                        # memory with 20 and 200 images
+    python benchmark.py peers                                                   # against what else people would pick
+    python benchmark.py time-to-score --seconds 900 --dataset_dir DIR           # mean IoU after as much CPU time
+    python benchmark.py readme --growth 10                                      # the table of the README
 
 Both sides have the same random weights and inputs, seeded; no network or data is needed. Each runs once and the
 results must agree; then they run in turn (A B A B …) in one process. Printed are the median times, the median of the
-ratio stock / ours of each pair, and the peak memory of each in a process of its own: on a GPU what torch allocated,
-else resident memory, above what is taken when model and inputs are loaded.
+ratio stock / ours of each pair with the smallest and the largest, and the peak memory of each in a process of its own:
+on a GPU what torch allocated, else resident memory, above what is taken when model and inputs are loaded.
 
 Stock is what a user of transformers has without this project, ours what `run_segmentation.py` and `predict.py` do:
 
@@ -33,8 +36,15 @@ Stock is what a user of transformers has without this project, ours what `run_se
   crop, flip, normalise), with torchvision in place of albumentations. Ours is `TrainTransform` on a prepared dataset,
   which also scales at random, draws one-class crops again and distorts colours, as the published recipe does: two
   different pipelines, so there is nothing to agree, and ours may be the slower.
-* start: processor time of whole processes, one after the other: torch's import, and `run_segmentation.py` asked for
-  help, given flags that cannot be, and run for one step of a tiny model on prepared photos of S x 4/3 S.
+
+Two commands compare with what `py` names, each where it can run here, and a row says why one cannot:
+
+* peers: "stock" is the transformers model channels-last, compiled, and with class ids and streaming counts in place of
+  logits in evaluation; then segmentation_models.pytorch's Segformer, for the training step; then torchvision's
+  training transforms, for the data. Ours is what it is above, in the same `--dtype`.
+* time-to-score: ours, the stock loop and segmentation_models.pytorch train the same network from scratch on the same
+  examples of `--dataset_dir` (or of the toy dataset, whose twenty pictures say little), each for `--seconds` of CPU
+  time of the process, and are scored by the same protocol at the photos' own size.
 """
 
 import argparse
@@ -62,8 +72,6 @@ import transformers
 from PIL import Image
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as tvF
 from transformers import (
     PreTrainedModel,
     SegformerImageProcessor,
@@ -74,6 +82,22 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
+from benchmark_peers import (
+    SEED,
+    CannotRun,
+    ids_of_logits,
+    photos_of,
+    scores_table,
+    smp_loss,
+    smp_segformer,
+    stock_crop,
+    stock_metrics,
+    stock_squares,
+    streaming_metrics,
+    torchvision_transforms,
+    train_and_score,
+    tuned,
+)
 from checks.judge import prepare_dataset
 from cli_utils import UserError, check_installed, check_positive, nearest, parse_arguments, run_cli, write_text
 from data.augmentation import TrainTransform
@@ -90,11 +114,12 @@ from models.loading import MIT_VARIANTS, load_model
 from models.losses import upsampled_cross_entropy
 from models.objectives import find_objective
 from reports.intervals import bootstrap_interval
+from toy_dataset import render_toy_dataset
 from training.arguments import SegmentationTrainingArguments
 from training.trainer import SegmentationTrainer
 
-SEED = 0
 # How much stock and ours may differ (relative; absolute in numbers below 1), and in what share of a mask's pixels.
+KEEPS_LOGITS = "stock keeps all logits, for the example's compute_metrics"
 ROUNDING = {"float32": (1e-4, 0.01), "bfloat16": (3e-2, 0.2)}
 
 
@@ -105,8 +130,9 @@ class BenchmarkArguments:
     command: str = field(
         default="",
         metadata={
-            "help": "train-step, evaluate, predict, export, data, or all: these, and mit-b2's step; or models, which "
-            "measures what docs/models.md lists, or start, the CPU time until a run is under way"
+            "help": "train-step, evaluate, predict, export, data, or all: these, and mit-b2's step; readme, for the "
+            "README's table; peers; time-to-score; models, which measures what docs/models.md lists; or start, the "
+            "CPU time until a run is under way"
         },
     )
     variant: str = field(
@@ -123,6 +149,10 @@ class BenchmarkArguments:
     growth: int = field(
         default=3, metadata={"help": "evaluate also measures the memory for this many times the images"}
     )
+    seconds: float = field(default=300.0, metadata={"help": "CPU time of each side of time-to-score"})
+    dataset_dir: str | None = field(
+        default=None, metadata={"help": "photos for time-to-score; by default the toy dataset", "metavar": "DIR"}
+    )
     json: str | None = field(
         default=None, metadata={"help": "also write the results to this file, for programs", "metavar": "FILE"}
     )
@@ -131,13 +161,13 @@ class BenchmarkArguments:
     folder: str = field(default="", metadata={"help": argparse.SUPPRESS})
 
     def __post_init__(self):
-        commands = (*MEASUREMENTS, "models", "start", "all")
+        commands = (*MEASUREMENTS, *COMPARISONS, "models", "start", "readme", "all")
         if self.command not in commands:
             given = (
                 f"{self.command} is none of them{nearest(self.command, commands)}" if self.command else "none given"
             )
             raise UserError(f"say what to measure, one of {', '.join(commands)}; {given}")
-        check_positive(self, "size", "batch_size", "pairs", "images", "growth")
+        check_positive(self, "size", "batch_size", "pairs", "images", "growth", "seconds")
         if self.size % 32:
             raise UserError(f"--size is {self.size}; it must be a multiple of 32, as in {self.size // 32 * 32 + 32}")
         if not 2 <= self.num_labels <= IGNORE_INDEX:
@@ -151,7 +181,7 @@ class BenchmarkArguments:
         devices = ["cpu", *([accelerator.type] if accelerator else [])]
         if self.device not in devices:
             raise UserError(f"--device {self.device} is not available; torch finds {', '.join(devices)} here")
-        if self.command in ("evaluate", "all") and not find_spec("evaluate"):
+        if self.command in ("evaluate", "readme", "all") and not find_spec("evaluate"):
             raise UserError("the stock side of evaluate needs a package that is missing: pip install evaluate")
         if self.command in ("export", "all"):
             check_installed("benchmark.py export", "onnx", "onnxscript", "onnxruntime")
@@ -205,34 +235,38 @@ def photo_dataset(args: BenchmarkArguments, width: int, prepared: bool) -> datas
 # ---- training step --------------------------------------------------------------------------------------------------
 
 
-def training_loss(args: BenchmarkArguments, ours: bool, model: PreTrainedModel) -> Callable[[], torch.Tensor]:
-    """→ function: one forward pass on a fixed batch, and its loss."""
+def training_batch(args: BenchmarkArguments) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (B, 3, S, S) and labels (B, S, S)."""
     generator = torch.Generator().manual_seed(SEED)
     shape = (args.batch_size, args.size, args.size)
     pixel_values = torch.randn(shape[0], 3, *shape[1:], generator=generator).to(args.device)
     labels = torch.randint(args.num_labels, shape, generator=generator)
     labels[:, : args.size // 16] = IGNORE_INDEX
-    labels = labels.to(args.device)
+    return pixel_values, labels.to(args.device)
 
-    def loss() -> torch.Tensor:
-        with autocast(args):
-            if not ours:
-                return model(pixel_values=pixel_values, labels=labels).loss
-            valid_pixels = (labels != IGNORE_INDEX).sum()
-            logits = model(pixel_values=pixel_values).logits
-            return upsampled_cross_entropy(logits, labels, num_items_in_batch=valid_pixels)
 
-    return loss
+def stock_loss(model: PreTrainedModel, pixel_values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return model(pixel_values=pixel_values, labels=labels).loss
+
+
+def our_loss(model: PreTrainedModel, pixel_values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    valid_pixels = (labels != IGNORE_INDEX).sum()
+    logits = model(pixel_values=pixel_values).logits
+    return upsampled_cross_entropy(logits, labels, num_items_in_batch=valid_pixels)
 
 
 def training_step(args: BenchmarkArguments, ours: bool) -> Callable[[], float]:
-    """→ function: forward, loss, backward, AdamW."""
-    model = new_model(args, ours).train()
+    return step_of(args, new_model(args, ours).train(), our_loss if ours else stock_loss)
+
+
+def step_of(args: BenchmarkArguments, model: torch.nn.Module, loss_of: Callable) -> Callable[[], float]:
+    """→ function: forward, loss, backward, AdamW. loss_of: model, images and labels → loss."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-5, fused=True)
-    loss_of = training_loss(args, ours, model)
+    batch = training_batch(args)
 
     def step() -> float:
-        loss = loss_of()
+        with autocast(args):
+            loss = loss_of(model, *batch)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -244,7 +278,8 @@ def training_step(args: BenchmarkArguments, ours: bool) -> Callable[[], float]:
 def training_numbers(args: BenchmarkArguments, ours: bool) -> dict[str, float]:
     """Loss and norm of the gradient in training mode, but with nothing dropped, as each side draws in its own way."""
     model = new_model(args, ours, drop_path_rate=0.0, classifier_dropout_prob=0.0).train()
-    loss = training_loss(args, ours, model)()
+    with autocast(args):
+        loss = (our_loss if ours else stock_loss)(model, *training_batch(args))
     loss.backward()
     norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
     return {"loss": loss.item(), "gradient_norm": norm.item()}
@@ -259,63 +294,11 @@ def measure_train_step(args: BenchmarkArguments) -> dict[str, dict]:
 # ---- evaluation -----------------------------------------------------------------------------------------------------
 
 
-def stock_mean_iou(cache_dir: str):
-    """An `evaluate.Metric` that stands in for `evaluate.load("mean_iou")`, which needs the Hub: the same path, which
-    encodes every map into an Arrow file and decodes it again, and the same formula, histograms of each image."""
-    import evaluate
-
-    class StockMeanIoU(evaluate.Metric):
-        def _info(self):
-            maps = datasets.Features({"predictions": datasets.Image(), "references": datasets.Image()})
-            return evaluate.MetricInfo(description="", citation="", inputs_description="", features=maps)
-
-        def _compute(self, predictions, references, num_labels, ignore_index):
-            areas = np.zeros((3, num_labels))  # of the intersection, the prediction and the label
-            for prediction, label in zip(predictions, references, strict=True):
-                prediction, label = np.array(prediction), np.array(label)
-                counted = label != ignore_index
-                prediction, label = prediction[counted], label[counted]
-                for area, ids in zip(areas, (prediction[prediction == label], prediction, label), strict=True):
-                    area += np.histogram(ids, bins=num_labels, range=(0, num_labels - 1))[0]
-            intersection, predicted, labelled = areas
-            with np.errstate(invalid="ignore"):
-                iou, accuracy = intersection / (labelled + predicted - intersection), intersection / labelled
-            return {
-                "mean_iou": np.nanmean(iou),
-                "mean_accuracy": np.nanmean(accuracy),
-                "overall_accuracy": intersection.sum() / labelled.sum(),
-            }
-
-    return StockMeanIoU(cache_dir=cache_dir)
-
-
-def stock_metrics(num_labels: int, cache_dir: str) -> Callable:
-    """`compute_metrics` of the transformers example."""
-    metric = stock_mean_iou(cache_dir)
-
-    @torch.no_grad()
-    def compute_metrics(eval_prediction):
-        logits, labels = eval_prediction
-        upsampled = F.interpolate(torch.from_numpy(logits), size=labels.shape[-2:], mode="bilinear")
-        # `datasets` would turn int64 into int32 itself, with a warning.
-        maps = {"predictions": upsampled.argmax(dim=1).numpy().astype(np.int32), "references": labels.astype(np.int32)}
-        return metric.compute(**maps, num_labels=num_labels, ignore_index=IGNORE_INDEX)
-
-    return compute_metrics
-
-
-def stock_squares(rows: dict, side: int) -> dict:
-    """The example's validation transforms of a batch of rows, for `Dataset.with_transform`."""
-    images = torch.stack([tvF.resize(tvF.pil_to_tensor(image), [side, side]) for image in rows["image"]])
-    masks = [
-        tvF.resize(tvF.pil_to_tensor(mask), [side, side], interpolation=InterpolationMode.NEAREST)
-        for mask in rows["label"]
-    ]
-    return {"pixel_values": EvaluationProtocol().normalize(images), "labels": torch.cat(masks).long()}
-
-
-def evaluation(args: BenchmarkArguments, ours: bool, width: int | None = None) -> Callable[[], dict[str, float]]:
-    """→ function: from files to scores. width: of the images, in pixels; they are S high, and square by default."""
+def evaluation(
+    args: BenchmarkArguments, ours: bool, width: int | None = None, is_tuned: bool = False
+) -> Callable[[], dict[str, float]]:
+    """→ function: from files to scores. width: of the images, in pixels; they are S high, and square by default.
+    is_tuned: stock as `benchmark_peers.py` tunes it."""
     split = photo_dataset(args, width or args.size, prepared=ours)
     arguments = SegmentationTrainingArguments if ours else TrainingArguments  # ours refuses to score as stock does
     training_args = arguments(
@@ -323,7 +306,7 @@ def evaluation(args: BenchmarkArguments, ours: bool, width: int | None = None) -
         per_device_eval_batch_size=args.batch_size,
         use_cpu=args.device == "cpu",
         bf16=args.dtype == "bfloat16",
-        batch_eval_metrics=ours,
+        batch_eval_metrics=ours or is_tuned,
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to="none",
@@ -336,8 +319,19 @@ def evaluation(args: BenchmarkArguments, ours: bool, width: int | None = None) -
         trainer.sampled_pixels = pixels_per_image(len(dataset), args.num_labels)
     else:
         dataset = split.with_transform(partial(stock_squares, side=args.size))
-        metrics = stock_metrics(args.num_labels, args.folder)
-        trainer = Trainer(model, training_args, default_data_collator, eval_dataset=dataset, compute_metrics=metrics)
+        if is_tuned:
+            model = tuned(model)
+            metrics, preprocess = streaming_metrics(args.num_labels), ids_of_logits
+        else:
+            metrics, preprocess = stock_metrics(args.num_labels, args.folder), None
+        trainer = Trainer(
+            model,
+            training_args,
+            default_data_collator,
+            eval_dataset=dataset,
+            compute_metrics=metrics,
+            preprocess_logits_for_metrics=preprocess,
+        )
     trainer.pop_callback(PrinterCallback)
 
     def run() -> dict[str, float]:
@@ -360,7 +354,7 @@ def measure_evaluate(args: BenchmarkArguments) -> dict[str, dict]:
     return {
         "evaluate": row | peak_memory(args),
         "evaluate, 4:3 photos": {"images": args.images} | paired(*photos, args),
-        f"evaluate, {more.images} images": {"images": more.images} | peak_memory(more),
+        f"evaluate, {more.images} images": {"images": more.images, "note": KEEPS_LOGITS} | peak_memory(more),
     }
 
 
@@ -452,29 +446,16 @@ def measure_export(args: BenchmarkArguments) -> dict[str, dict]:
 # ---- data -----------------------------------------------------------------------------------------------------------
 
 
-def stock_crop(rows: dict, side: int) -> dict:
-    """The example's training transforms of a batch of rows: pad to the crop's size, random crop, flip, normalise."""
-    pixel_values, labels = [], []
-    for image, mask in zip(rows["image"], rows["label"], strict=True):
-        image, mask = tvF.pil_to_tensor(image), tvF.pil_to_tensor(mask)
-        padding = [0, 0, max(0, side - image.shape[-1]), max(0, side - image.shape[-2])]
-        image, mask = tvF.pad(image, padding), tvF.pad(mask, padding)
-        top, left = (int(torch.randint(length - side + 1, ())) for length in image.shape[-2:])
-        image, mask = (tvF.crop(tensor, top, left, side, side) for tensor in (image, mask))
-        if torch.rand(()) < 0.5:
-            image, mask = tvF.horizontal_flip(image), tvF.horizontal_flip(mask)
-        pixel_values.append(EvaluationProtocol().normalize(image))
-        labels.append(mask[0].long())
-    return {"pixel_values": torch.stack(pixel_values), "labels": torch.stack(labels)}
-
-
-def training_data(args: BenchmarkArguments, ours: bool) -> Callable[[], None]:
-    """→ function: every image and mask from its file to a training example, once."""
+def training_data(
+    args: BenchmarkArguments, ours: bool, stock_transforms: Callable[[dict], dict] | None = None
+) -> Callable[[], None]:
+    """→ function: every image and mask from its file to a training example, once. stock_transforms: of a batch of
+    rows; by default the example's."""
     split = photo_dataset(args, args.size * 4 // 3, prepared=ours)
     if ours:
         dataset = SegmentationDataset(split, TrainTransform(EvaluationProtocol(args.size)), SEED)
     else:
-        dataset = split.with_transform(partial(stock_crop, side=args.size))
+        dataset = split.with_transform(stock_transforms or partial(stock_crop, side=args.size))
 
     def run() -> None:
         for index in range(len(dataset)):
@@ -488,6 +469,70 @@ def measure_data(args: BenchmarkArguments) -> dict[str, dict]:
     return {"data": {"images": args.images} | times | peak_memory(args)}
 
 
+# ---- what else people would pick ------------------------------------------------------------------------------------
+
+
+def tuned_step(args: BenchmarkArguments) -> dict:
+    stock = step_of(args, tuned(new_model(args, ours=False).train()), stock_loss)
+    return paired(stock, training_step(args, ours=True), args)
+
+
+def smp_step(args: BenchmarkArguments) -> dict:
+    model = smp_segformer(args.variant, args.num_labels).to(args.device).train()
+    return paired(step_of(args, model, smp_loss), training_step(args, ours=True), args)
+
+
+def tuned_evaluation(args: BenchmarkArguments) -> dict:
+    sides = evaluation(args, ours=False, is_tuned=True), evaluation(args, ours=True)
+    return {"images": args.images} | paired(*sides, args, agree=partial(agree, args))
+
+
+def torchvision_data(args: BenchmarkArguments) -> dict:
+    stock = training_data(args, False, torchvision_transforms(args.size))
+    return {"images": args.images} | paired(stock, training_data(args, ours=True), args)
+
+
+def measure_peers(args: BenchmarkArguments) -> dict[str, dict]:
+    """A row each; where a peer cannot run here, or memory does not suffice for a side, the row says so."""
+    rows = {
+        "training step, stock channels-last and compiled": tuned_step,
+        "training step, segmentation_models.pytorch": smp_step,
+        "evaluation, stock compiled, ids and streaming counts": tuned_evaluation,
+        "data, torchvision's reference transforms": torchvision_data,
+    }
+    return {name: row_or_reason(measure, args) for name, measure in rows.items()}
+
+
+def row_or_reason(measure: Callable[[BenchmarkArguments], dict], args: BenchmarkArguments) -> dict:
+    try:
+        return measure(args)
+    except CannotRun as reason:
+        return {"note": str(reason)}
+    except (MemoryError, torch.OutOfMemoryError):
+        return {"note": "out of memory"}
+
+
+def measure_time_to_score(args: BenchmarkArguments) -> dict[str, dict]:
+    """Mean IoU of each side after `--seconds` of CPU time, and the steps that it took in them."""
+    photos = photos_of(args.dataset_dir or render_toy_dataset(Path(args.folder, "toy")), args.folder, args.size)
+    args = replace(args, num_labels=photos.num_labels)
+
+    def side(new_model: Callable[[], torch.nn.Module], loss_of: Callable) -> Callable[[BenchmarkArguments], dict]:
+        def measure(args: BenchmarkArguments) -> dict:
+            set_seed(SEED)
+            model = new_model().to(args.device)
+            return train_and_score(model, loss_of, photos, args.seconds, args.batch_size, partial(autocast, args))
+
+        return measure
+
+    sides = {
+        "ours": side(partial(new_model, args, ours=True), our_loss),
+        "stock loop": side(partial(new_model, args, ours=False), stock_loss),
+        "segmentation_models.pytorch": side(partial(smp_segformer, args.variant, args.num_labels), smp_loss),
+    }
+    return {name: row_or_reason(measure, args) for name, measure in sides.items()}
+
+
 # ---- measuring ------------------------------------------------------------------------------------------------------
 
 # What measures each command, and what makes the work of one side.
@@ -497,6 +542,14 @@ MEASUREMENTS = {
     "predict": (measure_predict, prediction),
     "export": (measure_export, exported_prediction),
     "data": (measure_data, training_data),
+}
+# What compares with others than stock.
+COMPARISONS = {"peers": measure_peers, "time-to-score": measure_time_to_score}
+# The rows of the README's table, and what it calls them.
+README_ROWS = {
+    "train-step": "training step",
+    "evaluate": "evaluation, files to scores",
+    "predict": "one photo to its mask",
 }
 
 
@@ -622,7 +675,7 @@ def models_table(rows: dict[str, dict]) -> str:
             f"{row['multiply_adds'] / 1e9:.0f}",
             model.ade20k or "no published figure",
             memory,
-            model.commercial,
+            model.licence.text,
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -654,10 +707,13 @@ def paired(stock: Callable, ours: Callable, args: BenchmarkArguments, agree: Cal
     results = stock(), ours()
     agreement = agree(*results) if agree else {}
     times = [(seconds(stock), seconds(ours)) for _ in range(args.pairs)]
+    ratios = [of_stock / of_ours for of_stock, of_ours in times]
     return agreement | {
         "stock_seconds": statistics.median(of_stock for of_stock, _ in times),
         "ours_seconds": statistics.median(of_ours for _, of_ours in times),
-        "ratio": statistics.median(of_stock / of_ours for of_stock, of_ours in times),
+        "ratio": statistics.median(ratios),
+        "smallest_ratio": min(ratios),
+        "largest_ratio": max(ratios),
     }
 
 
@@ -672,6 +728,9 @@ def peak_memory(args: BenchmarkArguments, sides: Sequence[str] = ("stock", "ours
         if child.returncode:
             reason = (child.stderr.strip().splitlines() or ["killed"])[-1]
             print(f"{' '.join(command)} ended with exit code {child.returncode}: {reason}", file=sys.stderr)
+            # The system's way is to kill, torch's and Python's to raise.
+            lacks_memory = child.returncode in (-9, 137) or re.search("(?i)out of memory|MemoryError|allocate", reason)
+            peaks[f"{side}_ended"] = "out of memory" if lacks_memory else "failed"
         peaks[f"{side}_peak_mb"] = None if child.returncode else float(child.stdout.split()[-1])
     return peaks
 
@@ -721,8 +780,8 @@ def environment(args: BenchmarkArguments) -> dict[str, str | int]:
     }
 
 
-def as_table(rows: dict[str, dict]) -> str:
-    """The rows as a Markdown table."""
+def as_table(rows: dict[str, dict], titles: dict[str, str] | None = None) -> str:
+    """The rows as a Markdown table. titles: name → what the table calls it, of rows that are shown; None: all."""
 
     def speed(row: dict, side: str) -> str:
         seconds = row.get(f"{side}_seconds")
@@ -731,14 +790,18 @@ def as_table(rows: dict[str, dict]) -> str:
         return f"{seconds:.3f} s" + (f" ({row['images'] / seconds:.2f} images/s)" if "images" in row else "")
 
     def memory(row: dict, side: str) -> str:
-        return f"{row[f'{side}_peak_mb']:.0f} MiB" if row.get(f"{side}_peak_mb") is not None else ""
+        peak = row.get(f"{side}_peak_mb")
+        return row.get(f"{side}_ended", "") if peak is None else f"{peak:.0f} MiB"
 
     lines = [
         "| | stock | ours | stock / ours | stock, peak memory | ours, peak memory |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, row in rows.items():
-        ratio = f"{row['ratio']:.2f}" if "ratio" in row else ""
+        if titles is not None and name not in titles and "note" not in row:
+            continue
+        ratio = "{ratio:.2f} ({smallest_ratio:.2f} to {largest_ratio:.2f})".format(**row) if "ratio" in row else ""
+        name = (titles or {}).get(name, name) + (f" ({row['note']})" if "note" in row else "")
         cells = (name, speed(row, "stock"), speed(row, "ours"), ratio, memory(row, "stock"), memory(row, "ours"))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -765,12 +828,21 @@ def main(argv: list[str] | None = None) -> dict:
             results["rows"] = measure_models(args)
         if args.command == "start":
             results["rows"] = measure_start(args)
-        for command in MEASUREMENTS if args.command == "all" else {args.command} & MEASUREMENTS.keys():
+        if args.command in COMPARISONS:
+            results["rows"] = COMPARISONS[args.command](args)
+        several = {"all": MEASUREMENTS, "readme": README_ROWS}
+        for command in several.get(args.command, {args.command} & MEASUREMENTS.keys()):
             results["rows"] |= MEASUREMENTS[command][0](replace(args, command=command))
         if args.command == "all":
             step = measure_train_step(replace(args, command="train-step", variant="mit-b2"))
             results["rows"]["train-step, mit-b2"] = step["train-step"]
-    print({"models": models_table, "start": start_table}.get(args.command, as_table)(results["rows"]))
+    tables = {
+        "models": models_table,
+        "start": start_table,
+        "time-to-score": scores_table,
+        "readme": partial(as_table, titles=README_ROWS),
+    }
+    print(tables.get(args.command, as_table)(results["rows"]))
     for name, row in results["rows"].items():
         agreement = {
             key: value for key, value in row.items() if key.endswith(("_difference", "different_pixels", "_output_mb"))

@@ -465,14 +465,15 @@ class SegmentationDataset(torch.utils.data.Dataset):
         return len(self.split)
 
     def read(self, index: int) -> tuple[Image.Image | torch.Tensor, Image.Image]:
-        """Image and mask of training ids before any transform; the image is RGB, or uint8 (C, H, W) where the protocol
-        has another number of channels than three (see `data.image_files.read_channels`, also for what it raises).
+        """Image and mask of training ids before any transform; the image is RGB, or (C, H, W) where the protocol has
+        another number of channels than three, or numbers of more than 8 bits (see `data.image_files.read_channels`,
+        also for what it raises).
 
         Raises:
             UserError: the image cannot be read, or is not the one that it was as this was made; names its file.
         """
         label, file, _ = self._stored(index)
-        image = decode_image(file, self.protocol.num_channels)
+        image = decode_image(file, self.protocol.num_channels, dtype=self.protocol.image_dtype)
         self._check_unchanged(index, file, tvF.get_size(image), label)
         return image, Image.fromarray(label)
 
@@ -518,7 +519,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
             self._compare_stamp(file.path, index)
             return self.transform(decode_jpeg(small), label, rng, shown_class) | {"name": file.name}
         reduction = self.transform.reduction(*label.shape) if trains else 1
-        pixels = decode_pixels(file, self.protocol.num_channels, reduction)
+        pixels = decode_pixels(file, self.protocol.num_channels, reduction, self.protocol.image_dtype)
         self._check_unchanged(index, file, pixels.shape[-2:], label, reduction)
         if trains:
             return self.transform(pixels, label, rng, shown_class) | {"name": file.name}

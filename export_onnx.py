@@ -143,7 +143,7 @@ def main(argv: list[str] | None = None) -> dict:
     class_map = find_class_map(args.model, model.config, image_processor, revision)
     evaluation_args.check_classes(class_map.num_labels, args.model)
     protocol = evaluation_protocol(model.config, image_processor, evaluation_args)
-    check_protocol(protocol, model)
+    check_protocol(protocol, model, args.logits)
     if protocol.output == "full logits":  # the stock network resizes them to the size shown, in the graph, too
         vars(model).pop("forward", None)
         protocol = replace(protocol, output="logits")
@@ -176,7 +176,7 @@ def main(argv: list[str] | None = None) -> dict:
         return agreement.add(model, protocol, image, found, TIE[args.precision]), found
 
     agreement = Agreement()
-    for image in images_of_several_sizes(files or calibration, dataset, protocol.num_channels):
+    for image in images_of_several_sizes(files or calibration, dataset, protocol):
         compare(image)
     scores, sentence = {}, ""
     if dataset is not None:
@@ -200,8 +200,13 @@ def main(argv: list[str] | None = None) -> dict:
 # ---- images ---------------------------------------------------------------------------------------------------------
 
 
-def check_protocol(protocol: EvaluationProtocol, model: PreTrainedModel) -> None:
+def check_protocol(protocol: EvaluationProtocol, model: PreTrainedModel, logits: bool) -> None:
     """Raises UserError for what is done around the network and cannot stand in a graph."""
+    if protocol.is_wide and not logits:
+        raise UserError(
+            f"the model takes bands of {protocol.image_dtype}, and such a graph takes images of 8 bits: export with "
+            "--logits, and give the file to predict.py --model FILE.onnx"
+        )
     if protocol.output == "queries":
         raise UserError(
             f"{model.config.model_type} predicts masks, whose scores are added up outside of the network: it cannot "
@@ -235,20 +240,22 @@ def evenly(items: Sequence, count: int) -> list:
 def shown_images(files: list[Path], protocol: EvaluationProtocol) -> Iterator[Tensor]:
     """What the network is shown of some of the images."""
     for file in evenly(files, MAX_CALIBRATION):
-        yield protocol.preprocess(read_channels(file, protocol.num_channels))
+        yield protocol.preprocess(read_channels(file, protocol.num_channels, dtype=protocol.image_dtype))
 
 
 def images_of_several_sizes(
-    files: list[Path], dataset: SegmentationDataset | None, num_channels: int
+    files: list[Path], dataset: SegmentationDataset | None, protocol: EvaluationProtocol
 ) -> Iterator[Tensor]:
-    """Images uint8 (C, H, W), and of the first ones also a small, a large and an upright version."""
+    """Images (C, H, W), as `data.image_files.read_channels` gives them, and of the first ones also a small, a large
+    and an upright version."""
     if files:
-        images = [read_channels(file, num_channels) for file in evenly(files, MAX_IMAGES)]
+        options = {"num_channels": protocol.num_channels, "dtype": protocol.image_dtype}
+        images = [read_channels(file, **options) for file in evenly(files, MAX_IMAGES)]
     elif dataset is not None:
         images = [as_tensor(dataset.read(index)[0]) for index in evenly(range(len(dataset)), 3)]
     else:
         images = [as_tensor(render_scene(0, *scene)[0]) for scene in RENDERED]
-        images = [image[torch.arange(num_channels) % 3] for image in images]
+        images = [protocol.rendered(image[torch.arange(protocol.num_channels) % 3]) for image in images]
     yield from images
     for index, factor in enumerate((0.4, 1.7)):
         image = images[index % len(images)]

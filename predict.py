@@ -37,6 +37,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -90,6 +91,7 @@ from reports.video import split_videos, video_file, write_video
 logger = logging.getLogger(__name__)
 
 CONTACT_SHEET, AREAS, COCO = "contact_sheet.png", "areas.csv", "coco.json"
+FRAMES_AT_ONCE = 8  # of a film, on an accelerator
 
 
 @dataclass
@@ -145,6 +147,10 @@ class PredictArguments:
     video_frames: bool = field(
         default=False, metadata={"help": "of films: also an indexed PNG of every frame, in NAME_frames"}
     )
+    per_device_eval_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "of films: frames that go through the model at once; 1 on a CPU, else 8, if left out"},
+    )
     save_polygons: str | None = field(
         default=None,
         metadata={
@@ -157,7 +163,7 @@ class PredictArguments:
         self.model, self.inputs = models_and_inputs(self.model, self.inputs)
         if self.min_area < 0:
             raise UserError(f"--min_area is {self.min_area}; it is a number of pixels, 0 or more")
-        check_positive(self, "url_megabytes", "url_seconds")
+        check_positive(self, "url_megabytes", "url_seconds", "per_device_eval_batch_size")
         if self.save_polygons not in (None, *FORMATS):
             raise UserError(f"--save_polygons {self.save_polygons}: the formats are {', '.join(FORMATS)}")
         for flag in ("min_area", "save_polygons"):
@@ -356,7 +362,7 @@ def predict_all(args: PredictArguments, evaluation_args: EvaluationArguments) ->
         raise UserError(
             f"--save_confidence: {predictor.name} gives classes alone; export the model with --confidence or --logits"
         )
-    for path in images.values() if predictor.needs_whole else ():
+    for path in images.values() if predictor.needs_whole and not protocol.is_wide else ():
         if isinstance(path, Path) and (size := large_size(path)):
             predictor.check_size(path, size)
     logger.info(f"{predictor.description}, on {device}; short side {protocol.short_side}")
@@ -376,10 +382,10 @@ def predict_all(args: PredictArguments, evaluation_args: EvaluationArguments) ->
         path = name = getattr(paths[index], "shown", paths[index])
         try:
             path = downloads.path_of(paths[index])
-            large = open_large(path, protocol.num_channels)
+            large = None if protocol.is_wide else open_large(path, protocol.num_channels)
             places[index] = read_georeference(path)
             if large is None:
-                image = read_channels(path, protocol.num_channels, name)
+                image = read_channels(path, protocol.num_channels, name, protocol.image_dtype)
                 sizes[index] = tuple(tvF.get_size(image))
                 return image, None
             predictor.check_size(path, large.size)
@@ -392,6 +398,9 @@ def predict_all(args: PredictArguments, evaluation_args: EvaluationArguments) ->
     def tidy(ids):
         ids = ids.to(torch.uint8)
         return torch.from_numpy(without_small_areas(ids.numpy(), args.min_area)) if args.min_area else ids
+
+    def predict_frames(images) -> list[torch.Tensor]:
+        return [tidy(ids) for ids in (predictor.predict_together or partial(map, predict))(images)]
 
     def bands_of(image) -> Iterator[torch.Tensor]:
         """Ids, uint8 (n, W), of a `LargeImage` in bands, else all at once; their confidence is written."""
@@ -442,6 +451,7 @@ def predict_all(args: PredictArguments, evaluation_args: EvaluationArguments) ->
             for take in takers:
                 take(ids_there(png, class_map))
 
+    batch_size = args.per_device_eval_batch_size or (1 if device.type == "cpu" else FRAMES_AT_ONCE)
     state = PartialState()
     contact_sheet = args.output_dir / CONTACT_SHEET
     try:
@@ -460,7 +470,7 @@ def predict_all(args: PredictArguments, evaluation_args: EvaluationArguments) ->
         for film, target in films.items():
             if not (args.skip_existing and target.is_file()):
                 frames = target.with_name(f"{target.stem}_frames") if args.video_frames else None
-                write_video(film, target, lambda image: tidy(predict(image)), class_map, frames)
+                write_video(film, target, predict_frames, class_map, frames, batch_size)
         for index in sorted(there)[state.process_index :: state.num_processes]:
             add_to_all(index, there[index])
         if args.save_areas:

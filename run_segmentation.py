@@ -26,6 +26,7 @@ if __name__ == "__main__":
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -42,12 +43,13 @@ from checks.records import Finding
 from checks.values import MOSTLY_IGNORED
 from cli_utils import UserError, printable, run_cli, set_up_logging, write_text, written_aside, written_together
 from data.augmentation import TrainTransform
+from data.bands import band_statistics
 from data.bulk import column_of
 from data.class_weights import find_class_weights
 from data.classes import ClassMap
 from data.image_files import share_of
 from data.output_paths import refuse_inputs
-from data.preprocessing import num_channels_of
+from data.preprocessing import EvaluationProtocol, num_channels_of
 from data.rare_classes import rare_class_crops
 from data.reduced_copies import with_reduced_copies
 from data.streaming import StreamingDataset
@@ -55,7 +57,7 @@ from data_utils import Data, SegmentationDataset, augmentation_preview, find_cla
 from metrics_utils import per_category_table, save_confusion, without_per_category
 from models.adapters import add_lora, enable_activation_checkpointing, freeze_encoder, merge_lora
 from models.calibration import calibrate, pixels_per_image, save_temperature
-from models.image_processor import load_image_processor, save_processor_config
+from models.image_processor import load_image_processor, normalized_by, save_processor_config
 from models.inference import TEMPERATURE, evaluation_protocol
 from models.loading import describe_model, find_config, load_model, load_trained_model
 from models.universal import check_flags_of_masks
@@ -109,7 +111,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         set_seed(args.training.seed)
         repo_id = open_repository(args)
         config, image_processor, transform = find_model(args)
-        annealing_phases, protocol = check_model(config, args), transform.protocol
+        annealing_phases = check_model(config, args)
 
         # Data. The main process prepares it, the others read its cache.
         with args.training.main_process_first(desc="preparing the dataset"):
@@ -124,11 +126,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             check_plan(data, args, output_dir)
             class_map = find_classes(data, args.classes)
             dataset, findings = prepare(data, class_map, args)
+            image_processor, transform = fit_bands(args, dataset, image_processor, transform)
             if args.training.do_train and args.augmentation.copies_large_photos:
                 dataset = with_reduced_copies(dataset, transform)
         logger.info(f"annotation value -> training id\n{class_map.table()}")
         args.evaluation.check_classes(class_map.num_labels)
         train_split, eval_split = choose_splits(dataset, args.run)
+        protocol = transform.protocol
 
         # Model.
         image_processor.do_reduce_labels = class_map.do_reduce_labels
@@ -251,6 +255,26 @@ def find_model(args: Arguments) -> tuple[PretrainedConfig, ImageProcessingMixin,
     # Random transforms happen as training images are drawn; evaluation images keep their own size.
     transform = TrainTransform(protocol, **args.augmentation.of_transform(args.training.device.type))
     return config, image_processor, transform
+
+
+def fit_bands(
+    args: Arguments, dataset: DatasetDict, image_processor: ImageProcessingMixin, transform: TrainTransform
+) -> tuple[ImageProcessingMixin, TrainTransform]:
+    """Both as they are, or, for bands of more than 8 bits, with their mean and standard deviation over the training
+    images; a run that goes on takes its checkpoint's."""
+    found, source = band_statistics(dataset), args.model.source
+    if found and args.training.resume_from_checkpoint:
+        source = args.training.resume_from_checkpoint
+        image_processor = load_image_processor(source, image_size=args.evaluation.image_size)
+    processor = normalized_by(image_processor, found, source, args.training.do_train)
+    if found is None:
+        return processor, transform
+    said = EvaluationProtocol.from_image_processor(processor)
+    names = ("image_mean", "image_std", "image_dtype", "flip_channels")
+    bands = "; ".join(f"{m:.6g} ± {s:.6g}" for m, s in zip(said.image_mean, said.image_std, strict=True))
+    logger.info(f"bands of {said.image_dtype}, normalised by their mean ± standard deviation: {bands}")
+    protocol = replace(transform.protocol, **{name: getattr(said, name) for name in names})
+    return processor, replace(transform, protocol=protocol)
 
 
 def open_repository(args: Arguments) -> str | None:
@@ -490,7 +514,7 @@ def evaluate_on_train(
 
 
 # What a plan does as a run does it.
-PLANNED_STEPS = Steps(find_model, check_plan, prepare, choose_splits, build_model)
+PLANNED_STEPS = Steps(find_model, check_plan, prepare, choose_splits, build_model, fit_bands)
 
 
 def publish(output_dir: Path, repo_id: str, args: Arguments) -> None:

@@ -30,7 +30,7 @@ from checks.values import value_faults
 from cli_utils import UserError, shorten
 from data.arguments import ClassArguments, DatasetArguments
 from data.classes import ClassMap
-from data.image_files import EXIF_ORIENTATION, Problem, StoredFile
+from data.image_files import EIGHT_BITS, EXIF_ORIENTATION, Problem, StoredFile
 from data.output_paths import check_writable, output_names
 from data.preparation import decode_pair, undecoded
 from data.synonyms import IMAGE_EXTENSIONS, MASK_EXTENSIONS
@@ -317,7 +317,7 @@ def _image_to_write(image: StoredFile, record: ImageRecord, target: str, num_cha
         content = file.read()
     suffix = Path(record.image_file).suffix
     has_suffix = suffix.lower() in IMAGE_EXTENSIONS
-    if num_channels not in (1, 3):  # bands of a file that Pillow may not know
+    if num_channels not in (1, 3) or record.image_dtype != EIGHT_BITS:  # bands of a file that Pillow may not know
         return target + (suffix if has_suffix else ".tif"), content, ""
     with Image.open(io.BytesIO(content)) as opened:
         kind = opened.format

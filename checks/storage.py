@@ -77,6 +77,13 @@ def image_faults(records: Sequence[ImageRecord], image_size: int | None) -> list
     ):
         found = [record for record in looked if oddity in record.oddities]
         findings += part_finding(kind, WARNING, found, looked, said, fix)
+    usable = [record for record in decoded if not record.problem]
+    dtypes = Counter(record.image_dtype for record in usable)
+    if len(dtypes) > 1:
+        others = [record for record in usable if record.image_dtype != dtypes.most_common(1)[0][0]]
+        said = f"image has/have numbers of another kind than the rest ({_listed(dtypes)})"
+        fix = "convert all to one kind, with one unit, as they are normalised by one mean"
+        findings += part_finding("image-dtypes-mixed", ERROR, others, usable, said, fix)
     cmyk = [record for record in decoded if record.image_mode == "CMYK"]
     said = "image has/have printers' colours (CMYK), converted without their profile"
     findings += part_finding("image-cmyk", WARNING, cmyk, decoded, said, "convert to RGB with the colour profile")

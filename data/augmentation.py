@@ -32,7 +32,8 @@ class TrainTransform:
             most.
         flip_probability: of the horizontal flip. vertical_flip_probability: of the other one.
         quarter_turns: whether the crop is turned by 0, 90, 180 or 270 degrees, each as likely as the others.
-        photometric_distortion: whether colours are changed.
+        photometric_distortion: whether colours are changed. Not of numbers of more than 8 bits, which are measurements
+            and no colours; and `defers_colors` is off then.
         defers_colors: whether the change of colours and the normalisation are left to `data.colors.finish_batch`.
         reduced_decoding: whether JPEG files far larger than any crop needs are decoded at a part of their size, see
             `reduction`.
@@ -54,6 +55,9 @@ class TrainTransform:
 
     def __post_init__(self):
         object.__setattr__(self, "crop_size", self.protocol.training_crop(self.crop_size))
+        if self.protocol.is_wide:
+            for name in ("photometric_distortion", "defers_colors"):
+                object.__setattr__(self, name, False)
 
     def __call__(
         self,
@@ -62,14 +66,15 @@ class TrainTransform:
         rng: np.random.Generator,
         shown_class: int | None = None,
     ) -> dict[str, torch.Tensor]:
-        """RGB image, or uint8 (C, H, W), and mask of training ids, uint8 (H, W) → float32 "pixel_values" (C, S, S) and
-        uint8 "labels" (S, S), where S is `crop_size`. The image has the size of its mask, or a part of it.
+        """RGB image, or what `data.image_files.read_channels` gives, (C, H, W), and mask of training ids, uint8 (H, W)
+        → float32 "pixel_values" (C, S, S) and uint8 "labels" (S, S), where S is `crop_size`. The image has the size of
+        its mask, or a part of it.
 
         With `defers_colors` "pixel_values" are uint8, and there is what `data.colors.finish_batch` needs.
 
         shown_class: the crop is laid around a random pixel of this class, if the mask has one.
         """
-        pixels = image if isinstance(image, torch.Tensor) else tvF.pil_to_tensor(image)
+        pixels = self.protocol.without_nodata(image if isinstance(image, torch.Tensor) else tvF.pil_to_tensor(image))
         label = np.asarray(label)
         size = self._jittered_size(*label.shape, rng)
         mask = ResizedMask(label, size)
@@ -93,7 +98,7 @@ class TrainTransform:
         return {"pixel_values": self._padded_values(change_colors(pixels, change)), "labels": labels}
 
     def _padded(self, plane: np.ndarray, fill: int) -> torch.Tensor:
-        """uint8 (…, h, w) → (…, S, S), contiguous, with `fill` on the right and below."""
+        """(…, h, w) → (…, S, S), contiguous, with `fill` on the right and below."""
         (height, width), side = plane.shape[-2:], self.crop_size
         if height == width == side:
             return torch.from_numpy(np.ascontiguousarray(plane))
@@ -102,7 +107,7 @@ class TrainTransform:
         return torch.from_numpy(padded)
 
     def _padded_values(self, pixels: np.ndarray) -> torch.Tensor:
-        """uint8 (C, h, w) → float32 (C, S, S), normalised, with zeros on the right and below.
+        """(C, h, w) → float32 (C, S, S), normalised, with zeros on the right and below.
 
         Padded first, as bytes: what the network gets is written once.
         """
@@ -129,7 +134,8 @@ class TrainTransform:
         for _ in range(11):  # the first draw and ten more
             top = int(rng.integers(mask.shape[0] - height + 1))
             left = int(rng.integers(mask.shape[1] - width + 1))
-            counts = torch.bincount(mask.crop(top, left, height, width).flatten(), minlength=256)[:IGNORE_INDEX]
+            ids = mask.crop(top, left, height, width).t().flatten()  # without a copy
+            counts = torch.bincount(ids, minlength=256)[:IGNORE_INDEX]
             if (counts > 0).sum() > 1 and counts.max() < self.max_class_share * counts.sum():
                 break
         return top, left, height, width
@@ -181,7 +187,12 @@ class ResizedMask:
             for old, new in zip(original.shape, size, strict=True)
         )
 
+        self._window, self._crop = None, None
+
     def crop(self, top: int, left: int, height: int, width: int) -> torch.Tensor:
-        """uint8 (height, width)."""
-        rows, columns = self.rows[top : top + height], self.columns[left : left + width]
-        return torch.from_numpy(self.original[rows][:, columns])
+        """uint8 (height, width). Columns of it are what lies together, as numpy gathers them."""
+        window = top, left, height, width
+        if window != self._window:  # the window that was found good is cut out next
+            rows, columns = self.rows[top : top + height], self.columns[left : left + width]
+            self._window, self._crop = window, torch.from_numpy(self.original[rows][:, columns])
+        return self._crop

@@ -46,6 +46,8 @@ TIFF_SIZE, TIFF_BITS, TIFF_COMPRESSION, TIFF_SAMPLE_FORMAT, GDAL_NODATA = (256, 
 LOSSY_COMPRESSIONS = (6, 7, 34892, 33003, 34712, 50002, 50001, 34887)
 # What GIS programs write where nothing is known; besides NaN, infinities, the lowest float and what a file states.
 NODATA, LARGEST_NUMBER = -9999, 1e18
+# Of the numbers in image files. Others than 8 bits are read from TIFF files alone, as what they are.
+EIGHT_BITS, WIDE_DTYPES = "uint8", ("uint16", "int16", "float32", "float64")
 # Stray colours are mixtures of others if there are more than a class list can have, or many with few pixels each.
 MAX_COLORS, MIXED_COLORS, MIXED_SHARE = 255, 8, 0.05
 # By how much a channel of a colour may be off where no other class is near; what conversions between colour spaces do.
@@ -110,7 +112,8 @@ SENTENCES = {
     ),
     Problem.DEPTH: (
         "image/images has/have more than 8 bits a channel",
-        "convert to 8 bits, scaled as the picture should look",
+        "convert to 8 bits, scaled as the picture should look; or to TIFF files of 16 bits or floats with as many "
+        "bands as --num_channels says",
     ),
     Problem.TURNED: ("mask/masks lies/lie sideways, as wide as the image is high", "turn by 90 degrees"),
     Problem.SIZE: (
@@ -264,6 +267,18 @@ class StoredFile(NamedTuple):
         except Exception:  # a damaged file, of which decoding says more
             pass
         return 8
+
+    def band_dtype(self) -> str:
+        """One of `WIDE_DTYPES` for a TIFF file of such numbers, as its header says; `EIGHT_BITS` for all others."""
+        try:
+            with self.stream() as file:
+                tags = _tiff_tags(file)
+        except OSError:  # decoding says more
+            tags = {}
+        kinds = {1: "uint", 2: "int", 3: "float"}
+        formats = np.atleast_1d(tags.get(TIFF_SAMPLE_FORMAT, 1)).tolist()
+        found = {f"{kinds.get(kind)}{bits}" for kind in formats for bits in _bits(tags)}
+        return found.pop() if len(found) == 1 and found <= {*WIDE_DTYPES} else EIGHT_BITS
 
     def unreadable(self, error: Exception) -> "FileProblem":
         """error: what decoding it raised."""
@@ -430,6 +445,25 @@ def _reason(error: Exception) -> str:
         [pixels] = re.findall(r"[0-9]+", str(error))[:1] or ["0"]
         return f"{int(pixels):,} pixels, more than the {2 * Image.MAX_IMAGE_PIXELS:,} that are read: cut into tiles"
     return one_line(error)
+
+
+def open_bands(image: StoredFile, num_channels: int) -> torch.Tensor | None:
+    """The image of a pair as it is stored, float32 (C, H, W) and NaN where nothing is known; None: it has 8 bits.
+
+    Raises:
+        FileProblem: it cannot be read, or has another number of bands than `num_channels`.
+    """
+    dtype = image.band_dtype() if image.source is not None else EIGHT_BITS
+    if dtype == EIGHT_BITS:
+        return None
+    try:
+        bands = _read_tiff(_content(image.source), num_channels, dtype)
+    except Exception as error:  # a decoder may raise anything on a damaged file
+        raise image.unreadable(error) from None
+    if len(bands) != num_channels:
+        detail = f"{image.title} ({count_of(len(bands), 'band')} of {dtype}, --num_channels is {num_channels})"
+        raise FileProblem(Problem.DEPTH, image, detail)
+    return bands
 
 
 def open_picture(image: StoredFile, num_channels: int = 3) -> Image.Image:
@@ -722,30 +756,45 @@ def _ids_of_indices(mask: Image.Image, indices: np.ndarray, class_map: ClassMap)
 # ---- images with any number of channels -----------------------------------------------------------------------------
 
 
-def read_channels(source: str | os.PathLike | bytes, num_channels: int, name: str | None = None) -> torch.Tensor:
-    """Decodes an image file, upright as its EXIF orientation says → uint8 (num_channels, H, W).
+def read_channels(
+    source: str | os.PathLike | bytes, num_channels: int, name: str | None = None, dtype: str = EIGHT_BITS
+) -> torch.Tensor:
+    """Decodes an image file, upright as its EXIF orientation says → uint8 (num_channels, H, W), or, of other numbers,
+    float32, NaN where the file says that nothing is known.
 
     Args:
         source: a file, or what is in one.
         num_channels: 1 and 3: the image as grey or RGB, whatever it was, transparency dropped. Others: the file's own
             bands, which must be that many.
         name: what messages call it; default: the file.
+        dtype: of the numbers in it; one of `WIDE_DTYPES` for TIFF files of these, with that many bands.
 
     Raises:
-        UserError: not readable, more than 8 bits a channel, or another number of bands.
+        UserError: not readable, of other numbers, or another number of bands.
     """
     try:
-        return _decode_channels(source, num_channels)
+        return _decode_channels(source, num_channels, dtype)
     except Exception as error:  # a decoder may raise anything on a damaged file
         name = name or (f"{len(source)} bytes" if isinstance(source, bytes) else source)
         raise UserError(f"{name} ({_reason(error)})") from None
 
 
-def _decode_channels(source: str | os.PathLike | bytes, num_channels: int) -> torch.Tensor:
-    content = source if isinstance(source, bytes) else Path(source).read_bytes()
+def _content(source: str | os.PathLike | bytes) -> bytes:
+    return source if isinstance(source, bytes) else Path(source).read_bytes()
+
+
+def _decode_channels(source: str | os.PathLike | bytes, num_channels: int, dtype: str = EIGHT_BITS) -> torch.Tensor:
+    content = _content(source)
+    if dtype != EIGHT_BITS:
+        found = StoredFile(None, content, "").band_dtype()
+        if found != dtype:
+            raise ValueError(f"bands of {found}, and the model was trained on {dtype}: convert them to what that had")
+        channels = _read_tiff(content, num_channels, dtype)
     # Pillow knows few kinds of multi-band TIFFs, and of those it drops bands, or divides them by the fourth.
-    read = _read_tiff if content.startswith(TIFF_SIGNATURES) and num_channels not in (1, 3) else _read_with_pillow
-    channels = read(content, num_channels)
+    elif content.startswith(TIFF_SIGNATURES) and num_channels not in (1, 3):
+        channels = _read_tiff(content, num_channels)
+    else:
+        channels = _read_with_pillow(content, num_channels)
     if len(channels) != num_channels:
         reason = f"{count_of(len(channels), 'band')}, --num_channels is {num_channels}; all images must have the same"
         if num_channels in channels.shape[1:]:
@@ -764,17 +813,19 @@ def reduction_for(size: Sequence[int], least: Sequence[int]) -> int:
     return next((factor for factor in (8, 4, 2) if factor <= room and not any(side % factor for side in size)), 1)
 
 
-def decode_image(image: StoredFile, num_channels: int = 3, reduction: int = 1) -> Image.Image | torch.Tensor:
-    """An image as models are to see it, upright: PIL RGB, or uint8 (num_channels, H, W) for other numbers than three
-    (see `read_channels`).
+def decode_image(
+    image: StoredFile, num_channels: int = 3, reduction: int = 1, dtype: str = EIGHT_BITS
+) -> Image.Image | torch.Tensor:
+    """An image as models are to see it, upright: PIL RGB; or, for other numbers of channels than three, or numbers of
+    more than 8 bits, what `read_channels` gives.
 
-    reduction: as for `StoredFile.open`, of RGB images.
+    reduction: as for `StoredFile.open`, of RGB images. dtype: as for `read_channels`.
 
     Raises:
         UserError: it cannot be read; names the file.
     """
-    if num_channels != 3:
-        return read_channels(image.source, num_channels, image.location)
+    if num_channels != 3 or dtype != EIGHT_BITS:
+        return read_channels(image.source, num_channels, image.location, dtype)
     try:
         picture = image.open(reduction)
     except FileProblem as problem:
@@ -790,10 +841,24 @@ def upright_rgb(picture: Image.Image) -> Image.Image:
 
 
 def rgb_view(image: Image.Image | torch.Tensor) -> Image.Image:
-    """Something to look at: a PIL image as it is; of uint8 (C, H, W) the first three bands, or the first in grey."""
+    """Something to look at: a PIL image as it is; of (C, H, W) the first three bands, or the first in grey. Of floats
+    the middle 96 % of the values of a band become black to white, and NaN black."""
     if isinstance(image, Image.Image):
         return image
+    if image.is_floating_point():
+        image = torch.stack([_stretched(band) for band in image[:3]])
     return tvF.to_pil_image(image[:3] if len(image) >= 3 else image[:1]).convert("RGB")
+
+
+def _stretched(band: torch.Tensor) -> torch.Tensor:
+    """float32 (H, W) → uint8."""
+    values = band.numpy()
+    step = max(1, round(math.sqrt(values.size / 2**18)))
+    some = values[::step, ::step]
+    some = some[~np.isnan(some)]
+    low, high = np.percentile(some, (2, 98)) if len(some) else (0.0, 1.0)
+    scaled = np.nan_to_num((values - low) / max(high - low, 1e-30)).clip(0, 1)
+    return torch.from_numpy((scaled * 255).round().astype(np.uint8))
 
 
 def _read_with_pillow(content: bytes, num_channels: int) -> torch.Tensor:
@@ -811,24 +876,39 @@ def _read_with_pillow(content: bytes, num_channels: int) -> torch.Tensor:
     return tvF.pil_to_tensor(upright.convert(modes.get(num_channels, upright.mode)))
 
 
-def _read_tiff(content: bytes, num_channels: int) -> torch.Tensor:
-    """The bands of the first image in a TIFF file."""
+def _read_tiff(content: bytes, num_channels: int, dtype: str = EIGHT_BITS) -> torch.Tensor:
+    """The bands of the first image in a TIFF file: uint8, or float32 of other numbers, see `read_channels`."""
     with _import_tifffile(f"{num_channels} bands").TiffFile(io.BytesIO(content)) as file:
         series = file.series[0]
         if math.prod(series.shape) > 2 * Image.MAX_IMAGE_PIXELS * max(num_channels, 1):
             raise Image.DecompressionBombError(f"{math.prod(series.shape) // num_channels} pixels")
         axes, array = series.axes, series.asarray()
         orientation = series.keyframe.tags.valueof("Orientation", default=1)
+        nodata = _number(series.keyframe.tags.valueof(GDAL_NODATA))
     # Bands are samples of a pixel, planes, or pages of their own: one axis, for which there are many letters.
     others = axes.replace("Y", "").replace("X", "")
     if len(axes) - len(others) != 2 or len(others) > 1:
         raise ValueError(f"no image but an array of {'x'.join(map(str, array.shape))} with the axes {axes}")
-    if array.dtype != np.uint8:
+    if array.dtype.name != dtype:
         raise ValueError(f"bands of {array.dtype}: convert them to 8 bits, scaled as the picture should look")
     if orientation != 1:
         raise ValueError(f"stored turned or mirrored, TIFF orientation {orientation}: store it upright")
     bands = np.moveaxis(array, axes.index(others), 0) if others else array[None]
+    if dtype != EIGHT_BITS:
+        bands = np.where(_is_unknown(bands, nodata), np.float32(np.nan), bands.astype(np.float32))
     return torch.from_numpy(np.ascontiguousarray(bands))
+
+
+def _is_unknown(bands: np.ndarray, nodata: float | None) -> np.ndarray:
+    """Where a band says nothing: the value that its file states, what GIS programs write, and what is no number."""
+    unknown = np.zeros(bands.shape, bool)
+    for value in (nodata, None if bands.dtype.kind == "u" else NODATA):
+        with np.errstate(over="ignore"), suppress(OverflowError, ValueError):  # beyond what the band can hold
+            if value is not None and (bands.dtype.kind == "f" or value == int(value)):
+                unknown |= bands == bands.dtype.type(value)
+    if bands.dtype.kind == "f":
+        unknown |= ~(np.abs(bands) < LARGEST_NUMBER)
+    return unknown
 
 
 def _import_tifffile(what: str):

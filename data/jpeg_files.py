@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as tvF
 
-from data.image_files import EXIF_ORIENTATION, FORMATS, StoredFile, decode_image
+from data.image_files import EIGHT_BITS, EXIF_ORIENTATION, FORMATS, StoredFile, decode_image
 
 try:
     import simplejpeg
@@ -15,14 +15,16 @@ except ImportError:  # optional
     simplejpeg = None
 
 
-def decode_pixels(image: StoredFile, num_channels: int = 3, reduction: int = 1) -> torch.Tensor:
-    """`data.image_files.decode_image` as a tensor, uint8 (C, H, W); raises what that raises."""
+def decode_pixels(
+    image: StoredFile, num_channels: int = 3, reduction: int = 1, dtype: str = EIGHT_BITS
+) -> torch.Tensor:
+    """`data.image_files.decode_image` as a tensor (C, H, W); raises what that raises."""
     pixels = None
-    if num_channels == 3 and simplejpeg is not None:
+    if num_channels == 3 and dtype == EIGHT_BITS and simplejpeg is not None:
         with suppress(Exception):  # of a damaged file, of which Pillow says more
             pixels = _decode_plain_jpeg(image, reduction)
     if pixels is None:
-        decoded = decode_image(image, num_channels, reduction)
+        decoded = decode_image(image, num_channels, reduction, dtype)
         pixels = decoded if isinstance(decoded, torch.Tensor) else tvF.pil_to_tensor(decoded)
     return pixels
 

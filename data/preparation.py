@@ -22,9 +22,11 @@ from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_da
 from PIL import Image
 
 from cli_utils import one_line
+from data.bands import measure
 from data.bulk import KILLED, cache_key, processes_for
 from data.classes import ClassMap
 from data.image_files import (
+    EIGHT_BITS,
     FileProblem,
     Problem,
     ReadBy,
@@ -32,8 +34,10 @@ from data.image_files import (
     Turned,
     check_sizes,
     fit_mask,
+    open_bands,
     open_picture,
     orientation_of,
+    rgb_view,
     upright_size,
 )
 from data.stored_masks import encode_mask
@@ -42,7 +46,7 @@ from metrics_utils import IGNORE_INDEX
 logger = logging.getLogger(__name__)
 
 # Part of every cache key: raised whenever what is read from a file, or made of it, changes.
-PREPARATION_VERSION = 5
+PREPARATION_VERSION = 6
 IMAGES_PER_PROCESS = 500  # starting more processes would cost more than it saves
 ROWS_IN_MEMORY = 100  # before they are written
 
@@ -61,6 +65,7 @@ class PairRecord:
         raw_values: value in the mask → pixels.
         read_by, turned: what was done to read these.
         nodata, nodata_class, near_colors: see `data.image_files.MaskIds`.
+        image_dtype: of the numbers in the image; bands: of others than 8 bits, see `data.bands.measure`.
         problem: why the pair cannot be used. problem_file: the file to blame. detail: its name and what was found.
     """
 
@@ -81,6 +86,8 @@ class PairRecord:
     nodata: int = 0
     nodata_class: int | None = None
     near_colors: int = 0
+    image_dtype: str = EIGHT_BITS
+    bands: tuple[tuple[float, ...], ...] = ()
     problem: Problem | None = None
     problem_file: str = ""
     detail: str = ""
@@ -122,7 +129,8 @@ def prepare_pairs(
     Returns:
         Columns "image" (as it was), "label" (PIL L of training ids, upright like the image; None for a pair that
         cannot be used, or whose mask holds values that belong to no class), "name", "height" and "width" (pixels),
-        "class_pixels" (num_labels integers); and the record of every pair, in the order of the splits.
+        "class_pixels" (num_labels integers), "image_dtype" and "bands" (see `PairRecord`); and the record of every
+        pair, in the order of the splits.
     """
     features = Features(
         {
@@ -130,6 +138,8 @@ def prepare_pairs(
             "height": Value("int32"),
             "width": Value("int32"),
             "class_pixels": List(Value("int64"), length=class_map.num_labels),
+            "image_dtype": Value("string"),
+            "bands": List(List(Value("float64"))),
             "record": Value("string"),
         }
     )
@@ -264,7 +274,12 @@ def decode_pair(
             facts |= {"image_mode": headers[0].mode, "width": width, "height": height}
             facts |= {"mask_mode": headers[1].mode, "mask_size": headers[1].size}
             check_sizes(*headers, mask)
-        picture = open_picture(image, num_channels)
+        bands = open_bands(image, num_channels)
+        if bands is None:
+            picture = open_picture(image, num_channels)
+        else:
+            picture = rgb_view(bands)
+            facts |= {"image_dtype": image.band_dtype(), "bands": tuple(map(tuple, measure(bands)))}
         width, height = upright_size(picture)
         facts |= {"image_mode": picture.mode, "width": width, "height": height}
         facts |= {"orientation": orientation_of(picture)}
@@ -315,7 +330,8 @@ def prepare_example(
 def prepared_row(record: PairRecord, decoded: DecodedPair | None, class_map: ClassMap) -> dict:
     """What `prepare_pairs` keeps of a pair: its label, its pixels by training id, and its record."""
     facts = {fact.name: getattr(record, fact.name) for fact in fields(PairRecord)}  # not those of a closer look
-    row = {"label": None, "height": record.height, "width": record.width, "record": json.dumps(facts)}
+    row = {"label": None, "record": json.dumps(facts)}
+    row |= {name: facts[name] for name in ("height", "width", "image_dtype", "bands")}
     label = _label(record, decoded, class_map)
     if label is not None:
         row["label"] = {"bytes": encode_mask(label), "path": None}
@@ -335,5 +351,6 @@ def _record(text: str) -> PairRecord:
     """From what `prepared_row` made of it."""
     facts = json.loads(text)
     facts["raw_values"] = {int(value): pixels for value, pixels in facts["raw_values"].items()}
-    facts |= {"mask_size": tuple(facts["mask_size"]), "problem": facts["problem"] and Problem(facts["problem"])}
+    facts |= {"mask_size": tuple(facts["mask_size"]), "bands": tuple(map(tuple, facts["bands"]))}
+    facts |= {"problem": facts["problem"] and Problem(facts["problem"])}
     return PairRecord(**(facts | {"read_by": ReadBy(facts["read_by"]), "turned": Turned(facts["turned"])}))

@@ -17,6 +17,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvF
 
 from cli_utils import UserError
+from data.image_files import EIGHT_BITS
 from metrics_utils import IGNORE_INDEX
 
 # Source: SegFormer's test pipeline, img_scale=(2048, 512): the long side may be four times the short one.
@@ -32,7 +33,8 @@ class EvaluationProtocol:
         size_divisor: both sides are rounded up to a multiple of it, which the architecture decides
             (`models.geometry`).
         square: resize to short_side × short_side instead, for architectures that take squares only.
-        image_mean, image_std: per channel, after scaling to 0…1.
+        image_mean, image_std: per channel, after scaling to 0…1; of other numbers than 8 bits, as they are.
+        image_dtype: of the numbers in image files, see `data.bands`.
         flip_channels: the network expects BGR (MobileViT).
         slide_crop, slide_stride: side and step in pixels of a square window that slides over the resized image, logits
             averaged where windows overlap; None shows the whole image. Published for Cityscapes: short side 1024,
@@ -59,6 +61,7 @@ class EvaluationProtocol:
     square: bool = False
     image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    image_dtype: str = EIGHT_BITS
     flip_channels: bool = False
     slide_crop: int | None = None
     slide_stride: int | None = None
@@ -124,13 +127,16 @@ class EvaluationProtocol:
         mean = settings["image_mean"] if normalizes else (0.0,) * num_channels
         std = settings["image_std"] if normalizes else (1.0,) * num_channels
         # Some scale to 0…2 or the like before they normalise: (f x - mean) / std of x in 0…1.
-        factor = 255 * (settings.get("rescale_factor") or 1 / 255) if settings.get("do_rescale", True) else 1.0
+        dtype = settings.get("image_dtype", EIGHT_BITS)
+        most = 255 if dtype == EIGHT_BITS else 1
+        factor = most * (settings.get("rescale_factor") or 1 / 255) if settings.get("do_rescale", True) else 1.0
         if abs(factor - 1) > 1e-6:
             mean, std = ([value / factor for value in values] for values in (mean, std))
         said = {
             "short_side": short_side_of(image_processor),
             "image_mean": tuple(mean),
             "image_std": tuple(std),
+            "image_dtype": dtype,
             "flip_channels": bool(settings.get("do_flip_channel_order")),
         }
         return cls(**said | options)
@@ -139,6 +145,27 @@ class EvaluationProtocol:
     def num_channels(self) -> int:
         """Of the images; 3 is RGB."""
         return len(self.image_mean)
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether images have other numbers than 8 bits."""
+        return self.image_dtype != EIGHT_BITS
+
+    @property
+    def _shown(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation on a scale from black (0) to white (1), which other numbers than 8 bits do not
+        have; there two standard deviations lie on either side of the mean."""
+        return ((0.5,), (0.25,)) if self.is_wide else (self.image_mean, self.image_std)
+
+    def without_nodata(self, image: torch.Tensor) -> torch.Tensor:
+        """float32 (C, H, W) with the mean of the band in the place of NaN; uint8 as it is.
+
+        Before anything is resized, so that what is unknown does not spread.
+        """
+        if not self.is_wide:
+            return image
+        mean = self._rgb_or_bgr(torch.tensor(self.image_mean)[:, None, None])
+        return torch.where(image.isnan(), mean, image)
 
     def training_crop(self, asked: int | None) -> int:
         """Side of the crop to train on, in pixels: `short_side`, or what was asked for.
@@ -195,22 +222,33 @@ class EvaluationProtocol:
         return [slice(max(0, stop - self.slide_crop), stop) for stop in stops]
 
     def normalize(self, image: torch.Tensor) -> torch.Tensor:
-        """uint8 (…, C, H, W) → float32, scaled to 0…1, then mean and standard deviation taken out per channel.
+        """uint8 (…, C, H, W) → float32, scaled to 0…1, then mean and standard deviation taken out per channel; other
+        numbers, float32, are not scaled before that.
 
         C is `num_channels`, the first three being RGB.
         """
+        if self.is_wide:
+            return tvF.normalize(self._rgb_or_bgr(image), self.image_mean, self.image_std)
         scaled = tvF.to_dtype(self._rgb_or_bgr(image), torch.float32, scale=True)
         return tvF.normalize(scaled, self.image_mean, self.image_std, inplace=True)
 
     def denormalize(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The inverse of `normalize`: float32 (…, C, H, W) → uint8, to be looked at."""
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
+        mean, std = (torch.tensor(values)[:, None, None] for values in self._shown)
         return self._rgb_or_bgr(tvF.to_dtype((pixel_values * std + mean).clamp(0, 1), torch.uint8, scale=True))
+
+    def rendered(self, picture: torch.Tensor) -> torch.Tensor:
+        """A picture to try a model with, uint8 (C, H, W) → numbers of the kind that it takes, black and white being
+        two standard deviations off the mean."""
+        if not self.is_wide:
+            return picture
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
+        return (picture / 255 - 0.5) * 4 * std + mean
 
     def brightness(self, pixel_values: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
         """Mean over all pixels and channels of what `preprocess` made, before it was normalised: 0 (black) to 1."""
         first = pixel_values if isinstance(pixel_values, torch.Tensor) else pixel_values[0]
-        mean, std = (torch.tensor(values, device=first.device) for values in (self.image_mean, self.image_std))
+        mean, std = (torch.tensor(values, device=first.device) for values in self._shown)
         return (first.mean(dim=(1, 2)) * std + mean).mean()
 
     def _rgb_or_bgr(self, image: torch.Tensor) -> torch.Tensor:
@@ -220,9 +258,10 @@ class EvaluationProtocol:
         return torch.cat([image[..., :3, :, :].flip(-3), image[..., 3:, :, :]], dim=-3)
 
     def preprocess(self, image: Image.Image | torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
-        """RGB image, or uint8 (C, H, W), of any size → float32 (C, h, w) with (h, w) = `input_size` of the image; a
-        list if `scales` are several, one for each. Windows and mirror images are made by `protocol_logits`."""
-        tensor = image if isinstance(image, torch.Tensor) else tvF.pil_to_tensor(image)
+        """RGB image, or what `data.image_files.read_channels` gives, (C, H, W), of any size → float32 (C, h, w) with
+        (h, w) = `input_size` of the image; a list if `scales` are several, one for each. Windows and mirror images are
+        made by `protocol_logits`."""
+        tensor = self.without_nodata(image if isinstance(image, torch.Tensor) else tvF.pil_to_tensor(image))
         sizes = [self.input_size(*tensor.shape[-2:], scale) for scale in self.scales]
         resized = [
             self.normalize(tvF.resize(tensor, size, interpolation=InterpolationMode.BILINEAR, antialias=True))

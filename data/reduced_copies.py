@@ -7,12 +7,13 @@ They lie beside the prepared masks, which stay as large as they are. Evaluation 
 
 import io
 import logging
+import math
 import os
 import shutil
 from functools import partial
 from pathlib import Path
 
-from datasets import DatasetDict, Features, Value, concatenate_datasets
+from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvF
@@ -39,23 +40,50 @@ def with_reduced_copies(
     cache_dir: str | os.PathLike | None = None,
     num_proc: int | None = None,
 ) -> DatasetDict:
-    """Prepared splits, the training images with a column "copy": a JPEG file, or None where the photo is not at least
+    """Prepared splits, the training images as `add_copies` makes them; logs how many are copied and what it takes."""
+    if "train" not in splits:
+        return splits
+    train = add_copies(splits["train"], transform, cache_dir, num_proc)
+    if COPY not in train.column_names:
+        return splits
+    size = train.data.column(COPY).nbytes / 2**20
+    logger.info(
+        f"{count_copies(train)} of {count_of(len(train), 'training image')} are read from copies, as they are at "
+        f"least {LEAST_REDUCTION} times as large as training needs: {size:.0f} MiB in {prepared_folder(cache_dir)} "
+        "(--no_reduced_copies makes none)"
+    )
+    return DatasetDict({**splits, "train": train})
+
+
+def count_copies(rows: Dataset) -> int:
+    """Images that training reads from copies."""
+    return len(rows) - rows.data.column(COPY).null_count if COPY in rows.column_names else 0
+
+
+def add_copies(
+    train: Dataset,
+    transform: TrainTransform,
+    cache_dir: str | os.PathLike | None = None,
+    num_proc: int | None = None,
+) -> Dataset:
+    """Prepared training images with a column "copy": a JPEG file, or None where the photo is not at least
     `LEAST_REDUCTION` times as large as the transform makes it at most. As they are if there is no such photo.
 
     Args:
-        splits: of `checks.judge.prepare_dataset`.
+        train: a split of `checks.judge.prepare_dataset`.
         cache_dir, num_proc: as for `data.preparation.prepare_pairs`. The name of the file in it depends on the photos
             and on the size that is needed.
+
+    Raises:
+        UserError: the disk has no room.
     """
-    train = splits.get("train")
-    if train is None or transform.protocol.num_channels != 3:
-        return splits
+    if transform.protocol.num_channels != 3 or transform.protocol.is_wide:
+        return train
     options = {"short_side": transform.protocol.short_side, "ratio": transform.scale_range[1]}
     sizes = zip(column_of(train, "height").tolist(), column_of(train, "width").tolist(), strict=True)
     sizes = [size for size in (size_of_copy(*size, **options) for size in sizes) if size]
     if not sizes:
-        return splits
-    folder, pixels = prepared_folder(cache_dir), sum(height * width for height, width in sizes)
+        return train
     copies = cached_map(
         train,
         copy_example,
@@ -63,15 +91,10 @@ def with_reduced_copies(
         options,
         cache_dir,
         num_proc,
-        "train: copying large photos",
-        before=partial(_check_room, folder, pixels * BYTES_PER_PIXEL),
+        "copying large photos",
+        before=partial(_check_room, prepared_folder(cache_dir), sum(map(math.prod, sizes)) * BYTES_PER_PIXEL),
     )
-    logger.info(
-        f"{len(sizes)} of {count_of(len(train), 'training image')} are read from copies, as they are at least "
-        f"{LEAST_REDUCTION} times as large as training needs: {copies.data.nbytes / 2**20:.0f} MiB in {folder} "
-        "(--no_reduced_copies makes none)"
-    )
-    return DatasetDict({**splits, "train": concatenate_datasets([train, copies], axis=1)})
+    return concatenate_datasets([train, copies], axis=1)
 
 
 def size_of_copy(height: int, width: int, short_side: int, ratio: float) -> list[int] | None:

@@ -24,7 +24,7 @@ from data.arguments import DatasetArguments
 from data.augmentation import TrainTransform
 from data.classes import ClassMap
 from data.hub_datasets import image_columns, load_through_datasets, standard_columns
-from data.image_files import StoredFile, decode_image, upright_rgb
+from data.image_files import EIGHT_BITS, StoredFile, decode_image, upright_rgb
 from data.layouts import standard_split_name
 from data.preparation import PairRecord, prepare_one
 
@@ -209,8 +209,11 @@ class StreamingDataset(torch.utils.data.IterableDataset):
         """Image, as `data_utils.SegmentationDataset.read` has it, and mask of training ids, uint8 (H, W), decoded and
         checked."""
         image, mask = (StoredFile.of(row[column], name) for column in ("image", "label"))
-        num_channels = self.transform.protocol.num_channels
+        protocol = self.transform.protocol
+        num_channels, dtype = protocol.num_channels, protocol.image_dtype
         record, label, picture = prepare_one(image, mask, self.class_map, num_channels)
         if label is None:
             self.judge(record, self.class_map)
-        return upright_rgb(picture) if num_channels == 3 else decode_image(image, num_channels), label
+        if num_channels == 3 and record.image_dtype == dtype == EIGHT_BITS:
+            return upright_rgb(picture), label
+        return decode_image(image, num_channels, dtype=dtype), label

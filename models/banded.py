@@ -148,10 +148,10 @@ def predict_bands(
         shift = class_shift(protocol.threshold, device) if protocol.threshold != 0.5 else None
         upsampling = _BandedUpsampling(_RowsOfWindows(model, image, protocol, shift=shift), image.size)
         for tile in upsampling.tiles(0):
-            ids, logits = upsampling.argmax(tile), tile.logits
-            if confidence and shift is not None:
-                logits = logits - shift
-            yield tile.pixels, ids, logits.softmax(-1) if confidence else None
+            ids, probabilities = upsampling.argmax(tile), None
+            if confidence:
+                probabilities = upsampling.softmax(tile) if shift is None else (tile.logits - shift).softmax(-1)
+            yield tile.pixels, ids, probabilities
 
     def tiles():
         for pixels, probabilities in band_probabilities(model, image, protocol):

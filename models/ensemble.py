@@ -78,6 +78,7 @@ def check_alike(first: Predictor, other: Predictor) -> None:
     def facts(one: Predictor) -> Iterator[tuple[str, object]]:
         class_map = one.class_map
         yield "channels", one.protocol.num_channels
+        yield "numbers in images", one.protocol.image_dtype
         yield "classes", class_map.num_labels
         for i, value in enumerate(class_map.raw_values):
             yield f"name of class {i}", class_map.id2label[i]

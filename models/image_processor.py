@@ -18,6 +18,8 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from cli_utils import UserError, one_line, write_text
 from data.arguments import MAX_SIDE
+from data.bands import BandStatistics
+from data.image_files import EIGHT_BITS, WIDE_DTYPES
 from data.preprocessing import MAX_ASPECT_RATIO, EvaluationProtocol, short_side_of
 from models.configurations import is_eomt
 from models.loading import find_config
@@ -49,8 +51,9 @@ def load_image_processor(
         revision: branch, tag or commit of a model on the Hub.
         image_size: side in pixels of its squares; None for the short side that the checkpoint's says.
         do_reduce_labels: None keeps the checkpoint's.
-        num_channels: None keeps the checkpoint's. Mean and standard deviation of the first three channels stay; others
-            get the average of those three, and so does an only one (or both of two).
+        num_channels: None keeps the checkpoint's, and one that has measured its bands takes no other. Mean and
+            standard deviation of the first three channels stay; others get the average of those three, and so does an
+            only one (or both of two).
         head: as for `load_model`. A backbone's processor is one for classification, so SegFormer's is taken with the
             backbone's mean and standard deviation, and with its own side of 512 pixels.
 
@@ -102,8 +105,45 @@ def load_image_processor(
         changes["do_pad"] = False
     if do_reduce_labels is not None:
         changes["do_reduce_labels"] = do_reduce_labels
+    dtype, mean = settings.get("image_dtype", EIGHT_BITS), settings.get("image_mean")
+    if dtype != EIGHT_BITS and num_channels not in (None, len(mean)):
+        raise UserError(
+            f"--num_channels is {num_channels}, but {name_or_path} was trained on {len(mean)} bands of {dtype}, each "
+            "with a mean of its own; leave the flag out"
+        )
     if num_channels is not None:
         changes |= {key: _for_channels(settings[key], num_channels) for key in ("image_mean", "image_std")}
+    return type(image_processor).from_dict(settings | changes)
+
+
+def normalized_by(
+    image_processor: ImageProcessingMixin, found: BandStatistics | None, source: str, trains: bool
+) -> ImageProcessingMixin:
+    """The image processor for images of these bands: `image_mean` and `image_std` in the images' own numbers,
+    `rescale_factor` 1, and `image_dtype`, what they are; of a model that has been trained on such bands, its own.
+
+    Args:
+        found: of `data.bands.band_statistics`. source: the model's name, for messages.
+        trains: whether the model is to be trained; else it must know them.
+
+    Raises:
+        UserError: the model was trained on other numbers, or there are no images to measure them on.
+    """
+    settings = image_processor.to_dict()
+    known, dtype = settings.get("image_dtype", EIGHT_BITS), found.dtype if found else EIGHT_BITS
+    if known == dtype:
+        return image_processor
+    if known != EIGHT_BITS or not trains:
+        raise UserError(
+            f"the images have bands of {dtype}, and {source} was trained on {known}: convert them to what that had, "
+            "or train a model on them"
+        )
+    if not found.mean:
+        raise UserError(f"no training images, on which the bands of {dtype} could be measured")
+    changes = {"image_mean": list(found.mean), "image_std": list(found.std), "image_dtype": dtype}
+    changes |= {"do_normalize": True, "do_rescale": True, "rescale_factor": 1.0}
+    if "do_flip_channel_order" in settings:
+        changes["do_flip_channel_order"] = False
     return type(image_processor).from_dict(settings | changes)
 
 
@@ -115,11 +155,13 @@ def _check_numbers(settings: dict, source: str) -> None:
 
     mean, std, size = (settings.get(key) for key in ("image_mean", "image_std", "size"))
     sides = [side for side in size.values() if side is not None] if isinstance(size, dict) else []
-    factor = settings.get("rescale_factor")
+    factor, dtype = settings.get("rescale_factor"), settings.get("image_dtype", EIGHT_BITS)
+    kinds = (EIGHT_BITS, *WIDE_DTYPES)
     for key, value, fits, allowed in (
         ("image_mean", mean, not mean or are_numbers(mean, -math.inf), "numbers"),
         ("image_std", std, not std or are_numbers(std, 0), "positive numbers"),
         ("image_std", std, not (mean and std) or len(mean) == len(std), f"as many numbers as image_mean, {mean}"),
+        ("image_dtype", dtype, dtype in kinds, " or ".join(kinds)),
         ("rescale_factor", factor, factor is None or are_numbers([factor], 0), "a positive number"),
         ("size", size, are_numbers(sides, 0) and max(sides, default=1) <= MAX_SIDE, f"1 to {MAX_SIDE} pixels a side"),
     ):

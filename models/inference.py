@@ -11,7 +11,7 @@ the last pixel. Evaluation takes the two steps of `predict_ids` one by one, the 
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,9 +27,16 @@ from data.preprocessing import EvaluationProtocol, short_side_of
 from metrics_utils import IGNORE_INDEX
 from models.configurations import is_eomt, is_universal
 from models.geometry import input_geometry
-from models.losses import check_shapes, log_likelihood, targets_of
+from models.losses import check_shapes, targets_of
 from models.mask_scores import QueryPass, full_scores, mean_scores, query_outputs, rows_of_scores, share_of_scores
-from models.upsampling import TiledUpsampling, empty_prediction, full_precision, tile_rows, upsampled_argmax
+from models.upsampling import (
+    TiledUpsampling,
+    empty_prediction,
+    full_precision,
+    tile_argmax,
+    tile_rows,
+    upsampled_argmax,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -132,10 +139,11 @@ def predict_logits(model, pixel_values: Tensor) -> Tensor:
     """(C_in, h, w) on the model's device → logits (1, C, h', w'), one image at a time; C is num_labels, or 2 for a
     model with a single logit.
 
-    A batch would be a little faster on a GPU, but matrix products round differently for different batch sizes, and
-    the counts would then depend on who shares a batch with whom.
+    A batch (B, C_in, h, w) would be a little faster on a GPU, but matrix products round differently for different
+    batch sizes, and the counts would then depend on who shares a batch with whom; frames of films are shown so.
     """
-    return two_class_logits(model(pixel_values=pixel_values[None]).logits)
+    images = pixel_values if pixel_values.dim() == 4 else pixel_values[None]
+    return two_class_logits(model(pixel_values=images).logits)
 
 
 def two_class_logits(logits: Tensor) -> Tensor:
@@ -179,12 +187,15 @@ def protocol_logits(
 def _window_logits(
     model, image: Tensor, rows: list[slice], columns: list[slice], protocol: EvaluationProtocol
 ) -> PassLogits:
-    """The logits of every window of an image (C_in, h, w), side by side."""
+    """The logits of every window of an image (C_in, h, w), or of a batch of them, side by side."""
     if len(rows) == len(columns) == 1:
         logits = predict_logits(model, image)
     else:
         logits = torch.cat(
-            [torch.cat([predict_logits(model, image[:, row, column]) for column in columns], dim=-1) for row in rows],
+            [
+                torch.cat([predict_logits(model, image[..., row, column]) for column in columns], dim=-1)
+                for row in rows
+            ],
             dim=-2,
         )
     return PassLogits(logits, rows, columns, protocol.output == "full logits")
@@ -256,6 +267,28 @@ def predict_ids(model, image: Image.Image | Tensor, protocol: EvaluationProtocol
     """
     logits = protocol_logits(model, protocol.preprocess(image), protocol)
     return predicted_ids(logits, tuple(tvF.get_size(image)), fused_ops, protocol.threshold).cpu()
+
+
+@torch.inference_mode()
+def predict_together(
+    model, images: Sequence[Image.Image | Tensor], protocol: EvaluationProtocol, fused_ops: bool = True
+) -> list[Tensor]:
+    """`predict_ids` of several images of one size, as one batch; the ids are the same, but for pixels where logits
+    differ by what matrix products round. Models that predict masks are shown one after the other."""
+    if len(images) == 1 or protocol.output == "queries":
+        return [predict_ids(model, image, protocol, fused_ops) for image in images]
+    shown = [protocol.preprocess(image) for image in images]
+    if isinstance(shown[0], Tensor):
+        batch = torch.stack(shown)
+    else:
+        batch = [torch.stack(scale) for scale in zip(*shown, strict=True)]
+    logits, size = protocol_logits(model, batch, protocol), tuple(tvF.get_size(images[0]))
+
+    def of(index: int) -> Tensor | list[PassLogits]:
+        one = slice(index, index + 1)
+        return logits[one] if isinstance(logits, Tensor) else [a._replace(logits=a.logits[one]) for a in logits]
+
+    return [predicted_ids(of(index), size, fused_ops, protocol.threshold).cpu() for index in range(len(images))]
 
 
 @torch.inference_mode()
@@ -351,11 +384,11 @@ def upsampled_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Te
         upsampling = TiledUpsampling(logits, labels.shape[-2:])
         for image in range(logits.shape[0]):
             target, valid = targets_of(labels[image], logits.shape[1], IGNORE_INDEX)
-            likelihood = upsampling.new_empty(*target.shape)
+            loss = upsampling.new_empty(*target.shape)
             for tile in upsampling.tiles(image):
                 prediction[image][tile.pixels] = upsampling.argmax(tile)
-                likelihood[tile.pixels] = upsampling.softmax(tile).gather(-1, target[tile.pixels])
-            losses.append(-(log_likelihood(upsampling, image, target, likelihood) * valid).sum())
+                loss[tile.pixels] = upsampling.log_sum(tile) - tile.logits.gather(-1, target[tile.pixels])
+            losses.append((loss * valid).sum())
             valid_pixels.append(valid.sum())
     return prediction, torch.stack(losses), torch.stack(valid_pixels)
 
@@ -423,18 +456,20 @@ def mean_softmax(
     # Drawn one at a time, since each tile overwrites the one before it.
     tiles = [other.tiles(0) for other in others]
     for tile in first.tiles(0):
-        probabilities = tile.logits.softmax(-1)
+        probabilities = first.softmax(tile)
+        if others:  # which use its memory
+            probabilities = probabilities.clone()
         for other, its_tiles in zip(others, tiles, strict=True):
             probabilities += other.softmax(next(its_tiles))
         yield tile.pixels, probabilities.div_(1 + len(others))
 
 
 def most_likely(probabilities: Tensor, dim: int, threshold: float) -> Tensor:
-    """argmax along `dim`, as the threshold between two classes moves it."""
+    """argmax along `dim`, 1 of (1, C, H, W) or -1 of a tile, as the threshold between two classes moves it."""
     if threshold != 0.5:
         probabilities = probabilities.movedim(dim, -1) * _class_weights(threshold, probabilities.device)
-        dim = -1
-    return probabilities.argmax(dim)
+        return probabilities.argmax(-1)
+    return tile_argmax(probabilities) if dim == -1 else probabilities.argmax(dim)
 
 
 def _full_logits(one: PassLogits, size: tuple[int, int]) -> Tensor:

@@ -24,7 +24,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
 )
 
-from cli_utils import UserError, nearest, one_line, shorten
+from cli_utils import UserError, count_of, nearest, one_line, shorten
 from metrics_utils import IGNORE_INDEX
 from models.adapters import (
     encoder_modules,
@@ -371,9 +371,12 @@ def _judge_loading(
 
     fresh = {*info["missing_keys"], *mismatched}
     loaded = len(model.state_dict()) - len(fresh)
-    reason = f", {old} classes there and {new} here" if trained and fresh else ""
+    # A universal model's loss counts its classes, and holds no weights.
+    modules = _modules(model.state_dict(), {key for key in fresh if not key.startswith("criterion.")})
+    names = shorten(old_id2label.values(), 4)
+    reason = f", as it was trained on {count_of(old, 'class/classes')} ({names}) and the data has {new}"
     logger.info(
-        f"{name_or_path}: {loaded} tensors loaded, fresh: {_modules(model.state_dict(), fresh) or 'none'}{reason}"
+        f"{name_or_path}: {loaded} tensors loaded, fresh: {modules or 'none'}{reason if trained and fresh else ''}"
     )
     if trained and old == new and list(old_id2label.values()) != list(model.config.id2label.values()):
         logger.warning(

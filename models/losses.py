@@ -19,8 +19,6 @@ GAMMA = 2.0  # Lin et al., Focal Loss for Dense Object Detection, arXiv:1708.020
 # Pixels are hard where the label's probability is below this, or among that many lowest of each image's share of the
 # batch. Source: `OHEMPixelSampler` in the configurations of mmsegmentation.
 HARD_PROBABILITY, HARD_PIXELS_PER_IMAGE = 0.7, 100_000
-# Below this a float32 softmax loses digits, then becomes 0, while its logarithm is still an ordinary number.
-SMALLEST_LIKELIHOOD = 1e-30
 
 
 def segmentation_loss(
@@ -207,33 +205,23 @@ def _cross_entropy_sums(
         label_weights.append(label_weight.sum())
         nll_weight = (1 - label_smoothing) * label_weight
         probability_weight = nll_weight + uniform_weight.sum() * valid
-        likelihood = upsampling.new_empty(*target.shape)
+        at_label, nll = -nll_weight, upsampling.new_empty(*target.shape)
         for tile in upsampling.tiles(image):
             tile_target = target[tile.pixels]
-            probabilities = upsampling.softmax(tile)
-            likelihood[tile.pixels] = probabilities.gather(-1, tile_target)
+            probabilities, log_sum = upsampling.softmax_and_log_sum(tile)
+            nll[tile.pixels] = log_sum - tile.logits.gather(-1, tile_target)
             if label_smoothing:
                 uniform_loss = uniform_weight.sum() * tile.logits.gather(-1, tile_target)
                 uniform_loss -= tile.logits @ uniform_weight[:, None]
                 losses.append((uniform_loss * valid[tile.pixels]).sum())
             if gradient is not None:
                 tile_gradient = probabilities.mul_(probability_weight[tile.pixels])
-                tile_gradient.scatter_add_(-1, tile_target, -nll_weight[tile.pixels])
+                tile_gradient.scatter_add_(-1, tile_target, at_label[tile.pixels])
                 if label_smoothing:
                     tile_gradient -= uniform_weight * valid[tile.pixels]
                 upsampling.add_transposed(gradient[image], tile, tile_gradient)
-        losses.append(-(probability_weight * log_likelihood(upsampling, image, target, likelihood)).sum())
+        losses.append((probability_weight * nll).sum())
     return torch.stack(losses).sum(), torch.stack(label_weights).sum(), gradient
-
-
-def log_likelihood(upsampling: TiledUpsampling, image: int, target: Tensor, likelihood: Tensor) -> Tensor:
-    """log softmax at `target`, (H, W, 1), given the softmax there: its logarithm, unless digits were lost."""
-    if likelihood.amin() >= SMALLEST_LIKELIHOOD:
-        return likelihood.log()
-    exact = torch.empty_like(likelihood)
-    for tile in upsampling.tiles(image):
-        exact[tile.pixels] = tile.logits.log_softmax(-1).gather(-1, target[tile.pixels])
-    return exact
 
 
 # ---- the other losses -----------------------------------------------------------------------------------------------
@@ -276,9 +264,9 @@ def _tiles(upsampling: TiledUpsampling, labels: Tensor) -> Iterator[tuple[int, T
             yield image, tile, target[tile.pixels], valid[tile.pixels]
 
 
-def _tile_log_likelihood(tile: Tile, target: Tensor) -> Tensor:
+def _tile_log_likelihood(upsampling: TiledUpsampling, tile: Tile, target: Tensor) -> Tensor:
     """log softmax at `target`, (rows, columns, 1)."""
-    return tile.logits.gather(-1, target) - tile.logits.logsumexp(-1, keepdim=True)
+    return tile.logits.gather(-1, target) - upsampling.log_sum(tile)
 
 
 def _label_weight(weight: Tensor | None, target: Tensor, valid: Tensor, dtype: torch.dtype) -> Tensor:
@@ -299,7 +287,7 @@ def _focal(upsampling: TiledUpsampling, labels: Tensor, weight: Tensor | None, g
     loss = upsampling.new_empty().zero_()
     for image, tile, target, valid in _tiles(upsampling, labels):
         label_weight = _label_weight(weight, target, valid, upsampling.dtype)
-        log_p = _tile_log_likelihood(tile, target)
+        log_p = _tile_log_likelihood(upsampling, tile, target)
         p = log_p.exp()
         loss -= (label_weight * (1 - p) ** GAMMA * log_p).sum()
         if gradient is not None:
@@ -311,7 +299,7 @@ def _focal(upsampling: TiledUpsampling, labels: Tensor, weight: Tensor | None, g
 def _ohem(upsampling: TiledUpsampling, labels: Tensor, weight: Tensor | None, gradient: Tensor | None) -> Tensor:
     log_p = upsampling.new_empty(*labels.shape, 1).zero_()
     for image, tile, target, _ in _tiles(upsampling, labels):
-        log_p[image][tile.pixels] = _tile_log_likelihood(tile, target)
+        log_p[image][tile.pixels] = _tile_log_likelihood(upsampling, tile, target)
     hard = _hard_pixels(log_p[..., 0].exp(), labels)[..., None]
     scale = (labels != IGNORE_INDEX).sum().to(upsampling.dtype) / hard.sum().clamp(min=1)
     loss = upsampling.new_empty().zero_()
@@ -339,7 +327,7 @@ def _dice(upsampling: TiledUpsampling, labels: Tensor, weight: Tensor | None, gr
     intersection, predicted, labelled = upsampling.new_empty(3, num_classes).zero_()
     for _, tile, target, valid in _tiles(upsampling, labels):
         probabilities = upsampling.softmax(tile).mul_(valid)
-        predicted += probabilities.sum((0, 1))
+        predicted += probabilities.sum(1).sum(0)  # row by row, as in `_sums_by_class`
         intersection += _sums_by_class(probabilities.gather(-1, target), target, num_classes)
         labelled += _sums_by_class(valid.to(upsampling.dtype), target, num_classes)
     present = labelled > 0
@@ -374,7 +362,7 @@ def _lovasz(upsampling: TiledUpsampling, labels: Tensor, weight: Tensor | None, 
     valid = labels != IGNORE_INDEX
     log_sum = upsampling.new_empty(*labels.shape)
     for image, tile, _, _ in _tiles(upsampling, labels):
-        log_sum[image][tile.pixels] = tile.logits.logsumexp(-1)
+        log_sum[image][tile.pixels] = upsampling.log_sum(tile)[..., 0]
     present = labels[valid].unique().tolist()
     scale = valid.sum().to(upsampling.dtype) / max(1, len(present))
     loss = upsampling.new_empty().zero_()

@@ -8,6 +8,7 @@ predictor.class_map.id2label
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from data.large_images import LargeImage
 from data.preprocessing import EvaluationProtocol
 from models.banded import predict_bands
 from models.image_processor import load_image_processor
-from models.inference import evaluation_protocol, predict_ids, predict_with_confidence
+from models.inference import evaluation_protocol, predict_ids, predict_together, predict_with_confidence
 from models.loading import describe_model, load_trained_model
 from models.onnx_model import OnnxModel
 from models.trained_classes import find_class_map
@@ -37,6 +38,7 @@ class Predictor:
         predict_with_confidence: the same → ids, and how likely they are, uint8 (H, W), 255 for certainty;
             `LargeImage` → some rows of both after the other. None: the model gives the classes alone.
         network: what gives logits, on the model's device; None: a graph that takes images, or several models.
+        predict_together: images of one size → a list of ids; None: `predict` has to take one by one.
         needs_whole: why a `LargeImage` cannot be predicted; None where it can.
     """
 
@@ -47,6 +49,7 @@ class Predictor:
     predict: Callable
     predict_with_confidence: Callable | None
     network: nn.Module | None
+    predict_together: Callable | None = None
     needs_whole: str | None = None
 
     def check_size(self, name, size: tuple[int, int]) -> None:
@@ -93,7 +96,14 @@ def _load_graph(
     with_confidence = graph.predict_with_confidence if graph.has_confidence else None
     why = f"{name} takes images whole: export the model with --logits, or give the model itself"
     return Predictor(
-        name, graph.describe(), graph.class_map, graph.protocol, graph.predict_ids, with_confidence, None, why
+        name,
+        graph.describe(),
+        graph.class_map,
+        graph.protocol,
+        graph.predict_ids,
+        with_confidence,
+        None,
+        needs_whole=why,
     )
 
 
@@ -117,4 +127,7 @@ def _of_network(
 
     why = f"{name} predicts masks, for which it needs the whole image: cut it into tiles"
     needs_whole = why if protocol.output == "queries" else None
-    return Predictor(name, description, class_map, protocol, predict, with_confidence, network, needs_whole)
+    together = partial(predict_together, network, protocol=protocol, fused_ops=fused_ops)
+    return Predictor(
+        name, description, class_map, protocol, predict, with_confidence, network, together, needs_whole=needs_whole
+    )

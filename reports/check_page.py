@@ -180,7 +180,8 @@ def _views(
         size = "x".join(map(str, large[0].header().size))
         return None, None, f"{large[0].title} is {size}, too large to be shown"
     with suppress(UserError):  # what is wrong, the record says too
-        photo = rgb_view(read_channels(image.source, num_channels)) if image.source else None
+        if image.source:
+            photo = rgb_view(read_channels(image.source, num_channels, dtype=image.band_dtype()))
     record, decoded = decode_pair("", image, label, class_map, num_channels)
     if decoded is not None:
         ids = decoded.ids

@@ -1,11 +1,15 @@
 """A Space of the Hugging Face Hub that serves `app.py`: the files that it takes, no more."""
 
 import ast
+import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import yaml
+
+from cli_utils import UserError
+from reports.model_card import named_repository
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SETTINGS = "app.yaml"
@@ -50,6 +54,23 @@ def space_files(title: str, settings: dict, models: Sequence[str]) -> dict[str, 
         "the models have licences of their own.\n",
     }
     return files | {name: text.encode() for name, text in texts.items()}
+
+
+def model_on_hub(model: str) -> str:
+    """The id on the Hub of a model that may be the folder of a run that was published.
+
+    Raises:
+        UserError: it was not.
+    """
+    if not os.path.exists(model):
+        return model
+    published = named_repository(model)
+    if published is None:
+        raise UserError(
+            f"--push_space: a Space loads its models from the Hub, and {model} lies here alone; publish it first "
+            f"(python publish.py {model}), then give its id on the Hub"
+        )
+    return published
 
 
 def modules_of(script: str) -> list[Path]:

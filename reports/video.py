@@ -1,6 +1,6 @@
 """Predictions of films: one with the classes blended in, in its own frame rate and with its sound, frame by frame.
 
-Needs PyAV (optional). Nothing but the frame at work is held.
+Needs PyAV (optional). Nothing but the frames at work is held.
 """
 
 import logging
@@ -26,15 +26,21 @@ def video_file(path: Path, folder: Path, name: str) -> Path:
 
 
 def write_video(
-    source: Path, target: Path, predict: Callable, class_map: ClassMap, frames_folder: Path | None = None
+    source: Path,
+    target: Path,
+    predict: Callable,
+    class_map: ClassMap,
+    frames_folder: Path | None = None,
+    batch_size: int = 1,
 ) -> int:
-    """Predicts a film frame by frame; returns how many frames could not be decoded and are left out.
+    """Predicts a film, some frames at a time; returns how many frames could not be decoded and are left out.
 
     Times of frames and the sound are taken over. An odd last row or column is cut off, as films have none.
 
     Args:
-        predict: PIL RGB → training ids (H, W).
+        predict: images of one size, PIL RGB → training ids (H, W) of each.
         frames_folder: for an indexed PNG of every frame, 000000.png and so on; None for none.
+        batch_size: frames that are predicted at a time.
 
     Raises:
         UserError: it is no film, or has no pictures.
@@ -55,8 +61,27 @@ def write_video(
         pictures, sounds = film.streams.video[0], list(film.streams.audio)
         partial = opened.enter_context(written_aside(target))
         output = opened.enter_context(av.open(str(partial), "w"))
-        stream, sound_of = None, {}
+        stream, sound_of, waiting = None, {}, []
         progress = opened.enter_context(tqdm(total=pictures.frames or None, desc=source.name, unit="frame"))
+
+        def write_waiting() -> None:
+            nonlocal count
+            if not waiting:
+                return
+            images = [image for *_, image in waiting]
+            for (pts, time_base, image), ids in zip(waiting, predict(images), strict=True):
+                ids = np.asarray(ids).astype(np.uint8)
+                blended = np.asarray(visual_utils.overlay(image, ids, palette))[: stream.height, : stream.width]
+                shown = av.VideoFrame.from_ndarray(np.ascontiguousarray(blended), format="rgb24")
+                shown.pts, shown.time_base = pts, time_base
+                output.mux(stream.encode(shown))
+                if frames_folder:
+                    with written_aside(frames_folder / f"{count:06d}.png") as file:
+                        visual_utils.save_indexed_png(file, class_map.to_raw(ids), raw_palette)
+                count += 1
+                progress.update()
+            waiting.clear()
+
         for packet in film.demux([pictures, *sounds]):
             if packet.stream is not pictures:
                 if packet.dts is not None and stream is not None:
@@ -70,19 +95,15 @@ def write_video(
                 continue
             for frame in frames:
                 image = _upright(frame)
-                ids = np.asarray(predict(image)).astype(np.uint8)
                 if stream is None:
                     stream = _picture_stream(output, pictures, image)
                     sound_of = {sound.index: output.add_stream_from_template(sound) for sound in sounds}
-                blended = np.asarray(visual_utils.overlay(image, ids, palette))[: stream.height, : stream.width]
-                shown = av.VideoFrame.from_ndarray(np.ascontiguousarray(blended), format="rgb24")
-                shown.pts, shown.time_base = frame.pts, frame.time_base
-                output.mux(stream.encode(shown))
-                if frames_folder:
-                    with written_aside(frames_folder / f"{count:06d}.png") as file:
-                        visual_utils.save_indexed_png(file, class_map.to_raw(ids), raw_palette)
-                count += 1
-                progress.update()
+                if waiting and waiting[0][-1].size != image.size:
+                    write_waiting()
+                waiting.append((frame.pts, frame.time_base, image))
+                if len(waiting) == batch_size:
+                    write_waiting()
+        write_waiting()
         if stream is None:
             raise UserError(f"{source}: not one of its frames can be decoded")
         output.mux(stream.encode())

@@ -1,23 +1,30 @@
 """The benchmark measures both sides of the same thing; that ours is faster is not for a test on a busy machine."""
 
+import itertools
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from factories.architectures import tiny_configs, universal_configs
+from PIL import Image
 from transformers import SegformerForSemanticSegmentation
 
 import benchmark
+import benchmark_peers
 from benchmark import BenchmarkArguments
 from cli_utils import UserError, parse_arguments
-from models.catalogue import MODELS, Model
+from data.preprocessing import EvaluationProtocol
+from models.catalogue import MIT, MODELS, NVIDIA, Model
 from models.fused_segformer import FusedSegformerDecodeHead
 
-ROW = {"stock_seconds", "ours_seconds", "ratio", "stock_peak_mb", "ours_peak_mb"}
+TIMES = {"stock_seconds", "ours_seconds", "ratio", "smallest_ratio", "largest_ratio"}
+ROW = TIMES | {"stock_peak_mb", "ours_peak_mb"}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +69,8 @@ def test_evaluate(tiny, without_children):
     assert set(rows["evaluate"]) == ROW | {"images"} | differences
     assert max(rows["evaluate"][name] for name in differences) < 1e-4
     assert rows["evaluate, 4:3 photos"]["images"] == 3
-    assert rows["evaluate, 12 images"] == {"images": 12, "stock_peak_mb": 24.0, "ours_peak_mb": None}
+    growth = {"images": 12, "note": benchmark.KEEPS_LOGITS, "stock_peak_mb": 24.0, "ours_peak_mb": None}
+    assert rows["evaluate, 12 images"] == growth
 
 
 def test_predict_and_data(tiny, without_children):
@@ -83,14 +91,7 @@ def test_start(tiny, capsys):
 @pytest.mark.slow
 def test_export(tiny):
     row = benchmark.main(["export", *tiny])["rows"]["export"]
-    assert set(row) == {
-        "stock_seconds",
-        "ours_seconds",
-        "ratio",
-        "different_pixels",
-        "stock_output_mb",
-        "ours_output_mb",
-    }
+    assert set(row) == TIMES | {"different_pixels", "stock_output_mb", "ours_output_mb"}
     assert row["different_pixels"] < 0.01
     assert row["ours_output_mb"] == pytest.approx(64 * 85 / 2**20)  # a byte a pixel
 
@@ -105,8 +106,15 @@ def test_a_child_that_dies_leaves_a_gap(tiny, tmp_path, monkeypatch, capsys):
     python.write_text("#!/bin/sh\necho no memory left >&2\nkill -9 $$\n")
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
-    assert benchmark.peak_memory(as_args(tiny, tmp_path, "predict")) == {"stock_peak_mb": None, "ours_peak_mb": None}
+    args = as_args(tiny, tmp_path, "predict")
+    peaks = benchmark.peak_memory(args)
+    assert peaks == dict.fromkeys(["stock_peak_mb", "ours_peak_mb"]) | dict.fromkeys(
+        ["stock_ended", "ours_ended"], "out of memory"
+    )
+    assert "| out of memory | out of memory |" in benchmark.as_table({"predict": peaks})
     assert "--peak_of ours ended with exit code -9: no memory left" in capsys.readouterr().err
+    python.write_text("#!/bin/sh\necho a bug >&2\nexit 1\n")
+    assert benchmark.peak_memory(args, ["ours"]) == {"ours_ended": "failed", "ours_peak_mb": None}
 
 
 def test_own_peak_is_that_of_the_work(tiny, tmp_path, monkeypatch):
@@ -182,7 +190,7 @@ def test_stock_mean_iou_gives_the_values_that_evaluate_documents(tmp_path):
     # The example in the docstring of evaluate's mean_iou.
     predictions = [[[1, 2], [3, 4], [5, 255]], [[2, 7], [9, 2], [3, 6]], [[2, 2, 3], [8, 2, 4], [3, 255, 2]]]
     references = [[[0, 3], [5, 4], [6, 255]], [[1, 7], [9, 2], [3, 6]], [[1, 2, 2], [8, 2, 1], [3, 255, 1]]]
-    result = benchmark.stock_mean_iou(str(tmp_path)).compute(
+    result = benchmark_peers.stock_mean_iou(str(tmp_path)).compute(
         predictions=[np.array(ids, np.int32) for ids in predictions],
         references=[np.array(ids, np.int32) for ids in references],
         num_labels=10,
@@ -228,8 +236,8 @@ def test_a_missing_package_is_named_before_anything_is_measured(monkeypatch):
 
 
 def test_models_are_counted_and_shown(monkeypatch):
-    tiny = Model("some/tiny", "yes: MIT", None, lambda: tiny_configs()["upernet-convnext"])
-    of_masks = Model("some/masks", "no", "50.0 (a paper)", lambda: universal_configs()["mask2former"])
+    tiny = Model("some/tiny", MIT, None, lambda: tiny_configs()["upernet-convnext"])
+    of_masks = Model("some/masks", NVIDIA, "50.0 (a paper)", lambda: universal_configs()["mask2former"])
     monkeypatch.setattr(benchmark, "MODELS", {"tiny": tiny, "masks": of_masks})
     rows = {}
     for name in benchmark.MODELS:
@@ -244,11 +252,112 @@ def test_models_are_counted_and_shown(monkeypatch):
         "| tiny: `--model_name_or_path some/tiny` |" in table
         and "| no published figure | 0.5 GiB | yes: MIT |" in table
     )
-    assert "| 50.0 (a paper) | out of memory | no |" in table
+    assert f"| 50.0 (a paper) | out of memory | {NVIDIA.text} |" in table
 
 
 def test_the_catalogue_is_what_the_documentation_lists():
     text = (Path(benchmark.__file__).parent / "docs" / "models.md").read_text(encoding="utf-8")
     for name, model in MODELS.items():
         (row,) = [line for line in text.splitlines() if line.startswith(f"| {name}: `{model.flags}` |")]
-        assert row.rstrip(" |").endswith(model.commercial) and (model.ade20k or "no published figure") in row
+        cost, published = model.cost, model.ade20k or "no published figure"
+        memory = "not measured" if cost.step is None else f"{cost.step} GiB"
+        cells = [f"{cost.parameters} M", str(cost.gflops), published, memory, model.licence.text]
+        assert row.strip("| ").split(" | ")[1:] == cells
+    assert text.count("`--backbone ") + text.count("`--model_name_or_path ") >= len(MODELS)
+
+
+# ---- what else people would pick ------------------------------------------------------------------------------------
+
+
+def test_peers_are_measured_or_named(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "tuned", lambda model: model)  # what a compiler takes is not what is tested
+    monkeypatch.setattr(benchmark_peers, "find_spec", lambda name: None)
+
+    def raise_memory_error(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(benchmark, "torchvision_transforms", raise_memory_error)
+    rows = benchmark.main(["peers", *tiny, "--pairs", "1"])["rows"]
+    step, smp, evaluation, data = rows.values()
+    assert set(step) == TIMES
+    assert smp == {"note": "skipped: pip install segmentation-models-pytorch"}
+    assert evaluation["ratio"] > 0 and evaluation["eval_mean_iou_difference"] < 1e-4
+    assert data == {"note": "out of memory"}
+    printed = capsys.readouterr().out
+    assert "segmentation_models.pytorch (skipped: pip install segmentation-models-pytorch) |  |" in printed
+
+
+def test_segmentation_models_pytorch_is_the_same_network(tiny, tmp_path):
+    pytest.importorskip("segmentation_models_pytorch")
+    args = as_args(tiny, tmp_path, variant="mit-b0")
+    sizes = [
+        sum(parameter.numel() for parameter in model.parameters())
+        for model in (benchmark_peers.smp_segformer("mit-b0", 5), benchmark.new_model(args, ours=False))
+    ]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.02)
+    assert benchmark.smp_step(replace(args, pairs=1))["ratio"] > 0
+    with pytest.raises(benchmark_peers.CannotRun, match="has no encoder mit_b9"):
+        benchmark_peers.smp_segformer("mit-b9", 5)
+
+
+def test_tuning_needs_a_compiler(monkeypatch):
+    monkeypatch.setattr(benchmark_peers.shutil, "which", lambda name: None)
+    with pytest.raises(benchmark_peers.CannotRun, match="C.. compiler"):
+        benchmark_peers.tuned(torch.nn.Conv2d(3, 4, 3))
+
+
+def test_streaming_counts_are_those_of_all_images():
+    logits, labels = torch.randn(4, 3, 8, 8), torch.randint(3, (4, 16, 16))
+    labels[:, 0] = 255
+    ids = benchmark_peers.ids_of_logits(logits, labels)
+    assert ids.shape == labels.shape
+    compute_metrics = benchmark_peers.streaming_metrics(3)
+    for _ in range(2):  # two evaluations
+        parts = [SimpleNamespace(predictions=ids[i], label_ids=labels[i]) for i in (slice(0, 1), slice(1, 4))]
+        assert compute_metrics(parts[0], compute_result=False) == {}
+        scores = compute_metrics(parts[1], compute_result=True)
+        valid = labels != 255
+        assert scores["overall_accuracy"] == pytest.approx((ids == labels)[valid].double().mean().item())
+
+
+def test_torchvision_crops_images_and_masks_alike():
+    mask = np.kron(np.arange(12, dtype=np.uint8).reshape(3, 4), np.ones((20, 20), np.uint8))
+    image = np.stack([mask * 20] * 3, axis=-1)
+    rows = {"image": [Image.fromarray(image)] * 3, "label": [Image.fromarray(mask)] * 3}
+    torch.manual_seed(0)
+    examples = benchmark_peers.torchvision_transforms(64)(rows)
+    assert examples["pixel_values"].shape == (3, 3, 64, 64) and examples["labels"].shape == (3, 64, 64)
+    shown = EvaluationProtocol().denormalize(examples["pixel_values"][0])[0].float() / 20
+    valid = examples["labels"][0] != 255
+    assert valid.any() and (shown - examples["labels"][0])[valid].abs().median() < 0.5
+
+
+def test_time_to_score(tiny, tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+    for i in range(6):
+        ids = np.kron(rng.integers(0, 3, (2, 2)), np.ones((32, 32), int)).astype(np.uint8)
+        Image.fromarray(np.stack([ids * 100] * 3, axis=-1)).save(tmp_path / "images" / f"{i}.png")
+        Image.fromarray(ids).save(tmp_path / "masks" / f"{i}.png")
+    ticks = itertools.count()
+    trained = partial(benchmark_peers.train_and_score, clock=lambda: next(ticks))
+    monkeypatch.setattr(benchmark, "train_and_score", trained)
+    monkeypatch.setattr(benchmark_peers, "find_spec", lambda name: None)
+    rows = benchmark.main(["time-to-score", *tiny, "--seconds", "5", "--dataset_dir", str(tmp_path)])["rows"]
+    assert list(rows) == ["ours", "stock loop", "segmentation_models.pytorch"]
+    for side in ("ours", "stock loop"):
+        assert rows[side]["steps"] == 4 and 0 <= rows[side]["mean_iou"] <= 1
+    printed = capsys.readouterr().out
+    assert "| segmentation_models.pytorch |  | skipped: pip install segmentation-models-pytorch |" in printed
+
+
+def test_the_readme_has_the_rows_of_its_command(monkeypatch, tiny, capsys):
+    times = {"stock_seconds": 2.0, "ours_seconds": 1.0, "ratio": 2.0, "smallest_ratio": 1.5, "largest_ratio": 2.5}
+    for command, (_, work) in list(benchmark.MEASUREMENTS.items()):
+        monkeypatch.setitem(benchmark.MEASUREMENTS, command, (lambda args: {args.command: times}, work))
+    assert list(benchmark.main(["readme", *tiny])["rows"]) == ["train-step", "evaluate", "predict"]
+    printed = capsys.readouterr().out
+    readme = (Path(benchmark.__file__).parent / "README.md").read_text(encoding="utf-8")
+    for title in benchmark.README_ROWS.values():
+        assert f"| {title} | 2.000 s | 1.000 s | 2.00 (1.50 to 2.50) |" in printed and f"| {title} |" in readme

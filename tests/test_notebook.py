@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+from factories.runs import save_tiny_config
 from nbclient import NotebookClient
 from PIL import Image
 
@@ -41,13 +43,14 @@ def pictures(cell):
 
 @pytest.fixture(scope="module")
 def tour(tmp_path_factory, toy_dataset_dir):
-    """The executed notebook and the folder in which it ran: two steps, small inputs, no package index, and the toy
-    dataset already there, as in a second run."""
+    """The executed notebook and the folder in which it ran: two steps, a tiny model, small inputs, no package index,
+    and the toy dataset already there, as in a second run."""
     notebook, folder = read_notebook(), tmp_path_factory.mktemp("tour")
     shutil.copytree(toy_dataset_dir, folder / "ADE20k_toy_dataset")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(REPOSITORY))
         patch.setenv("PIP_NO_INDEX", "1")
+        patch.setenv("NOTEBOOK_MODEL", str(save_tiny_config(tmp_path_factory.mktemp("model"))))
         patch.setenv("NOTEBOOK_STEPS", "2")
         patch.setenv("NOTEBOOK_IMAGE_SIZE", "64")
         execute(notebook, folder)
@@ -59,7 +62,7 @@ def test_file_is_short_and_holds_no_results():
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
     assert notebook.metadata.kernelspec.name == "python3"
-    assert len(notebook.cells) < 25
+    assert len(notebook.cells) < 30
     for cell in code_cells(notebook):
         assert (cell.outputs, cell.execution_count) == ([], None)
 
@@ -100,22 +103,35 @@ def test_first_cell_fetches_the_repository_elsewhere(tmp_path, monkeypatch):
     assert printed(use) == f"fetched {(folder / 'fine_tune_segformer').resolve()}\n"
 
 
+def test_a_plan_is_made_and_its_reasons_are_shown(tour):
+    [text] = [text for text in map(printed, code_cells(tour[0])) if "# Planned for" in text]
+    plan = (tour[1] / "outputs" / "plan.yaml").read_text()
+    assert plan in text and "max_steps: 2  # given" in plan
+    assert re.search(r"^learning_rate: .* all weights start at random", plan, re.MULTILINE)
+
+
 def test_scores_are_printed(tour):
     [text] = [text for text in map(printed, code_cells(tour[0])) if re.search(MEAN_IOU, text)]
     scores = {split: float(value) for split, value in re.findall(MEAN_IOU, text)}
-    assert scores.keys() == {"training", "validation"}
-    assert all(0 < score < 1 for score in scores.values())
+    results = json.loads((tour[1] / "outputs" / "notebook" / "all_results.json").read_text())
+    expected = {"training": results["train_mean_iou"], "validation": results["eval_mean_iou"]}
+    assert scores == {split: round(value, 3) for split, value in expected.items()}
     assert re.search(r"^sky +\d\.\d{3}", text, re.MULTILINE)
 
 
 def test_pictures_are_shown(tour):
-    """Image and mask, overlay, crops, predictions on both splits, segments of the pipeline: none of one colour."""
+    """Image and mask, overlay, crops, curves and confusions, predictions, segments of the pipeline, and the classes
+    that ONNX Runtime finds: none of one colour."""
     shown = [picture for cell in code_cells(tour[0]) for picture in pictures(cell)]
-    assert len(shown) == 6
+    assert len(shown) == 7
     assert all(picture.std() > 10 for picture in shown)
 
 
 def test_files_are_left(tour):
-    outputs = tour[1] / "outputs" / "notebook"
-    assert len(list((outputs / "predictions").glob("*.png"))) == 4
-    assert (outputs / "model.safetensors").stat().st_size > 4 * 3_700_000  # MiT-B0 in float32
+    """predict.py predicts what the run predicted."""
+    outputs = tour[1] / "outputs"
+    assert (outputs / "notebook" / "report.html").is_file() and (outputs / "notebook.onnx").is_file()
+    predicted = {path.name: path.read_bytes() for path in (outputs / "notebook" / "predictions").glob("*.png")}
+    assert len(predicted) == 4
+    again = {path.name: path.read_bytes() for path in (outputs / "predicted").glob("*.png")}
+    assert again.pop("contact_sheet.png") and again == predicted

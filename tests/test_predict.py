@@ -734,6 +734,11 @@ def test_films_beside_images(model_dir, photos, tmp_path):
     assert len(np.unique(ids_in(tmp_path / "out" / "film_frames" / "000001.png"))) > 1
     with av.open(str(tmp_path / "out" / "film.mp4")) as film:
         assert len(list(film.decode(video=0))) == 3
+    flags = ["--video_frames", "--per_device_eval_batch_size", "2"]
+    run(model_dir, tmp_path / "two", tmp_path / "film.mov", flags=flags)
+    for name in ("000000.png", "000001.png", "000002.png"):
+        one, two = (ids_in(tmp_path / folder / "film_frames" / name) for folder in ("out", "two"))
+        assert np.array_equal(one, two)
     with pytest.raises(UserError, match=r"film\.mov would be overwritten|film\.mp4 would be overwritten"):
         (tmp_path / "film.mov").rename(tmp_path / "film.mp4")
         run(model_dir, tmp_path, tmp_path / "film.mp4")

@@ -32,7 +32,7 @@ SECRETS = ("hub_token",)
 # Of these at most one is given.
 EXCLUSIVE = (("model_name_or_path", "from_scratch", "backbone"), ("dataset_dir", "dataset_name"))
 # What is meant for one command and not for the next one that takes its arguments from the file.
-FOR_ONCE = ("resume_from_checkpoint", "overwrite_output_dir", "minutes")
+FOR_ONCE = ("resume_from_checkpoint", "overwrite_output_dir", "minutes", "commercial")
 
 
 def _default(name: str, value):

@@ -35,6 +35,7 @@ def idle_flags(args: Arguments) -> list[str]:
     rules = [
         (of_training, trains, "nothing is trained; add --do_train"),
         (["minutes"], False, "it is for a plan, which --config auto makes; --train_minutes ends training in time"),
+        (["commercial"], False, "it is for a plan, which --config auto makes"),
         (["max_train_samples"], trains or run.eval_on_train, "training images are not used"),
         (["max_eval_samples"], evaluates or training.do_predict, "nothing is evaluated or predicted"),
         (["max_predict_samples"], training.do_predict, "nothing is predicted; add --do_predict"),

@@ -27,8 +27,11 @@ from cli_utils import UserError, printable
 from data.augmentation import TrainTransform
 from data.bulk import column_of
 from data.classes import ClassMap
+from data.reduced_copies import add_copies
 from data_utils import Data, SegmentationDataset, find_classes, load_data
+from models.catalogue import MODELS
 from models.configurations import is_universal
+from models.geometry import input_geometry
 from training import planning
 from training.arguments import FOR_ONCE, GROUPS, PLAN_FILE, SECRETS, Arguments
 from training.planning import ClassFacts, DataFacts, Goal, Machine, Measured, Setting, Time
@@ -42,7 +45,8 @@ LOADED = 6  # examples that are loaded to see how long it takes
 # Decoding an image and counting its pixels, by pixel; measured on a CPU (two cores of an AMD EPYC).
 SCORING_SECONDS = 1.5e-7
 # Of what is given, that is about one command and its folder.
-NOT_KEPT = {*FOR_ONCE, *SECRETS, "output_dir", "minutes"}
+NOT_KEPT = {*FOR_ONCE, *SECRETS, "output_dir"}
+SIDES = ("image_size", "crop_size", "slide_crop")
 TOPICS = {
     "data": ("dataset_dir dataset_name images masks train_val_split split_groups"),
     "model": "model_name_or_path from_scratch backbone head",
@@ -63,6 +67,7 @@ class Steps(NamedTuple):
     find_model: arguments → configuration, image processor, transform. check: data, arguments, output folder → raises
     for what names show. prepare: data, class map, arguments → splits, findings.
     choose_splits: splits, flags of the run → training and evaluation split. build_model: arguments, class map → model.
+    fit_bands: arguments, splits, image processor, transform → the last two, for bands of more than 8 bits.
     """
 
     find_model: Callable[[Arguments], tuple[PretrainedConfig, ImageProcessingMixin, TrainTransform]]
@@ -70,6 +75,7 @@ class Steps(NamedTuple):
     prepare: Callable[[Data, ClassMap, Arguments], tuple[DatasetDict, list[Finding] | None]]
     choose_splits: Callable[[DatasetDict, RunArguments], list[Dataset | None]]
     build_model: Callable[[Arguments, ClassMap], PreTrainedModel]
+    fit_bands: Callable[..., tuple[ImageProcessingMixin, TrainTransform]]
 
 
 def make_plan(args: Arguments, steps: Steps) -> str:
@@ -97,13 +103,16 @@ def make_plan(args: Arguments, steps: Steps) -> str:
     minutes = args.run.minutes
 
     if not plan.has("model_name_or_path", "from_scratch", "backbone"):
-        plan.set(planning.choose_model(facts, machine, minutes))
+        plan.set(*planning.choose_model(facts, machine, minutes, args.run.commercial, MODELS))
+    elif args.run.commercial:
+        _check_commercial(args)
     config, *_ = steps.find_model(plan.args)
     if is_universal(config):
         raise UserError(
             f"--config auto knows models that score every pixel, and {config.model_type} scores masks: its recipe is "
             "in configs/ (docs/models.md)"
         )
+    plan.fit = input_geometry(config).fit
     goal = Goal(fresh_part(plan.args, config, class_map), minutes, not _is_frozen(plan.args))
     pretrained = goal.fresh != "all"
     plan.set(planning.precision_setting(machine), unless=("bf16", "fp16"))
@@ -156,6 +165,7 @@ class _Plan:
 
     def __init__(self, args: Arguments):
         self.args = args
+        self.fit: Callable[[int], int] = lambda side: side  # a side that the model sees whole, in place of another
         self.settings: dict[str, Setting] = {}
         values = args.values()
         for name in (*args.given, "do_eval"):  # which the Trainer switches on by itself
@@ -171,6 +181,9 @@ class _Plan:
         for setting in filter(None, settings):
             if self.has(setting.flag, *unless):
                 continue
+            if setting.flag in SIDES and setting.value != self.fit(setting.value):
+                fitting = self.fit(setting.value)
+                setting = Setting(setting.flag, fitting, f"{setting.why}; {fitting} is what the model sees whole")
             self.settings[setting.flag] = setting
             owner = next(group for group in self.args.groups() if hasattr(group, setting.flag))
             setattr(owner, setting.flag, setting.value)
@@ -330,6 +343,17 @@ def fresh_part(args: Arguments, config: PretrainedConfig, class_map: ClassMap) -
     return "nothing" if config.id2label == class_map.id2label else "classifier"
 
 
+def _check_commercial(args: Arguments) -> None:
+    """Raises UserError where `--commercial` and a model of the catalogue contradict each other."""
+    source = args.model.source
+    for model in MODELS.values():
+        if not args.model.from_scratch and source in (model.weights, model.on_ade20k) and not model.licence.commercial:
+            raise UserError(
+                f"--commercial and {source} contradict each other (its weights for commercial use? "
+                f"{model.licence.text}): leave out one of them; without a model, --config auto chooses one"
+            )
+
+
 def _is_frozen(args: Arguments) -> bool:
     return args.optimization.freeze_encoder or args.optimization.lora_r is not None
 
@@ -370,7 +394,8 @@ def _plan_size(plan: _Plan, facts: DataFacts) -> None:
 def _try(plan, steps, facts, class_map, train_split, eval_split, machine, minutes) -> Measured:
     """What a step, an evaluation and the loading of an example cost."""
     args = plan.args
-    transform = steps.find_model(args)[-1]
+    _, image_processor, transform = steps.find_model(args)
+    _, transform = steps.fit_bands(args, {"train": train_split}, image_processor, transform)
     protocol = transform.protocol
     split = train_split if eval_split is None else eval_split
     height, width = median_side(split, "height"), median_side(split, "width")
@@ -391,9 +416,11 @@ def _try(plan, steps, facts, class_map, train_split, eval_split, machine, minute
         seconds=high if minutes is None else min(high, max(low, PROBE_SHARE * 60 * minutes)),
     )
     tried = measure_apart(partial(steps.build_model, args, class_map), request)
-    examples = SegmentationDataset(train_split, transform, args.training.seed)
-    loading = []
-    for index in np.linspace(0, len(examples) - 1, LOADED).astype(int).tolist():
+    few = train_split.select(np.linspace(0, len(train_split) - 1, LOADED).astype(int).tolist())
+    if args.augmentation.copies_large_photos:
+        few = add_copies(few, transform)
+    examples, loading = SegmentationDataset(few, transform, args.training.seed), []
+    for index in range(len(examples)):
         begin = time.perf_counter()
         examples[index]
         loading.append(time.perf_counter() - begin)

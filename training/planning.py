@@ -11,11 +11,14 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from cli_utils import UserError, count_of, shorten
+
+if TYPE_CHECKING:
+    from models.catalogue import Model
 
 
 class Setting(NamedTuple):
@@ -126,20 +129,43 @@ class Goal:
 
 # ---- model ----------------------------------------------------------------------------------------------------------
 
-LARGE_MODEL_MEMORY, LARGE_MODEL_MINUTES = 8 * 2**30, 30
-ADE_TRAINED, ENCODER = "nvidia/segformer-{}-finetuned-ade-512-512", "nvidia/mit-{}"
-LICENCE = "NVIDIA's weights are for non-commercial use: see the model card, and --model_name_or_path for others"
+LARGE_MODEL_MINUTES, LARGE_MODEL_STEPS = 30, 4
 
 
-def choose_model(data: DataFacts, machine: Machine, minutes: float | None) -> Setting:
-    """B2 where an accelerator has memory and time for it, else B0; trained on ADE20K for photos that have a top."""
-    large = machine.device != "cpu" and machine.memory >= LARGE_MODEL_MEMORY
-    large = large and (minutes is None or minutes >= LARGE_MODEL_MINUTES)
-    size, reason = ("b2", "there is memory and time for it") if large else ("b0", "the smallest, for this machine")
-    if has_top(data.upside_down, data.different) is False or data.channels != 3:
-        return Setting("model_name_or_path", ENCODER.format(size), f"{reason}; trained on ImageNet. {LICENCE}")
-    why = f"{reason}; it knows photos of 150 classes (ADE20K), and only its last layer starts fresh. {LICENCE}"
-    return Setting("model_name_or_path", ADE_TRAINED.format(size), why)
+def choose_model(
+    data: DataFacts, machine: Machine, minutes: float | None, commercial: bool, models: "Mapping[str, Model]"
+) -> list[Setting]:
+    """Of the models that score pixels and that anybody can load: those of which there is one trained on ADE20K, or,
+    for commercial use, those whose weights allow that. The one with the most parameters of which four steps at batch 2
+    fit into the memory of an accelerator, if there is half an hour; else the one that computes least. Trained on
+    ADE20K, where it is to be had, for photos that have a top.
+
+    models: of `models.catalogue`.
+    """
+    usable = [
+        one
+        for one in models.values()
+        if one.scores_pixels and one.licence.open and (one.licence.commercial if commercial else one.on_ade20k)
+    ]
+    room = MEMORY_USED * machine.memory / 2**30 / LARGE_MODEL_STEPS
+    has_time = machine.device != "cpu" and (minutes is None or minutes >= LARGE_MODEL_MINUTES)
+    fitting = [one for one in usable if has_time and one.cost.step is not None and one.cost.step <= room]
+    if fitting:
+        model, reason = max(fitting, key=lambda one: one.cost.parameters), "there is memory and time for it"
+    else:
+        model, reason = min(usable, key=lambda one: one.cost.gflops), "it computes least, for this machine"
+    reason += f": {model.cost.parameters:g} M parameters"
+    if model.cost.step is not None:
+        reason += f", {model.cost.step:g} GiB for a step of 2 images of 512 px"
+    choice = model.choice
+    if model.on_ade20k and data.channels == 3 and has_top(data.upside_down, data.different) is not False:
+        choice = {"model_name_or_path": model.on_ade20k}
+        reason += "; it knows photos of 150 classes (ADE20K), and only its last layer starts fresh"
+    reason += f". Weights for commercial use? {model.licence.text[0].upper()}{model.licence.text[1:]}"
+    if not model.licence.commercial:
+        reason += "; --commercial takes others"
+    (flag, value), *more = choice.items()
+    return [Setting(flag, value, reason), *(Setting(*one, "a fresh one on it") for one in more)]
 
 
 # ---- split ----------------------------------------------------------------------------------------------------------

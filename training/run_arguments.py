@@ -156,6 +156,10 @@ class RunArguments:
             "as long as it pays if left out"
         },
     )
+    commercial: bool = field(
+        default=False,
+        metadata={"help": "with --config auto: choose a model whose weights may be used commercially"},
+    )
     train_minutes: float | None = field(
         default=None,
         metadata={

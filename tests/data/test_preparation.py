@@ -40,7 +40,7 @@ def train_mask(root, index=1, suffix=".png"):
 def test_result(make_dataset):
     root = make_dataset(values=(0, 1, 2, 255))
     train = prepare(root)["train"]
-    assert train.column_names == ["image", "name", "label", "height", "width", "class_pixels"]
+    assert train.column_names == ["image", "name", "label", "height", "width", "class_pixels", "image_dtype", "bands"]
     row = train[1]
     assert row["name"] == "train_1" and (row["height"], row["width"]) == (8, 12)
     assert row["class_pixels"] == [24, 24, 24]

@@ -25,6 +25,7 @@ from models.inference import (
     evaluation_protocol,
     predict_ids,
     predict_logits,
+    predict_together,
     predicted_ids,
     protocol_logits,
     score_logits,
@@ -225,6 +226,24 @@ def test_a_single_logit_stands_for_two_classes():
     torch.testing.assert_close(two.softmax(1)[:, 1:], logits.sigmoid())
     other = torch.randn(2, 3, 4, 4)
     assert two_class_logits(other) is other
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"slide_crop": 64}, {"scales": (0.5, 1.0), "flip": True}, {"output": "full logits"}], ids=str
+)
+def test_images_of_one_size_go_through_the_network_together(decided_model, scene, options):
+    images = [scene[0], scene[0].transpose(Image.Transpose.FLIP_LEFT_RIGHT), scene[0].rotate(180)]
+    protocol = EvaluationProtocol(64, **options)
+    shapes = []
+    handle = decided_model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(len(kwargs["pixel_values"])), with_kwargs=True
+    )
+    found = predict_together(decided_model, images, protocol)
+    handle.remove()
+    assert set(shapes) == {3}
+    for image, ids in zip(images, found, strict=True):
+        expected = predict_ids(decided_model, image, protocol)
+        assert ids.shape == expected.shape and (ids == expected).float().mean() > 0.999
 
 
 @pytest.fixture(scope="module")

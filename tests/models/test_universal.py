@@ -1,5 +1,7 @@
 """Universal models against transformers' own forward, loss and post-processing."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -321,12 +323,16 @@ def test_masked_attention_draws_the_same_for_every_image():
 
 
 @pytest.mark.parametrize("name", UNIVERSAL)
-def test_loading_and_other_classes(name, tmp_path):
+def test_loading_and_other_classes(name, tmp_path, caplog):
     model = make_model(name)
     model.save_pretrained(tmp_path)
     again = load_trained_model(str(tmp_path))
     assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in model.state_dict().items())
-    more = load_model(str(tmp_path), ID2LABEL | {3: "tree"})
+    caplog.set_level(logging.INFO, "models.loading")
+    more = load_model(str(tmp_path), ID2LABEL | {3: "tree"})  # as one of COCO's panoptic classes for one's own
+    (said,) = [line for line in caplog.messages if " tensors loaded" in line]
+    kept = "class_predictor, as it was trained on 3 classes (sky, road, car) and the data has 4"
+    assert said.endswith(kept) and "criterion" not in said
     fresh = {key for key, tensor in model.state_dict().items() if tensor.shape != more.state_dict()[key].shape}
     assert {key.split(".")[-2] for key in fresh} == {"class_predictor", "criterion"}
     assert more.criterion.empty_weight.tolist() == pytest.approx([1, 1, 1, 1, 0.1])

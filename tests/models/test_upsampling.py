@@ -84,3 +84,29 @@ def test_upsampled_logits_never_exist():
             operation()
         # the tile, the low-resolution logits or the largest whole image of numbers a pixel
         assert 0 < largest.numel <= max(2**20 // 4, 40 * 32 * 32, 256 * 256)
+
+
+@pytest.mark.parametrize("largest", [1, 59, 61, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_probabilities_and_sums_of_logits_of_any_size(largest, dtype):
+    logits = torch.randn(1, 6, 5, 7)
+    logits = (logits * largest / logits.abs().max()).to(dtype)
+    upsampling = TiledUpsampling(logits, (17, 23))
+    expected = F.interpolate(logits.float(), (17, 23), mode="bilinear")[0].permute(1, 2, 0).double()
+    for tile in upsampling.tiles(0):
+        exact = expected[tile.pixels]
+        torch.testing.assert_close(
+            upsampling.log_sum(tile), exact.logsumexp(-1, keepdim=True).float(), rtol=1e-5, atol=1e-5
+        )
+        probabilities, log_sum = upsampling.softmax_and_log_sum(tile)
+        torch.testing.assert_close(log_sum, exact.logsumexp(-1, keepdim=True).float(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(probabilities, exact.softmax(-1).float(), rtol=1e-3, atol=1e-6)
+
+
+def test_what_is_no_number_stays_none():
+    logits = torch.zeros(1, 3, 4, 4)
+    logits[0, 1, 0, 0] = torch.nan
+    upsampling = TiledUpsampling(logits, (4, 4))
+    (tile,) = upsampling.tiles(0)
+    probabilities, log_sum = upsampling.softmax_and_log_sum(tile)
+    assert probabilities[0, 0].isnan().all() and log_sum[0, 0].isnan().all() and upsampling.log_sum(tile)[0, 0].isnan()

@@ -39,8 +39,8 @@ def make_film(path, size=(48, 65), sound=True):
     return path
 
 
-def predict(image):
-    return np.asarray(image.convert("L")) > 128
+def predict(images):
+    return [np.asarray(image.convert("L")) > 128 for image in images]
 
 
 def read(path):
@@ -76,6 +76,26 @@ def test_a_film(tmp_path, suffix):
         assert np.asarray(ids)[24, [4, -4]].tolist() == [1, 2]
 
 
+@pytest.mark.parametrize("batch_size", [2, 3, 99])
+def test_frames_are_predicted_together(tmp_path, batch_size):
+    """The same film and PNGs; no more frames than that are held, and sound begins with the first one."""
+    source, counts = make_film(tmp_path / "film.mp4"), []
+
+    def counted(images):
+        counts.append(len(images))
+        return predict(images)
+
+    for folder, together, size in (("one", predict, 1), ("many", counted, batch_size)):
+        write_video(source, tmp_path / folder / "film.mp4", together, CLASS_MAP, tmp_path / folder / "frames", size)
+    frames = len(list((tmp_path / "one" / "frames").iterdir()))
+    assert sum(counts) == frames and set(counts[:-1]) <= {batch_size} and len(counts) == -(-frames // batch_size)
+    for path in (tmp_path / "one" / "frames").iterdir():
+        assert path.read_bytes() == (tmp_path / "many" / "frames" / path.name).read_bytes()
+    one, many = (read(tmp_path / folder / "film.mp4") for folder in ("one", "many"))
+    assert one[0] == many[0] and one[2] == many[2]
+    assert all(np.array_equal(*pictures) for pictures in zip(one[1], many[1], strict=True))
+
+
 def test_a_broken_frame_is_counted(tmp_path):
     source = make_film(tmp_path / "film.mkv", sound=False)
     packets = []
@@ -108,11 +128,11 @@ def test_what_is_no_film(tmp_path):
 def test_nothing_is_left_of_a_film_that_fails(tmp_path):
     source, calls = make_film(tmp_path / "film.mp4"), []
 
-    def fail(image):
-        calls.append(image)
+    def fail(images):
+        calls.append(images)
         if len(calls) == 3:
             raise UserError("no")
-        return predict(image)
+        return predict(images)
 
     with pytest.raises(UserError, match="no"):
         write_video(source, tmp_path / "out" / "film.mp4", fail, CLASS_MAP)

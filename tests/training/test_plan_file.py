@@ -13,14 +13,17 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from factories.architectures import PATCH_14
 from factories.pictures import render
 from factories.runs import flags_for, make_dataset, save_tiny_config
+from transformers import Dinov2Config, Dinov2Model
 
 import plan
 import run_segmentation
 from cli_utils import UserError
+from models.catalogue import FREE, MODELS, Cost, Model
 from models.loading import load_model
-from training import probe
+from training import plan_file, probe
 from training.arguments import Arguments
 from training.idle_flags import idle_flags
 from training.probe import Tried
@@ -57,6 +60,26 @@ def base(data, tiny_config, *more):
 
 def planned(*argv):
     return yaml.safe_load(plan.main(list(argv)))
+
+
+# ---- which model ----
+
+
+def test_a_model_for_commercial_use_is_chosen_and_shown_sizes_that_it_sees_whole(data, tried, tmp_path, monkeypatch):
+    Dinov2Model(Dinov2Config(**PATCH_14)).save_pretrained(tmp_path / "dinov2")
+    model = Model(str(tmp_path / "dinov2"), FREE, None, None, "upernet", Cost(12.3, 4, 5.6))
+    monkeypatch.setattr(plan_file, "MODELS", MODELS | {"tiny": model})
+    flags = [str(data), "--use_cpu", "--report_to", "none"]
+    text = plan.main([*flags, "--commercial"])
+    settings = yaml.safe_load(text)
+    assert (settings["backbone"], settings["head"]) == (model.weights, "upernet")
+    assert "commercial" not in settings and "model_name_or_path" not in settings
+    assert "12.3 M parameters" in text and "Yes: Apache-2.0" in text
+    assert settings["image_size"] % 14 == 0 and tried.requests[0].side == settings["image_size"]
+    with pytest.raises(UserError, match="--commercial and nvidia/mit-b0 contradict each other"):
+        plan.main([*flags, "--commercial", "--model_name_or_path", "nvidia/mit-b0"])
+    given = yaml.safe_load(plan.main([*flags, "--commercial", "--backbone", model.weights, "--head", "dpt"]))
+    assert (given["backbone"], given["head"]) == (model.weights, "dpt")
 
 
 # ---- what a plan holds ----

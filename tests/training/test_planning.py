@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cli_utils import UserError
+from models.catalogue import DINOV3, FREE, MIT, MODELS, Cost, Model
 from training import planning
 from training.arguments import GROUPS
 from training.planning import ClassFacts, DataFacts, Goal, Machine, Measured
@@ -58,15 +59,41 @@ def test_every_flag_that_a_rule_sets_stands_in_the_documentation():
         ({}, GPU, None, "nvidia/segformer-b2-finetuned-ade-512-512"),
         ({}, GPU, 30, "nvidia/segformer-b2-finetuned-ade-512-512"),
         ({}, GPU, 29, "nvidia/segformer-b0-finetuned-ade-512-512"),
-        ({}, replace(GPU, memory=8 * 2**30 - 1), None, "nvidia/segformer-b0-finetuned-ade-512-512"),
+        ({}, replace(GPU, memory=6 * 2**30), None, "nvidia/segformer-b0-finetuned-ade-512-512"),
         ({"upside_down": 0.1}, GPU, None, "nvidia/mit-b2"),
         ({"upside_down": 0.4}, CPU, None, "nvidia/segformer-b0-finetuned-ade-512-512"),  # cannot be said
         ({"channels": 5}, CPU, None, "nvidia/mit-b0"),
     ],
 )
 def test_model(changes, machine, minutes, model):
-    setting = planning.choose_model(facts(**changes), machine, minutes)
-    assert setting.value == model and "non-commercial" in setting.why
+    (setting,) = planning.choose_model(facts(**changes), machine, minutes, False, MODELS)
+    assert (setting.flag, setting.value) == ("model_name_or_path", model)
+    assert "non-commercial" in setting.why and "--commercial takes others" in setting.why
+
+
+@pytest.mark.parametrize(
+    ("machine", "minutes", "weights", "size"),
+    [
+        (CPU, None, "facebook/dinov2-small", 51.2),
+        (replace(GPU, memory=80 * 2**30), None, "facebook/dinov2-base", 118.9),
+        (replace(GPU, memory=80 * 2**30), 29, "facebook/dinov2-small", 51.2),
+        (replace(GPU, memory=2 * 2**30), None, "facebook/dinov2-small", 51.2),
+    ],
+)
+def test_model_for_commercial_use(machine, minutes, weights, size):
+    backbone, head = planning.choose_model(facts(), machine, minutes, True, MODELS)
+    assert backbone[:2] == ("backbone", weights) and head[:2] == ("head", "upernet")
+    assert f"{size:g} M parameters" in backbone.why and "Yes: Apache-2.0" in backbone.why
+
+
+def test_no_model_that_is_gated_or_scores_masks_is_chosen():
+    models = {
+        "gated": Model("some/gated", DINOV3, None, None, "upernet", Cost(9, 1, 0.1)),
+        "masks": Model("some/masks", MIT, None, None, "mask2former", Cost(9, 1, 0.1)),
+        "free": Model("some/free", FREE, None, None, "upernet", Cost(1, 9, 0.1)),
+    }
+    for machine in (CPU, GPU):
+        assert planning.choose_model(facts(), machine, None, True, models)[0].value == "some/free"
 
 
 @pytest.mark.parametrize(("images", "share"), [(2, 0.25), (29, 0.25), (30, 0.2), (2500, 0.2), (10000, 0.05)])
