@@ -45,6 +45,8 @@ Two commands compare with what `py` names, each where it can run here, and a row
 * time-to-score: ours, the stock loop and segmentation_models.pytorch train the same network from scratch on the same
   examples of `--dataset_dir` (or of the toy dataset, whose twenty pictures say little), each for `--seconds` of CPU
   time of the process, and are scored by the same protocol at the photos' own size.
+* start: processor time of whole processes, one after the other: torch's import, and `run_segmentation.py` asked for
+  help, given flags that cannot be, and run for one step of a tiny model on prepared photos of S x 4/3 S.
 """
 
 import argparse
