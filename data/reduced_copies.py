@@ -46,13 +46,18 @@ def with_reduced_copies(
     train = add_copies(splits["train"], transform, cache_dir, num_proc)
     if COPY not in train.column_names:
         return splits
-    copies = train.data.column(COPY)
+    size = train.data.column(COPY).nbytes / 2**20
     logger.info(
-        f"{len(train) - copies.null_count} of {count_of(len(train), 'training image')} are read from copies, as they "
-        f"are at least {LEAST_REDUCTION} times as large as training needs: {copies.nbytes / 2**20:.0f} MiB in "
-        f"{prepared_folder(cache_dir)} (--no_reduced_copies makes none)"
+        f"{count_copies(train)} of {count_of(len(train), 'training image')} are read from copies, as they are at "
+        f"least {LEAST_REDUCTION} times as large as training needs: {size:.0f} MiB in {prepared_folder(cache_dir)} "
+        "(--no_reduced_copies makes none)"
     )
     return DatasetDict({**splits, "train": train})
+
+
+def count_copies(rows: Dataset) -> int:
+    """Images that training reads from copies."""
+    return len(rows) - rows.data.column(COPY).null_count if COPY in rows.column_names else 0
 
 
 def add_copies(

@@ -133,7 +133,7 @@ MODELS = {
     "UperNet DINOv2-B": Model("facebook/dinov2-base", FREE, None, _dinov2(768), "upernet", Cost(118.9, 194, 3.6)),
     "DPT DINOv2-S": Model("facebook/dinov2-small", FREE, None, _dinov2(384), "dpt", Cost(35.7, 196, 3.2)),
     "DPT DINOv2-B": Model("facebook/dinov2-base", FREE, None, _dinov2(768), "dpt", Cost(110.5, 320)),
-    "UperNet DINOv3-S": Model(_DINOV3_S, DINOV3, None, _dinov3(384), "upernet", Cost(50.8, 61)),
+    "UperNet DINOv3-S": Model(_DINOV3_S, DINOV3, None, _dinov3(384), "upernet", Cost(50.8, 61, 1.8)),
     "UperNet Swin-T": Model(_SWIN_T, MIT, _SWIN_UPERNET, SwinConfig, "upernet", Cost(59.0, 237)),
     "UperNet ConvNeXt-T": Model(
         "facebook/convnext-tiny-224", MIT, f"46.1 ({_CONVNEXT})", ConvNextConfig, "upernet", Cost(59.3, 235)

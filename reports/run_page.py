@@ -309,11 +309,16 @@ def _data(data: dict, colors: list[str] | None) -> dict:
     )
     palette = colors and [list(bytes.fromhex(color[1:])) for color in colors]
     counts = ", ".join(f"{split}: {count_of(count, 'image')}" for split, count in report.splits.items())
+    copies = data.get("read_from_copies", 0)  # older records do not say
+    copied = (
+        f" {count_of(copies, 'large training photo/photos was/were')} read from copies as small as training needs."
+    )
+    copied = copied if copies else ""
     silent = (
         "A quick check found nothing to object to." if data["checked"] else "It was not checked (check_dataset.py)."
     )
     return {
-        "summary": f"{report.dataset}, {report.layout} layout. {counts}.",
+        "summary": f"{report.dataset}, {report.layout} layout. {counts}.{copied}",
         "findings": finding_table(report) if report.findings else None,
         "silence": silent,
         "classes": class_table(report, ClassMap(report.id2label, palette)),

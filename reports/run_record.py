@@ -23,6 +23,7 @@ from checks.suspects import FIELDS
 from cli_utils import WriteError, one_line, redact
 from data.classes import ClassMap
 from data.image_files import rgb_view
+from data.reduced_copies import count_copies
 from data_utils import Data
 from metrics_utils import SCORES, without_per_category
 from models.calibration import Calibration
@@ -69,6 +70,7 @@ def new_record(
             "dataset": redact(data.source),
             "layout": data.layout,
             "splits": {split: len(rows) for split, rows in dataset.items()},
+            "read_from_copies": sum(map(count_copies, dataset.values())),
             "id2label": class_map.id2label,
             "class_pixels": {split: counts.tolist() for split, counts in pixels.items()},
             "findings": [asdict(found) for found in findings or ()],

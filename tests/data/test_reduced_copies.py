@@ -17,7 +17,7 @@ from data.classes import ClassMap
 from data.image_files import EXIF_ORIENTATION
 from data.jpeg_files import decode_jpeg
 from data.preprocessing import EvaluationProtocol
-from data.reduced_copies import COPY, size_of_copy, with_reduced_copies
+from data.reduced_copies import COPY, count_copies, size_of_copy, with_reduced_copies
 from data_utils import SegmentationDataset, load_segmentation_dataset
 
 THREE = ClassMap({0: "sky", 1: "tree", 2: "road"})
@@ -71,6 +71,7 @@ def test_training_reads_the_copies_and_evaluation_the_photos(prepared, tmp_path,
     shapes = [copy and tuple(decode_jpeg(copy).shape) for copy in copied["train"][COPY]]
     assert shapes == [(3, 128, 171), (3, 128, 171), (3, 171, 128), None]
     assert COPY not in copied["validation"].column_names
+    assert [count_copies(rows) for rows in copied.values()] == [3, 0]
     all_of_it = TrainTransform(PLAIN, photometric_distortion=False, reduced_decoding=False)
     whole = SegmentationDataset(prepared["train"], all_of_it, seed=1)
     reduced = SegmentationDataset(copied["train"], transform, seed=1)

@@ -57,6 +57,17 @@ def test_it_can_be_made_again_from_the_folder_alone(runs, tmp_path):
         assert again.replace(str(tmp_path).encode(), b"") == content.replace(str(runs[11].parent).encode(), b""), name
 
 
+@pytest.mark.parametrize(("count", "told"), [(0, False), (7, True)])
+def test_photos_that_were_read_from_copies_are_told(runs, tmp_path, count, told):
+    folder = shutil.copytree(runs[2], tmp_path / "run")
+    record = json.loads((folder / "report.json").read_text())
+    record["data"]["read_from_copies"] = count
+    (folder / "report.json").write_text(json.dumps(record))
+    main([str(folder)])
+    page = (folder / "report.html").read_text()
+    assert ("7 large training photos were read from copies as small as training needs." in page) == told
+
+
 def test_what_is_not_there_is_left_out(runs, tmp_path):
     shutil.copytree(runs[2], tmp_path / "run")
     for name in ("report.json", "trainer_state.json", "train_results.json"):
