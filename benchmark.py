@@ -309,6 +309,7 @@ def evaluation(
         use_cpu=args.device == "cpu",
         bf16=args.dtype == "bfloat16",
         batch_eval_metrics=ours or is_tuned,
+        label_names=["labels"],  # which the Trainer does not find in the signature of a compiled model
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to="none",
