@@ -45,12 +45,15 @@ Two commands compare with what `py` names, each where it can run here, and a row
 * time-to-score: ours, the stock loop and segmentation_models.pytorch train the same network from scratch on the same
   examples of `--dataset_dir` (or of the toy dataset, whose twenty pictures say little), each for `--seconds` of CPU
   time of the process, and are scored by the same protocol at the photos' own size.
+* start: processor time of whole processes, one after the other: torch's import, and `run_segmentation.py` asked for
+  help, given flags that cannot be, and run for one step of a tiny model on prepared photos of S x 4/3 S.
 """
 
 import argparse
 import contextlib
 import json
 import logging
+import os
 import platform
 import re
 import statistics
@@ -130,7 +133,8 @@ class BenchmarkArguments:
         default="",
         metadata={
             "help": "train-step, evaluate, predict, export, data, or all: these, and mit-b2's step; readme, for the "
-            "README's table; peers; time-to-score; or models, which measures what docs/models.md lists"
+            "README's table; peers; time-to-score; models, which measures what docs/models.md lists; or start, the "
+            "CPU time until a run is under way"
         },
     )
     variant: str = field(
@@ -159,7 +163,7 @@ class BenchmarkArguments:
     folder: str = field(default="", metadata={"help": argparse.SUPPRESS})
 
     def __post_init__(self):
-        commands = (*MEASUREMENTS, *COMPARISONS, "models", "readme", "all")
+        commands = (*MEASUREMENTS, *COMPARISONS, "models", "start", "readme", "all")
         if self.command not in commands:
             given = (
                 f"{self.command} is none of them{nearest(self.command, commands)}" if self.command else "none given"
@@ -305,6 +309,7 @@ def evaluation(
         use_cpu=args.device == "cpu",
         bf16=args.dtype == "bfloat16",
         batch_eval_metrics=ours or is_tuned,
+        label_names=["labels"],  # which the Trainer does not find in the signature of a compiled model
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to="none",
@@ -551,6 +556,54 @@ README_ROWS = {
 }
 
 
+# ---- starting -------------------------------------------------------------------------------------------------------
+
+
+def measure_start(args: BenchmarkArguments) -> dict[str, dict]:
+    """CPU seconds, user and system, median of `--pairs` processes of each kind, in turn."""
+    width = args.size * 4 // 3
+    photo_dataset(args, width, prepared=False)
+    folder = Path(args.folder)
+    sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1] * 4}
+    tiny = {"model_type": "segformer", "decoder_hidden_size": 16, **sizes}
+    for name, content in (("tiny", tiny), ("names", class_names(args))):
+        write_text(folder / f"{name}.json", json.dumps(content))
+    script = [sys.executable, str(Path(__file__).with_name("run_segmentation.py"))]
+    data = ["--dataset_dir", str(folder / f"{width}_wide")]
+    train = [*data, "--id2label", str(folder / "names.json"), "--from_scratch", str(folder / "tiny.json")]
+    train += "--do_train --image_size 64 --max_steps 1 --eval_strategy no --save_strategy no --report_to none".split()
+    train += ["--use_cpu", "--no_check_data", "--overwrite_output_dir", "--output_dir", str(folder / "run")]
+    processes = {
+        "import torch": ([sys.executable, "-c", "import torch"], 0),
+        "--help": ([*script, "--help"], 0),
+        "a misspelt flag": ([*script, *data, "--learnin_rate", "1"], 2),
+        "a loss that there is not": ([*script, *data, "--do_train", "--loss", "dise"], 2),
+        "nothing to do": ([*script, *data], 2),
+        "a folder that there is not": ([*script, "--dataset_dir", str(folder / "none"), "--do_train"], 2),
+        "one step on prepared data": ([*script, *train], 0),
+    }
+    environment = os.environ | {"HF_DATASETS_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
+    seconds = {name: [] for name in processes}
+    for turn in range(args.pairs + 1):  # the first prepares, and is not counted
+        for name, (command, code) in processes.items():
+            before = os.times()
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+            after = os.times()
+            if done.returncode != code:
+                raise UserError(f"{name}: ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+            used = after.children_user + after.children_system - before.children_user - before.children_system
+            seconds[name] += [used] if turn else []
+    return {name: {"cpu_seconds": statistics.median(times)} for name, times in seconds.items()}
+
+
+def start_table(rows: dict[str, dict]) -> str:
+    torch_alone = rows["import torch"]["cpu_seconds"]
+    lines = ["| a process that ends after | CPU | above torch's import |", "| --- | --- | --- |"]
+    for name, row in rows.items():
+        lines.append(f"| {name} | {row['cpu_seconds']:.2f} s | {row['cpu_seconds'] - torch_alone:+.2f} s |")
+    return "\n".join(lines)
+
+
 # ---- the models of docs/models.md -----------------------------------------------------------------------------------
 
 
@@ -776,6 +829,8 @@ def main(argv: list[str] | None = None) -> dict:
             print(", ".join(f"{name} {value}" for name, value in results[part].items()), flush=True)
         if args.command == "models":
             results["rows"] = measure_models(args)
+        if args.command == "start":
+            results["rows"] = measure_start(args)
         if args.command in COMPARISONS:
             results["rows"] = COMPARISONS[args.command](args)
         several = {"all": MEASUREMENTS, "readme": README_ROWS}
@@ -786,6 +841,7 @@ def main(argv: list[str] | None = None) -> dict:
             results["rows"]["train-step, mit-b2"] = step["train-step"]
     tables = {
         "models": models_table,
+        "start": start_table,
         "time-to-score": scores_table,
         "readme": partial(as_table, titles=README_ROWS),
     }

@@ -4,6 +4,7 @@ secrets, files that are whole or not there, and a quiet end when a signal asks f
 import codecs
 import difflib
 import errno
+import gc
 import json
 import logging
 import math
@@ -812,6 +813,9 @@ def run_cli(main: Callable) -> None:
     the first wait for their end before they say anything, and one that only lost the connection to another waits
     longer: it has nothing to say.
     """
+    if not gc.isenabled():  # see `training.early.answer`; what was imported lives as long as the script
+        gc.freeze()
+        gc.enable()
     watch_for_the_end_of_others()
     owner, asked, lost, timers = os.getpid(), [], [], []
 

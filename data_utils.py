@@ -449,7 +449,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
         self.split = split.cast_column("image", datasets.Image(decode=False))
         columns = [name for name in ("image", "label", "name", COPY) if name in self.split.column_names]
         self._rows = undecoded(self.split.select_columns(columns))
-        self._stamps = [_stamp(path) for path in self._rows.select_columns("image").flatten()["image.path"]]
+        self._stamps = [_stamp(path) for path in self._rows.select_columns("image").flatten()["image.path"][:]]
         self._touched: set[int] = set()
         self.transform = transform
         self.seed = seed

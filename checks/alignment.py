@@ -1,5 +1,6 @@
 """Misaligned masks: mirrored, turned or shifted against their images."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -76,12 +77,12 @@ def alignment(gray: Image.Image, mask: np.ndarray) -> tuple[tuple[float, float, 
     edges = _neighbour_differences(picture)
     edges = _standardized(np.minimum(edges, np.quantile(edges, 0.98)))
     windows = [max(1, round(side * ALIGNMENT_WINDOW)) for side in edges.shape]
-    # Powers of two, of which the Fourier transform is fast.
-    padded = [1 << (side + window - 1).bit_length() for side, window in zip(edges.shape, windows, strict=True)]
+    padded = [_quick_length(side + window) for side, window in zip(edges.shape, windows, strict=True)]
     spectrum = np.fft.rfft2(edges, padded)
     result = []
     for oriented in (small, small[:, ::-1], small[::-1], small[::-1, ::-1]):
-        borders = _standardized(_softened(_neighbour_differences(oriented) > 0))
+        here = oriented[:-1, :-1]
+        borders = _standardized(_softened((oriented[:-1, 1:] != here) | (oriented[1:, :-1] != here)))
         scores = np.fft.irfft2(spectrum * np.fft.rfft2(borders, padded).conj(), padded) / edges.size
         # Shift 0 to the middle.
         scores = np.roll(scores, windows, (0, 1))[: 2 * windows[0] + 1, : 2 * windows[1] + 1]
@@ -95,6 +96,11 @@ def alignment(gray: Image.Image, mask: np.ndarray) -> tuple[tuple[float, float, 
 def _centres(side: int, cells: int) -> np.ndarray:
     """Index of the pixel in the middle of each cell."""
     return ((np.arange(cells) + 0.5) * side / cells).astype(np.int64)
+
+
+def _quick_length(least: int) -> int:
+    """The least number from there on with no prime factor above 5, of which the Fourier transform is fast."""
+    return next(n for n in itertools.count(least) if 30**16 % n == 0)
 
 
 def _neighbour_differences(array: np.ndarray) -> np.ndarray:

@@ -73,7 +73,7 @@ def survey(
     options = {"class_map": class_map, "num_channels": num_channels}
     features = Features({"look": Value("string")})
     rows = cached_map(split.select(chosen), survey_pair, features, options, cache_dir, num_proc, "looking at")
-    return [_look(text) for text in rows["look"] if text]
+    return [_look(text) for text in rows["look"][:] if text]
 
 
 def survey_pair(image: dict, label: dict, name: str, class_map: ClassMap, num_channels: int) -> dict:

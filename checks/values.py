@@ -77,11 +77,12 @@ def transitions(mask: np.ndarray) -> tuple[int, int, dict[int, int]]:
 
 def _row_transitions(mask: np.ndarray) -> tuple[int, int, np.ndarray]:
     height, width = mask.shape
-    change = np.ones((height, width), bool)
-    np.not_equal(mask[:, 1:], mask[:, :-1], out=change[:, 1:])
+    pixels, change = mask.reshape(-1), np.empty(mask.size, bool)
+    np.not_equal(pixels[1:], pixels[:-1], out=change[1:])
+    change[::width] = True
     starts = np.flatnonzero(change)
     lengths = np.diff(starts, append=mask.size)
-    values = mask.reshape(-1)[starts].astype(np.int64)
+    values = pixels[starts].astype(np.int64)
 
     areas = np.flatnonzero(lengths >= MIN_AREA_RUN)
     left, right = areas[:-1], areas[1:]

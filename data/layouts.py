@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from cli_utils import UserError
+from cli_utils import UserError, nearest
 from data.synonyms import (
     FILLERS,
     IMAGE_EXTENSIONS,
@@ -395,6 +395,17 @@ def files_by_stem(folder: Path, extensions: set[str], tree: Tree) -> dict[str, P
 def visible_files(folder: Path) -> list[Path]:
     """What a person sees in a folder, sorted: without dot files and what macOS and Windows leave behind."""
     return sorted(path for path in folder.iterdir() if not is_litter(path.name))
+
+
+def check_folder(root: Path) -> None:
+    """Raises UserError for a `--dataset_dir` that is no folder, or an empty one."""
+    if root.is_file():
+        raise UserError(f"--dataset_dir {root} is a file; give the folder with the images and masks")
+    if not root.is_dir():
+        siblings = [path.name for path in visible_folders(root.parent)] if root.parent.is_dir() else []
+        raise UserError(f"--dataset_dir {root}: no such folder{nearest(root.name, siblings)}")
+    if not first_visible(root, 1):
+        raise UserError(f"--dataset_dir {root} is empty")
 
 
 def first_visible(folder: Path, count: int) -> list[Path]:

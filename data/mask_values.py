@@ -88,7 +88,7 @@ def read_mask_values(
             count = -(-sample * len(split) // total)
             split = split.select(np.linspace(0, len(split) - 1, count).round().astype(int).tolist())
         found = cached_map(split, mask_values, FEATURES, {}, cache_dir, num_proc, f"{name}: reading mask values")
-        for key, row in zip(split["name"], found, strict=True):
+        for key, row in zip(split["name"][:], found, strict=True):
             pixels = dict(zip(row["values"], row["pixels"], strict=True))
             problem = row["problem"] and Problem(row["problem"])
             facts = row["lossy"], row["nodata"], row["nodata_class"], problem, f"{name}/{row['detail']}"

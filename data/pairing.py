@@ -25,6 +25,7 @@ from data.layouts import (
     Pair,
     Picture,
     Tree,
+    check_folder,
     first_visible,
     read_name,
     visible_files,
@@ -109,7 +110,7 @@ def _listed(dataset_dir: str | Path | None, flags: PairingFlags) -> tuple[Path, 
         below = [path for path in below if not any(other in path.parents for other in below)]
         return root, Tree(root, below)
     root = Path(dataset_dir)
-    _check_folder(root)
+    check_folder(root)
     # An archive that was unpacked into a folder of its own.
     while len(inside := first_visible(root, 2)) == 1 and inside[0].is_dir() and first_visible(inside[0], 1):
         said = read_name(inside[0].name)
@@ -119,16 +120,6 @@ def _listed(dataset_dir: str | Path | None, flags: PairingFlags) -> tuple[Path, 
     if root != Path(dataset_dir):
         logger.info(f"{dataset_dir} holds {root.relative_to(dataset_dir)} alone, which is looked at instead")
     return root, Tree(root)
-
-
-def _check_folder(root: Path) -> None:
-    if root.is_file():
-        raise UserError(f"--dataset_dir {root} is a file; give the folder with the images and masks")
-    if not root.is_dir():
-        siblings = [path.name for path in visible_folders(root.parent)] if root.parent.is_dir() else []
-        raise UserError(f"--dataset_dir {root}: no such folder{nearest(root.name, siblings)}")
-    if not first_visible(root, 1):
-        raise UserError(f"--dataset_dir {root} is empty")
 
 
 def _existing(text: str, root: Path | None, flag: str) -> list[Path]:

@@ -148,7 +148,7 @@ def prepare_pairs(
         options = {"split": name, "class_map": class_map, "num_channels": num_channels}
         more = {"known": (known or {}).get(name, {})}
         rows = cached_map(split, prepare_example, features, options, cache_dir, num_proc, f"{name}: preparing", **more)
-        records += map(_record, rows["record"])
+        records += map(_record, rows["record"][:])
         rows = rows.remove_columns("record").cast_column("label", datasets.Image())
         # Next to the images, which are neither copied nor encoded anew.
         result[name] = concatenate_datasets([split.select_columns(["image", "name"]), rows], axis=1)
@@ -245,7 +245,7 @@ def _cache_key(split: Dataset, function: Callable, options: dict) -> str:
     """Everything that the result of `cached_map` depends on. split: undecoded."""
     facts = [PREPARATION_VERSION, datasets.__version__, PIL.__version__, function.__name__, options, split["name"][:]]
     table = split.select_columns(["image", "label"]).flatten()
-    files = [path for column in ("image", "label") for path in table[f"{column}.path"]]
+    files = [path for column in ("image", "label") for path in table[f"{column}.path"][:]]
     if any(table.data.column(f"{column}.bytes").null_count < len(split) for column in ("image", "label")):
         # The images are inside Arrow files; `datasets` knows which, and which of their rows these are.
         facts.append(split._fingerprint)
@@ -296,13 +296,18 @@ def decode_pair(
 
 def count_values(ids: np.ndarray) -> dict[int, int]:
     """Value → pixels."""
-    if ids.dtype == np.uint8 or (ids.size and 0 <= ids.min() and ids.max() < 65536):  # far faster than `unique`
-        counts = np.bincount(ids.reshape(-1))
+    flat = ids.reshape(-1)
+    # Masks are areas, so there are far fewer runs of equal values than pixels; of noise there are as many.
+    starts = np.flatnonzero(np.append(True, flat[1:] != flat[:-1])[: flat.size])
+    values, lengths = flat[starts], np.diff(starts, append=flat.size)
+    if values.dtype == np.uint8:  # as most are, and far faster than `unique`
+        counts = np.bincount(values, weights=lengths)  # floats, exact below 2^53
         values = np.flatnonzero(counts)
         counts = counts[values]
     else:
-        values, counts = np.unique(ids, return_counts=True)
-    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+        values, place = np.unique(values, return_inverse=True)
+        counts = np.bincount(place, weights=lengths)
+    return dict(zip(values.tolist(), counts.astype(np.int64).tolist(), strict=True))
 
 
 def _label(record: PairRecord, decoded: DecodedPair | None, class_map: ClassMap) -> np.ndarray | None:

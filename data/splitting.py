@@ -50,9 +50,9 @@ def split_train(
         )
     if "train" not in dataset:
         raise UserError(f"--train_val_split {fraction}: the dataset has no training split, only {', '.join(dataset)}")
-    order = np.argsort(dataset["train"]["name"], kind="stable")
+    order = np.argsort(dataset["train"]["name"][:], kind="stable")
     train = dataset["train"].select(order)
-    names = list(train["name"])
+    names = train["name"][:]
     keys = names if groups is None else group_keys(names, groups)
     if len(names) == 1:
         raise UserError(f"--train_val_split {fraction}: a training split of 1 image cannot be split")

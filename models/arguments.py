@@ -7,6 +7,15 @@ from cli_utils import UserError, nearest
 # The names that `models.backbones` and `models.universal` know, which import torch.
 HEADS = ("upernet", "dpt", "mask2former", "eomt")
 VOID = ("background", "ignore")
+# The losses that `models.losses` computes.
+LOSSES = {
+    "ce": "cross-entropy",
+    "focal": "focal loss (Lin et al. 2017, gamma 2)",
+    "ohem": "cross-entropy of the pixels that are hardest to get right",
+    "dice": "soft Dice of the classes in the batch",
+    "lovasz": "Lovász-Softmax (Berman et al. 2018) of the classes in the batch",
+}
+WEIGHTED = ("ce", "focal", "ohem")  # those that class weights apply to
 
 
 @dataclass
@@ -113,10 +122,6 @@ class LossArguments:
     def __post_init__(self):
         if self.void_in_masks not in (None, *VOID):
             raise UserError(f"--void_in_masks is {self.void_in_masks}; it must be {' or '.join(VOID)}")
-        if self.loss == "ce":
-            return
-        from models.losses import WEIGHTED  # imports torch
-
         names = self.names  # raises for one that is unknown
         if self.class_weights and not set(names) & set(WEIGHTED):
             raise UserError(f"--class_weights apply to {', '.join(WEIGHTED)}, of which --loss {self.loss} names none")
@@ -124,6 +129,19 @@ class LossArguments:
     @property
     def names(self) -> tuple[str, ...]:
         """`--loss ce+dice` as ("ce", "dice"); UserError for a name that is none."""
-        from models.losses import parse_loss
-
         return parse_loss(self.loss)
+
+
+def parse_loss(text: str) -> tuple[str, ...]:
+    """ "ce+dice" → ("ce", "dice").
+
+    Raises:
+        UserError: a name that is none of `LOSSES`, or that comes twice.
+    """
+    names = tuple(name.strip() for name in text.split("+"))
+    for name in names:
+        if name not in LOSSES:
+            raise UserError(f"--loss {text}: {name!r}{nearest(name, LOSSES)} is none of {', '.join(LOSSES)}")
+    if len(set(names)) < len(names):
+        raise UserError(f"--loss {text} names a loss twice")
+    return names

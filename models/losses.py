@@ -1,8 +1,8 @@
 """Losses for semantic segmentation at the annotation's resolution, computed a tile at a time as cross-entropy is.
 
-`--loss ce+dice` is parsed by `parse_loss` and computed by `segmentation_loss`. Value and gradient with respect to the
-low-resolution logits are worked out together, so no upsampled (B, C, H, W) tensor ever exists. `plain_loss` states the
-same losses in a few lines each; it is what `--no_fused_ops` computes.
+`--loss ce+dice` is parsed by `models.arguments.parse_loss` and computed by `segmentation_loss`. Value and gradient of
+the low-resolution logits are worked out together, so no upsampled (B, C, H, W) tensor ever exists. `plain_loss` states
+the same losses in a few lines each; it is what `--no_fused_ops` computes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,37 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cli_utils import UserError, nearest
 from metrics_utils import IGNORE_INDEX
+from models.arguments import WEIGHTED
 from models.upsampling import Tile, TiledUpsampling, full_precision
 
-LOSSES = {
-    "ce": "cross-entropy",
-    "focal": "focal loss (Lin et al. 2017, gamma 2)",
-    "ohem": "cross-entropy of the pixels that are hardest to get right",
-    "dice": "soft Dice of the classes in the batch",
-    "lovasz": "Lovász-Softmax (Berman et al. 2018) of the classes in the batch",
-}
-WEIGHTED = ("ce", "focal", "ohem")  # those that class weights apply to
 GAMMA = 2.0  # Lin et al., Focal Loss for Dense Object Detection, arXiv:1708.02002
 # Pixels are hard where the label's probability is below this, or among that many lowest of each image's share of the
 # batch. Source: `OHEMPixelSampler` in the configurations of mmsegmentation.
 HARD_PROBABILITY, HARD_PIXELS_PER_IMAGE = 0.7, 100_000
-
-
-def parse_loss(text: str) -> tuple[str, ...]:
-    """ "ce+dice" → ("ce", "dice").
-
-    Raises:
-        UserError: a name that is none of `LOSSES`, or that comes twice.
-    """
-    names = tuple(name.strip() for name in text.split("+"))
-    for name in names:
-        if name not in LOSSES:
-            raise UserError(f"--loss {text}: {name!r}{nearest(name, LOSSES)} is none of {', '.join(LOSSES)}")
-    if len(set(names)) < len(names):
-        raise UserError(f"--loss {text} names a loss twice")
-    return names
 
 
 def segmentation_loss(
@@ -53,7 +30,7 @@ def segmentation_loss(
     label_smoothing: float = 0.0,
     fused_ops: bool = True,
 ) -> Tensor:
-    """The sum of some `LOSSES` of logits bilinearly upsampled to the labels' size.
+    """The sum of some `models.arguments.LOSSES` of logits bilinearly upsampled to the labels' size.
 
     Cross-entropy and focal loss are sums over valid pixels divided by `num_items_in_batch`. The others are means over
     what is in these logits (hard pixels, or classes), and multiplied by the share of `num_items_in_batch` that is in
@@ -62,7 +39,7 @@ def segmentation_loss(
     Args:
         logits: (B, C, h, w) of any floating dtype; half precision is computed in float32.
         labels: (B, H, W) integers, each 0 to C - 1 or `IGNORE_INDEX`.
-        names: of `parse_loss`.
+        names: of `models.arguments.parse_loss`.
         weight: (C,) class weights of the losses that are `WEIGHTED`.
         num_items_in_batch: valid pixels of the whole batch over accumulation steps and processes; None: of these.
         label_smoothing: of cross-entropy.

@@ -23,7 +23,7 @@ class PixelObjective:
     """The losses of models that classify pixels, at the labels' resolution.
 
     Args:
-        losses: of `models.losses.parse_loss`.
+        losses: of `models.arguments.parse_loss`.
         class_weights: float32 (num_labels,).
         label_smoothing: of cross-entropy.
         fused_ops: tile by tile.

@@ -93,7 +93,7 @@ def _places(dataset: DatasetDict | None, records: Iterable[ImageRecord]) -> Plac
     places = {}
     for split, rows in (dataset or {}).items():
         rows = undecoded(rows)
-        places |= {f"{split}/{name}": (rows, index) for index, name in enumerate(rows["name"])}
+        places |= {f"{split}/{name}": (rows, index) for index, name in enumerate(rows["name"][:])}
     files = {record.problem_file: record.key for record in records if record.problem_file}
     return places | {file: places[key] for file, key in files.items() if key in places}
 

@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 from checks.records import Finding
 from checks.suspects import FIELDS
 from cli_utils import WriteError, one_line, redact
+from data.bulk import column_of
 from data.classes import ClassMap
 from data.image_files import rgb_view
 from data.reduced_copies import count_copies
@@ -57,7 +58,7 @@ def new_record(
     Args:
         dataset: of `checks.judge`. findings: what the check of the data found; None if there was none.
     """
-    pixels = {split: np.array(rows["class_pixels"]).sum(axis=0) for split, rows in dataset.items() if len(rows)}
+    pixels = {split: column_of(rows, "class_pixels").sum(axis=0) for split, rows in dataset.items() if len(rows)}
     device = torch.accelerator.current_accelerator() if args.training.device.type != "cpu" else None
     name = torch.get_device_module(device).get_device_name() if device else f"CPU, {os.cpu_count()} cores"
     return {
@@ -99,10 +100,10 @@ def _settings(args: Arguments) -> list[tuple]:
 def evaluated_images(trainer: SegmentationTrainer, class_map: ClassMap) -> PerImage:
     """The trainer's last evaluation of its `eval_dataset`, image by image."""
     metric, split = trainer.compute_metrics, trainer.eval_dataset.split
-    sizes = np.stack([split["height"], split["width"]], axis=1).astype(np.int32)
+    sizes = np.stack([column_of(split, "height"), column_of(split, "width")], axis=1).astype(np.int32)
     others = {"sizes": sizes} | dict(zip(("brightness", "suspects"), metric.others, strict=False))
     names = [class_map.id2label[i] for i in range(class_map.num_labels)]
-    return PerImage(list(split["name"]), names, metric.counts, metric.boundary, others)
+    return PerImage(split["name"][:], names, metric.counts, metric.boundary, others)
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from data.streaming import NO_CLASS_LIST
 from data_utils import ADE20K_ON_THE_HUB
 from models.arguments import LossArguments, ModelArguments
 from training.optimizer import check_schedule, check_stock_schedule
-from training.run_arguments import OptimizationArguments, RunArguments
+from training.run_arguments import NOTHING_TO_DO, OptimizationArguments, RunArguments, check_limits
 from training.workers import default_workers
 
 logger = logging.getLogger(__name__)
@@ -44,42 +44,6 @@ def _path(name: str, metavar: str = "DIR"):
     """The Trainer's own field, which takes a file or folder, see `cli_utils.is_path`."""
     own = TrainingArguments.__dataclass_fields__[name]
     return field(default=own.default, metadata={**own.metadata, "metavar": metavar})
-
-
-POSITIVE = ("positive", lambda value: value > 0)
-COUNT = ("at least 1", lambda value: value >= 1)
-NOT_NEGATIVE = ("at least 0", lambda value: value >= 0)
-SHARE = ("at least 0 and below 1", lambda value: 0 <= value < 1)
-SEED = ("from 0 to 4294967295", lambda value: 0 <= value < 2**32)  # as numpy takes it
-# What the Trainer's numbers may be, as far as it does not say so itself.
-LIMITS = {
-    "per_device_train_batch_size": COUNT,
-    "per_device_eval_batch_size": COUNT,
-    "gradient_accumulation_steps": COUNT,
-    "num_train_epochs": POSITIVE,
-    "max_steps": ("at least 1, or -1 to count epochs", lambda value: value >= 1 or value == -1),
-    "learning_rate": NOT_NEGATIVE,
-    "warmup_steps": NOT_NEGATIVE,
-    "weight_decay": NOT_NEGATIVE,
-    "adam_beta1": SHARE,
-    "adam_beta2": SHARE,
-    "adam_epsilon": NOT_NEGATIVE,
-    "max_grad_norm": NOT_NEGATIVE,
-    "label_smoothing_factor": SHARE,
-    "logging_steps": POSITIVE,
-    "eval_steps": POSITIVE,
-    "eval_delay": NOT_NEGATIVE,
-    "eval_accumulation_steps": COUNT,
-    "save_steps": POSITIVE,
-    "save_total_limit": NOT_NEGATIVE,
-    "seed": SEED,
-    "data_seed": SEED,
-    "torch_empty_cache_steps": COUNT,
-    "dataloader_num_workers": NOT_NEGATIVE,
-    "dataloader_prefetch_factor": COUNT,
-    "ddp_bucket_cap_mb": COUNT,
-    "ddp_timeout": COUNT,
-}
 
 
 @dataclass
@@ -127,10 +91,7 @@ class SegmentationTrainingArguments(TrainingArguments):
         self.best_was_asked_for = bool(self.load_best_model_at_end)
         if self.eval_strategy == "no":
             self.load_best_model_at_end = False
-        for name, (allowed, is_allowed) in LIMITS.items():
-            value = getattr(self, name)
-            if value is not None and not is_allowed(value):
-                raise UserError(f"--{name} is {value}; it must be {allowed}")
+        check_limits(self)
         self._check_features()
         self._choose_workers()
         super().__post_init__()
@@ -305,7 +266,7 @@ class Arguments:
     def _check_tasks(self) -> None:
         training = self.training
         if not (training.do_train or training.do_eval or training.do_predict or self.run.eval_on_train):
-            raise UserError("nothing to do: give --do_train, --do_eval, --do_predict or several of them")
+            raise UserError(NOTHING_TO_DO)
         if training.do_train:
             return
         needs_training = {

@@ -153,7 +153,7 @@ def started_with(args: Arguments, train_split: Dataset | None, class_weights) ->
     values = args.values()
     if "dataloader_drop_last" not in args.given:  # what `check_batches` makes of data and model is no flag
         values["dataloader_drop_last"] = False
-    names = None if train_split is None else hashlib.sha256("\n".join(train_split["name"]).encode(errors="replace"))
+    names = None if train_split is None else hashlib.sha256("\n".join(train_split["name"][:]).encode(errors="replace"))
     return {
         "arguments": values,
         "given": list(args.given),

@@ -419,14 +419,20 @@ def _try(plan, steps, facts, class_map, train_split, eval_split, machine, minute
     few = train_split.select(np.linspace(0, len(train_split) - 1, LOADED).astype(int).tolist())
     if args.augmentation.copies_large_photos:
         few = add_copies(few, transform)
-    examples, loading = SegmentationDataset(few, transform, args.training.seed), []
+    loading = loading_seconds(SegmentationDataset(few, transform, args.training.seed))
+    passes = windows * len(protocol.scales) * (1 + protocol.flip)
+    seconds = passes * tried.eval_seconds + SCORING_SECONDS * height * width
+    return Measured(transform.crop_size, tried.steps, seconds, loading, tried.stride, tried.limit)
+
+
+def loading_seconds(examples: SegmentationDataset) -> float:
+    """Median time that it takes to load an example."""
+    seconds = []
     for index in range(len(examples)):
         begin = time.perf_counter()
         examples[index]
-        loading.append(time.perf_counter() - begin)
-    passes = windows * len(protocol.scales) * (1 + protocol.flip)
-    seconds = passes * tried.eval_seconds + SCORING_SECONDS * height * width
-    return Measured(transform.crop_size, tried.steps, seconds, float(np.median(loading)), tried.stride, tried.limit)
+        seconds.append(time.perf_counter() - begin)
+    return float(np.median(seconds))
 
 
 def _images_in_time(plan: _Plan, measured: Measured, minutes: float, facts: DataFacts) -> float:

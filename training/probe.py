@@ -33,7 +33,7 @@ class Request:
     """What is to be tried.
 
     Attributes:
-        side: of the crop. channels, num_labels: of the data. losses: of `models.losses.parse_loss`.
+        side: of the crop. channels, num_labels: of the data. losses: of `models.arguments.parse_loss`.
         eval_size: height and width of an image (or window) of the evaluation.
         device: torch's type. precision: what autocast takes; None for float32.
         most: images in a step at most. seconds: after which no larger step is begun.

@@ -13,6 +13,51 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 
+POSITIVE = ("positive", lambda value: value > 0)
+COUNT = ("at least 1", lambda value: value >= 1)
+NOT_NEGATIVE = ("at least 0", lambda value: value >= 0)
+SHARE = ("at least 0 and below 1", lambda value: 0 <= value < 1)
+SEED = ("from 0 to 4294967295", lambda value: 0 <= value < 2**32)  # as numpy takes it
+# What the Trainer's numbers may be, as far as it does not say so itself.
+LIMITS = {
+    "per_device_train_batch_size": COUNT,
+    "per_device_eval_batch_size": COUNT,
+    "gradient_accumulation_steps": COUNT,
+    "num_train_epochs": POSITIVE,
+    "max_steps": ("at least 1, or -1 to count epochs", lambda value: value >= 1 or value == -1),
+    "learning_rate": NOT_NEGATIVE,
+    "warmup_steps": NOT_NEGATIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "adam_beta1": SHARE,
+    "adam_beta2": SHARE,
+    "adam_epsilon": NOT_NEGATIVE,
+    "max_grad_norm": NOT_NEGATIVE,
+    "label_smoothing_factor": SHARE,
+    "logging_steps": POSITIVE,
+    "eval_steps": POSITIVE,
+    "eval_delay": NOT_NEGATIVE,
+    "eval_accumulation_steps": COUNT,
+    "save_steps": POSITIVE,
+    "save_total_limit": NOT_NEGATIVE,
+    "seed": SEED,
+    "data_seed": SEED,
+    "torch_empty_cache_steps": COUNT,
+    "dataloader_num_workers": NOT_NEGATIVE,
+    "dataloader_prefetch_factor": COUNT,
+    "ddp_bucket_cap_mb": COUNT,
+    "ddp_timeout": COUNT,
+}
+NOTHING_TO_DO = "nothing to do: give --do_train, --do_eval, --do_predict or several of them"
+
+
+def check_limits(values: object) -> None:
+    """Raises UserError for an attribute that lies outside `LIMITS`; None lies in all of them."""
+    for name, (allowed, is_allowed) in LIMITS.items():
+        value = getattr(values, name)
+        if value is not None and not is_allowed(value):
+            raise UserError(f"--{name} is {value}; it must be {allowed}")
+
+
 @dataclass
 class OptimizationArguments:
     """What of the model is trained, and how."""

@@ -117,7 +117,7 @@ class SegmentationTrainer(Trainer):
         protocol: how evaluation images were prepared; named in every result.
         fused_ops: the loss and the evaluation tile by tile; else as stock transformers computes them.
         id2label: training id → name; None takes the model's, which has one of two where it has a single logit.
-        losses: of `models.losses.parse_loss`.
+        losses: of `models.arguments.parse_loss`.
         class_weights: float (num_labels,), for the losses that take them.
         head_lr_multiplier: of the learning rate outside the encoder.
         layer_decay: of the learning rate from each layer of a ViT, or stage of a ConvNeXt, to the one before it.

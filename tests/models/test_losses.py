@@ -9,11 +9,9 @@ from factories.logits import SIZES, LargestTensor, random_case, relative_error, 
 
 from cli_utils import UserError
 from models import losses, upsampling
-from models.arguments import LossArguments
+from models.arguments import LOSSES, WEIGHTED, LossArguments, parse_loss
 from models.inference import upsampled_scores
 from models.losses import (
-    LOSSES,
-    parse_loss,
     plain_loss,
     segmentation_loss,
     tiled_loss,
@@ -211,7 +209,7 @@ def test_no_second_derivative(name):
 
 
 @pytest.mark.parametrize("fused_ops", [True, False])
-@pytest.mark.parametrize("name", losses.WEIGHTED)
+@pytest.mark.parametrize("name", WEIGHTED)
 def test_weights_of_the_wrong_length_are_named(name, fused_ops):
     logits, labels = two_images()
     with pytest.raises(ValueError, match=r"each of 5 classes, got \(6,\)"):

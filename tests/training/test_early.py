@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 
 from cli_utils import UserError
 from training.arguments import GROUPS, Arguments
-from training.early import OWN_GROUPS, check_flags, help_page, names_of_trainer_flags
+from training.early import OWN_GROUPS, check_flags, help_page, trainer_flags
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "torchvision", "datasets", "pandas", "pyarrow", "accelerate", "peft", "evaluate", "scipy", "sklearn"}
@@ -44,6 +44,17 @@ def test_a_misspelt_flag_imports_nothing_heavy():
     assert done.stderr == "error: unknown flag --learnin_rate (did you mean --learning_rate?)\n"
 
 
+def test_a_mistake_in_a_value_imports_nothing_heavy(tmp_path):
+    for flags, message in (
+        (["--dataset_dir", str(tmp_path), "--loss", "dise", "--do_train"], "--loss dise"),
+        (["--dataset_dir", str(tmp_path), "--max_steps", "few", "--do_train"], "--max_steps"),
+        (["--dataset_dir", str(tmp_path / "none"), "--do_train"], "no such folder"),
+    ):
+        modules, done = script(*flags)
+        assert not modules & HEAVY
+        assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_a_start_imports_nothing_that_it_does_not_use():
     assert not loaded("import run_segmentation")[0] & UNUSED
 
@@ -58,7 +69,7 @@ def test_all_groups_are_known():
 
 def test_the_trainers_flags_are_found_in_its_source():
     """Read, not imported: this is what they are once it is imported."""
-    assert names_of_trainer_flags() == {field.name for field in fields(TrainingArguments) if field.init}
+    assert trainer_flags().keys() == {field.name for field in fields(TrainingArguments) if field.init}
 
 
 @pytest.mark.parametrize(
@@ -71,6 +82,13 @@ def test_the_trainers_flags_are_found_in_its_source():
         "--dataset_dir x --image_size many",
         "--dataset_dir x --dataset_name y",
         "--dataset_dir x --config missing.yaml",
+        "--dataset_dir x",
+        "--dataset_dir x --learning_rate 1e-4",
+        "--dataset_dir x --do_train --loss dise",
+        "--dataset_dir x --do_train --loss dice --class_weights auto",
+        "--dataset_dir x --do_train --num_train_epochs many",
+        "--dataset_dir x --do_train --max_steps 1.5",
+        "--dataset_dir x --do_train --per_device_train_batch_size 0",
     ],
 )
 def test_mistakes_get_the_words_that_they_get_later(flags):
@@ -88,6 +106,10 @@ def test_mistakes_get_the_words_that_they_get_later(flags):
         "--do_train --learning_rate 1e-4 --output_dir a --label_names a b --fused_ops --no_check_data",
         "--do-train --per-device-train-batch-size=4 --reduce_labels --no_load_best_model_at_end --eval_scales 1 2",
         "--config auto",
+        "--preview a.png",
+        "--dry_run",
+        "--eval_on_train --model_name_or_path a",
+        "--do_eval --model_name_or_path a",
     ],
 )
 def test_flags_of_the_trainer_are_left_alone(flags):
@@ -96,7 +118,7 @@ def test_flags_of_the_trainer_are_left_alone(flags):
 
 def test_keys_of_a_file_are_checked(tmp_path):
     file = tmp_path / "run.yaml"
-    file.write_text("dataset_dir: x\nlearning_rate: 1e-4\nbf16: true\n")
+    file.write_text("dataset_dir: x\nlearning_rate: 1e-4\nbf16: true\ndo_train: true\n")
     check_flags(["--config", str(file)])
     file.write_text("dataset_dir: x\nlearning_rat: 1e-4\n")
     with pytest.raises(UserError, match="unknown key 'learning_rat' .* mean learning_rate"):
