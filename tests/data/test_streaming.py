@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import tarfile
 from collections import Counter
 from unittest.mock import Mock
 
@@ -213,6 +214,31 @@ def test_a_folder_of_images(tmp_path):
     rows = [f"i{number}.png,m{number}.png" for number in range(4)]
     (root / "train" / "metadata.csv").write_text("\n".join(["file_name,mask_file_name", *rows]))
     assert sorted(level for level, _ in drawn(root, 4)) == [0, 1, 2, 3]
+
+
+def test_tar_shards_of_images_and_masks(tmp_path):
+    """As webdataset has them: files of one name belong together. Two processes share them out."""
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for shard in range(2):
+        with tarfile.open(shards / f"train-{shard:05d}.tar", "w") as tar:
+            for number in range(5 * shard, 5 * shard + 5):
+                image = encoded(np.full((8, 12, 3), number, np.uint8))["bytes"]
+                mask = encoded(np.ones((8, 12), np.uint8))["bytes"]
+                for name, content in ((f"{number:06d}.png", image), (f"{number:06d}.seg.png", mask)):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    data, class_map = streamed(shards)
+    levels = []
+    for process in range(2):
+        dataset = StreamingDataset(data.stream, class_map, Level(), judge_example)
+        dataset.share_with(process, 2)
+        assert "2 files with 2 readers, each with files of its own" in dataset.describe_sharing(0)
+        examples = list(itertools.islice(dataset, 10))
+        assert all(example["name"] == f"{example['level']:06d}" for example in examples)
+        levels += [example["level"] for example in examples]
+    assert Counter(levels) == dict.fromkeys(range(10), 2)  # two passes
 
 
 # ---- what is refused ----
