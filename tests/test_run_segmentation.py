@@ -452,7 +452,7 @@ def test_push_publishes_model_card_and_results_and_nothing_else(flags, tmp_path)
     assert set(files) == set(
         """model.safetensors config.json preprocessor_config.json processor_config.json labels.json README.md
         sample.jpg all_results.json train_results.json eval_results.json per_category.csv
-        confusion_matrix.npy""".split()
+        confusion_matrix.npy confusion_matrix.png curves.png""".split()
     )
     assert files["model.safetensors"] == (output_dir / "model.safetensors").read_bytes()
     mean_iou = read(output_dir / "eval_results.json")["eval_mean_iou"]
