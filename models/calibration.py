@@ -51,8 +51,9 @@ def sample_pixels(logits, labels: Tensor, prediction: Tensor, count: int) -> tup
         prediction. Both labels are `IGNORE_INDEX` where no pixel has one.
     """
     num_classes = logits.shape[1] if isinstance(logits, Tensor) else logits[0].num_classes
-    labelled = (labels != IGNORE_INDEX).flatten().nonzero()[:, 0]
-    if not count or not len(labelled):
+    # Evaluations while the model trains ask for none, and are not to pass over the labels, or wait for a device.
+    labelled = (labels != IGNORE_INDEX).flatten().nonzero()[:, 0] if count else ()
+    if not len(labelled):
         targets = torch.full((count, 2), IGNORE_INDEX, dtype=torch.int32, device=labels.device)
         return torch.zeros(count, num_classes, device=labels.device), targets
     chance = torch.rand(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
