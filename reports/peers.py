@@ -1,5 +1,4 @@
-"""What people would pick instead of this project: the other sides of the comparisons that `benchmark.py` makes; of
-itself it does nothing.
+"""What people would pick instead of this project: the other sides of the comparisons that `benchmark.py` reports.
 
 * stock: the transformers model in transformers' examples/pytorch/semantic-segmentation.
 * tuned: the same model as a good user runs it, channels-last and compiled; in evaluation it keeps class ids instead of
