@@ -224,7 +224,9 @@ class Photos:
 def photos_of(folder: str | Path, cache_dir: str | Path, size: int) -> Photos:
     """The photos of a folder, of any layout, as training and evaluation of this project see them. A fifth is kept for
     validation where the folder has no split for that. Raises UserError as training does."""
-    data = load_data(DatasetArguments(dataset_dir=str(folder), train_val_split=0.2), SEED)
+    data = load_data(DatasetArguments(dataset_dir=str(folder)), SEED)
+    if "validation" not in data.splits:
+        data = load_data(DatasetArguments(dataset_dir=str(folder), train_val_split=0.2), SEED)
     class_map = find_classes(data, ClassArguments())
     dataset = prepare_dataset(data.splits, class_map, cache_dir=cache_dir)
     protocol = EvaluationProtocol(size)

@@ -55,3 +55,9 @@ def test_torchvision_crops_images_and_masks_alike():
     shown = EvaluationProtocol().denormalize(examples["pixel_values"][0])[0].float() / 20
     valid = examples["labels"][0] != 255
     assert valid.any() and (shown - examples["labels"][0])[valid].abs().median() < 0.5
+
+
+@pytest.mark.parametrize(("layout", "sizes"), [("images and masks", (4, 1)), ("CamVid", (5, 5))])
+def test_photos_keep_the_split_that_they_have(make_dataset, layout, sizes, tmp_path):
+    photos = peers.photos_of(make_dataset(layout, 5), tmp_path / "cache", 32)
+    assert (len(photos.train), len(photos.validation)) == sizes and photos.num_labels == 3
