@@ -584,6 +584,7 @@ def rhythm_settings(time: Time, update: float, eval_images: int) -> list[Setting
 # ---- optimisation ---------------------------------------------------------------------------------------------------
 
 FINE_TUNING_RATE, SCRATCH_RATE, LONG_RUN = 6e-5, 1e-3, 2000
+LEAST_WARMUP, MOST_WARMUP = 20, 1500  # steps; of a short run no more than a tenth
 HEAD_MULTIPLIER = {"all": 1.0, "head": 10.0, "classifier": 10.0, "nothing": 1.0}
 FRESH = {
     "all": "all weights start at random",
@@ -613,6 +614,6 @@ def optimizer_settings(goal: Goal, batch: int, steps: int) -> list[Setting]:
     settings.append(Setting("weight_decay", 0.01, "as published"))
     settings.append(Setting("lr_scheduler_type", "polynomial", "to 0 over exactly these steps"))
     share = 0.08 if goal.fresh == "all" else 0.05
-    warmup = min(max(20, round(share * steps)), 1500, max(1, steps // 2))
+    warmup = min(max(round(share * steps), min(LEAST_WARMUP, steps // 10)), MOST_WARMUP)
     settings.append(Setting("warmup_steps", warmup, f"{warmup / max(steps, 1):.0%} of the steps"))
     return settings

@@ -410,6 +410,12 @@ def test_learning_rate(goal, batch, steps, rate, multiplier):
     assert ("adam_beta2" in found) == (goal.fresh == "all" and steps < 2000)
 
 
-@pytest.mark.parametrize(("steps", "warmup"), [(1, 1), (10, 5), (100, 20), (4000, 200), (80000, 1500)])
-def test_warmup(steps, warmup):
-    assert flags(planning.optimizer_settings(Goal("head"), 8, steps))["warmup_steps"] == warmup
+@pytest.mark.parametrize(
+    ("fresh", "steps", "warmup"),
+    [
+        *[("head", 1, 0), ("head", 36, 3), ("head", 100, 10), ("head", 200, 20), ("head", 400, 20)],
+        *[("head", 4000, 200), ("head", 80000, 1500), ("all", 36, 3), ("all", 240, 20), ("all", 500, 40)],
+    ],
+)
+def test_warmup(fresh, steps, warmup):
+    assert flags(planning.optimizer_settings(Goal(fresh), 8, steps))["warmup_steps"] == warmup
