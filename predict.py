@@ -34,8 +34,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, redirect_stdout
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -44,43 +44,38 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
-from PIL import Image
+from torch import Tensor
 from torchvision.transforms.v2 import functional as tvF
 
-import visual_utils
 from cli_utils import (
     UserError,
     WriteError,
     check_installed,
     check_positive,
     count_of,
-    one_line,
     parse_arguments,
     run_cli,
     set_up_logging,
     shorten,
 )
 from data.arguments import EvaluationArguments
-from data.classes import ClassMap
 from data.image_files import TIFF_SIGNATURES, read_channels
 from data.inputs import STDIN, Address, Downloads, Input, expand
-from data.large_images import LargeImage, large_size, no_limit, open_large
+from data.large_images import LargeImage, large_size, open_large
 from data.layouts import Tree
 from data.output_paths import check_writable, output_names, refuse_inputs
 from data.synonyms import IMAGE_EXTENSIONS
 from data.trial_pairing import masks_among
 from data.unread import describe_unread, unread_pictures
-from metrics_utils import IGNORE_INDEX, csv_text
 from models.ensemble import load_ensemble
 from models.inference import find_device
-from reports.polygons import FORMATS, CocoAnnotations, geojson, labelme
+from models.predictor import Predictor
+from reports.extra_files import ExtraFiles, check_extra_files
+from reports.polygons import FORMATS
 from reports.prediction_outputs import (
-    Areas,
     ConfidenceMap,
     Georeference,
     bands_without_small_areas,
-    geotiff,
     read_georeference,
     with_nodata,
     without_small_areas,
@@ -90,7 +85,7 @@ from reports.video import split_videos, video_file, write_video
 
 logger = logging.getLogger(__name__)
 
-CONTACT_SHEET, AREAS, COCO = "contact_sheet.png", "areas.csv", "coco.json"
+CONTACT_SHEET = "contact_sheet.png"
 FRAMES_AT_ONCE = 8  # of a film, on an accelerator
 
 
@@ -230,25 +225,6 @@ def _images_in(folder: Path) -> list[tuple[str, Path]]:
     return [(path.with_suffix("").as_posix(), folder / path) for path in sorted(below) if folder / path not in masks]
 
 
-def confidence_file(png: Path, output_dir: Path) -> Path:
-    return output_dir / "confidence" / png.relative_to(output_dir)
-
-
-def check_outputs(images: dict[str, Path], output_dir: Path) -> None:
-    """Raises UserError where one of the files besides PNGs and overlays would replace an input, a PNG, or a file that
-    no prediction left."""
-    files = prediction_files(list(images), output_dir, [output_dir / CONTACT_SHEET])
-    pngs = [png for png, _ in files]
-    others = [confidence_file(png, output_dir) for png in pngs]
-    twice = set(pngs) & set(others)
-    if twice:
-        raise UserError(f"{min(twice)} would be both a prediction and a map of confidence; rename the input's folder")
-    beside = [(png.with_suffix(suffix), png) for png in pngs for suffix in (".tif", ".geojson", ".json")]
-    of_all = [output_dir / AREAS, output_dir / COCO]
-    refuse_inputs([*others, *(path for path, _ in beside), *of_all], images.values(), "--output_dir")
-    refuse_foreign(files, output_dir / CONTACT_SHEET, beside, of_all)
-
-
 def film_files(videos: list[Path], output_dir: Path) -> dict[Path, Path]:
     """Film → the film with its classes.
 
@@ -269,18 +245,6 @@ def files_there(images: dict[str, Path], output_dir: Path) -> dict[int, Path]:
     there = {index: pair[0] for index, pair in enumerate(files) if all(file.is_file() for file in pair)}
     logger.info(f"--skip_existing: {len(there)} of {len(images)} images are predicted already")
     return there
-
-
-def ids_there(png: Path, class_map: ClassMap) -> np.ndarray:
-    """Training ids, uint8 (H, W), of a prediction that was written before; UserError where it cannot be read."""
-    try:
-        with no_limit(), Image.open(png) as image:
-            values = np.asarray(image)
-    except Exception as error:  # a decoder may raise anything on a damaged file
-        raise UserError(f"{png} cannot be read ({one_line(error)}); without it the image is predicted again") from None
-    ids = np.full(256, IGNORE_INDEX, np.uint8)
-    ids[class_map.raw_values] = np.arange(class_map.num_labels)
-    return ids[values]
 
 
 def models_and_inputs(words: list[str], inputs: list[str]) -> tuple[list[str], list[str]]:
@@ -343,148 +307,154 @@ def main(argv: list[str] | None = None) -> list[Path]:
     return (pipe if pipes else predict_all)(args, evaluation_args)
 
 
+class Reader:
+    """Index → image, as `reports.predictions.write_predictions` asks for it.
+
+    Args:
+        sources: files and addresses. there: indices of those that are left out.
+
+    Attributes:
+        unreadable: what is wrong with the images that cannot be read.
+        place, size: georeference, if there is one, and height and width of the image that was read last.
+    """
+
+    def __init__(
+        self, sources: list[Path | Address], predictor: Predictor, downloads: Downloads, there: Container[int]
+    ):
+        self.sources, self.predictor, self.downloads, self.there = sources, predictor, downloads, there
+        self.unreadable, self.place, self.size = [], None, None
+
+    def __call__(self, index: int) -> tuple[Tensor | LargeImage, None] | None:
+        if index in self.there:
+            return None
+        protocol = self.predictor.protocol
+        path = name = getattr(self.sources[index], "shown", self.sources[index])
+        try:
+            path = self.downloads.path_of(self.sources[index])
+            image = None if protocol.is_wide else open_large(path, protocol.num_channels)
+            self.place = read_georeference(path)
+            if image is None:
+                image = read_channels(path, protocol.num_channels, name, protocol.image_dtype)
+                self.size = tuple(tvF.get_size(image))
+            else:
+                self.predictor.check_size(path, image.size)
+                height, width = self.size = image.size
+                logger.info(f"{name}: {width:,}x{height:,} pixels, read and predicted in bands of rows")
+            return image, None
+        except UserError as error:
+            self.unreadable.append(str(error).replace(str(path), str(name)))
+            return None
+
+
+class Segmenter:
+    """Image → training ids, uint8, without specks and with what the image does not know; its confidence is written.
+
+    Args:
+        min_area: `--min_area`. folder: for the rows of large images meanwhile. confidence_map: None: not wanted.
+    """
+
+    def __init__(self, predictor: Predictor, min_area: int, folder: Path, confidence_map: ConfidenceMap | None):
+        self.predictor, self.min_area, self.folder = predictor, min_area, folder
+        self.confidence_map = confidence_map
+
+    def __call__(self, image: Tensor | LargeImage, place: Georeference | None) -> Tensor | Iterator[Tensor]:
+        """(H, W); of a `LargeImage` (n, W), some rows after the other. place: where it lies, with its nodata."""
+        bands = self._bands(image)
+        if not isinstance(image, LargeImage):
+            return next(with_nodata(map(self._tidy, bands), place))
+        if self.min_area:
+            bands = bands_without_small_areas(map(np.asarray, bands), self.min_area, self.folder)
+            bands = (torch.from_numpy(ids.copy()) for ids in bands)
+        return with_nodata(bands, place)
+
+    def frames(self, images: list) -> list[Tensor]:
+        """Those of a film, all of one size → (H, W) of each."""
+        predict_together = self.predictor.predict_together or partial(map, self.predictor.predict)
+        return [self._tidy(ids.to(torch.uint8)) for ids in predict_together(images)]
+
+    def _bands(self, image: Tensor | LargeImage) -> Iterator[Tensor]:
+        is_large = isinstance(image, LargeImage)
+        if self.confidence_map is None:
+            found = self.predictor.predict(image)
+            yield from (ids.to(torch.uint8) for ids in (found if is_large else [found]))
+            return
+        found = self.predictor.predict_with_confidence(image)
+        for ids, confidence in found if is_large else [found]:
+            self.confidence_map.write(confidence.numpy())
+            yield ids.to(torch.uint8)
+
+    def _tidy(self, ids: Tensor) -> Tensor:
+        return torch.from_numpy(without_small_areas(ids.numpy(), self.min_area)) if self.min_area else ids
+
+
+def check_model_fits(predictor: Predictor, sources: Iterable[Path | Address], save_confidence: bool) -> None:
+    """Raises UserError where the model cannot do what is asked, before the first prediction."""
+    if save_confidence and predictor.predict_with_confidence is None:
+        raise UserError(
+            f"--save_confidence: {predictor.name} gives classes alone; export the model with --confidence or --logits"
+        )
+    if predictor.needs_whole and not predictor.protocol.is_wide:
+        for path in sources:
+            if isinstance(path, Path) and (size := large_size(path)):
+                predictor.check_size(path, size)
+
+
 def predict_all(args: PredictArguments, evaluation_args: EvaluationArguments) -> list[Path]:
     """`main`, of files and addresses."""
     if args.output_dir is None:
         raise UserError("--output_dir is missing: give the folder for predictions")
+    contact_sheet = args.output_dir / CONTACT_SHEET
     inputs = expand(args.inputs)
     videos, _ = split_videos([item.source for item in inputs if isinstance(item.source, Path)])
     films = film_files(videos, args.output_dir)
     inputs = [item for item in inputs if item.source not in films]
     images = find_images(inputs, args.output_dir) if inputs or not videos else {}
-    check_outputs(images, args.output_dir)
+    names, sources = list(images), list(images.values())
+    check_extra_files(names, sources, args.output_dir, contact_sheet)
     check_writable(args.output_dir, "--output_dir", is_folder=True)
     device = find_device(args.device)
 
     predictor = load_ensemble(args.model, evaluation_args, device, args.model_revision, args.fused_ops)
-    class_map, protocol, predict = predictor.class_map, predictor.protocol, predictor.predict
-    if args.save_confidence and predictor.predict_with_confidence is None:
-        raise UserError(
-            f"--save_confidence: {predictor.name} gives classes alone; export the model with --confidence or --logits"
-        )
-    for path in images.values() if predictor.needs_whole and not protocol.is_wide else ():
-        if isinstance(path, Path) and (size := large_size(path)):
-            predictor.check_size(path, size)
-    logger.info(f"{predictor.description}, on {device}; short side {protocol.short_side}")
+    check_model_fits(predictor, sources, args.save_confidence)
+    class_map = predictor.class_map
+    logger.info(f"{predictor.description}, on {device}; short side {predictor.protocol.short_side}")
     values = [f"{value} {class_map.id2label[i]}" for i, value in enumerate(class_map.raw_values)]
     logger.info(f"values in the PNGs: {values[0]} … {values[-1]}")
-
-    names, paths, unreadable, places = list(images), list(images.values()), [], {}
-    areas, coco, confidence_map = Areas(class_map), CocoAnnotations(class_map, args.output_dir), ConfidenceMap()
-    sizes = {}
-    palette = visual_utils.raw_palette(class_map.colors(), class_map.raw_values)
-
     there = files_there(images, args.output_dir) if args.skip_existing else {}
 
-    def read(index: int):
-        if index in there:
-            return None
-        path = name = getattr(paths[index], "shown", paths[index])
-        try:
-            path = downloads.path_of(paths[index])
-            large = None if protocol.is_wide else open_large(path, protocol.num_channels)
-            places[index] = read_georeference(path)
-            if large is None:
-                image = read_channels(path, protocol.num_channels, name, protocol.image_dtype)
-                sizes[index] = tuple(tvF.get_size(image))
-                return image, None
-            predictor.check_size(path, large.size)
-            height, width = sizes[index] = large.size
-            logger.info(f"{name}: {width:,}x{height:,} pixels, read and predicted in bands of rows")
-            return large, None
-        except UserError as error:
-            unreadable.append(str(error).replace(str(path), str(name)))
-
-    def tidy(ids):
-        ids = ids.to(torch.uint8)
-        return torch.from_numpy(without_small_areas(ids.numpy(), args.min_area)) if args.min_area else ids
-
-    def predict_frames(images) -> list[torch.Tensor]:
-        return [tidy(ids) for ids in (predictor.predict_together or partial(map, predict))(images)]
-
-    def bands_of(image) -> Iterator[torch.Tensor]:
-        """Ids, uint8 (n, W), of a `LargeImage` in bands, else all at once; their confidence is written."""
-        is_large = isinstance(image, LargeImage)
-        if args.save_confidence:
-            found = predictor.predict_with_confidence(image)
-            for ids, confidence in found if is_large else [found]:
-                confidence_map.write(confidence.numpy())
-                yield ids.to(torch.uint8)
-        else:
-            found = predict(image)
-            yield from (ids.to(torch.uint8) for ids in (found if is_large else [found]))
-
-    def predict_and_tidy(image):
-        place = places[max(places)]  # of the image that was read last
-        if not isinstance(image, LargeImage):
-            return next(with_nodata(map(tidy, bands_of(image)), place))
-        bands = bands_of(image)
-        if args.min_area:
-            bands = bands_without_small_areas(map(np.asarray, bands), args.min_area, args.output_dir)
-            bands = (torch.from_numpy(ids.copy()) for ids in bands)
-        return with_nodata(bands, place)
-
-    def of_all(index: int, place: Georeference | None):
-        """What is written of an image into a file of all."""
-        if args.save_areas:
-            yield areas.of(names[index], place)
-        if args.save_polygons == "coco":
-            yield coco.of(index, names[index] + Path(paths[index]).suffix)
-
-    def also(index: int, png: Path):
-        place = places[index]
-        if place:
-            yield geotiff(png.with_suffix(".tif"), place, class_map, palette)
-        yield from of_all(index, place)
-        if args.save_polygons == "geojson":
-            yield geojson(png.with_suffix(".geojson"), class_map, place)
-        if args.save_polygons == "labelme":
-            yield labelme(png.with_suffix(".json"), class_map, paths[index])
-        if args.save_confidence:
-            yield confidence_map.of(confidence_file(png, args.output_dir), sizes[index])
-
-    def add_to_all(index: int, png: Path) -> None:
-        """Of an image that was predicted before."""
-        place = read_georeference(png.with_suffix(".tif"))
-        with ExitStack() as outputs:
-            takers = [outputs.enter_context(output) for output in of_all(index, place)]
-            for take in takers:
-                take(ids_there(png, class_map))
-
+    extra_files = ExtraFiles(
+        class_map, args.output_dir, names, sources, args.save_areas, args.save_polygons, args.save_confidence
+    )
+    segment = Segmenter(predictor, args.min_area, args.output_dir, extra_files.confidence_map)
     batch_size = args.per_device_eval_batch_size or (1 if device.type == "cpu" else FRAMES_AT_ONCE)
     state = PartialState()
-    contact_sheet = args.output_dir / CONTACT_SHEET
     try:
         with Downloads(int(args.url_megabytes * 2**20), args.url_seconds) as downloads:
+            reader = Reader(sources, predictor, downloads, there)
             written = write_predictions(
                 names,
-                read,
-                predict_and_tidy,
+                reader,
+                lambda image: segment(image, reader.place),
                 class_map,
                 args.output_dir,
                 contact_sheet,
-                inputs=paths,
-                also=also,
-                unreadable=unreadable,
+                inputs=sources,
+                also=lambda index, png: extra_files.of_image(index, png, reader.place, reader.size),
+                unreadable=reader.unreadable,
             )
         for film, target in films.items():
             if not (args.skip_existing and target.is_file()):
                 frames = target.with_name(f"{target.stem}_frames") if args.video_frames else None
-                write_video(film, target, predict_frames, class_map, frames, batch_size)
+                write_video(film, target, segment.frames, class_map, frames, batch_size)
         for index in sorted(there)[state.process_index :: state.num_processes]:
-            add_to_all(index, there[index])
-        if args.save_areas:
-            order = {csv_text(name): index for index, name in enumerate(names)}
-            rows = sorted(gather_object(areas.rows), key=lambda row: order[row["image"]])
-            areas.save(args.output_dir / AREAS, rows)
-        if args.save_polygons == "coco":
-            coco.save(args.output_dir / COCO, gather_object(coco.rows))
+            extra_files.add_predicted_before(index, there[index])
+        extra_files.save()
     except WriteError as error:
         raise UserError(
             f"{error}. What was predicted before is in {args.output_dir}; make room, then give the same command again"
         ) from None
-    if unreadable:
-        sys.exit(f"error: {len(unreadable)} of {len(images)} files were skipped: {shorten(unreadable)}")
+    if reader.unreadable:
+        sys.exit(f"error: {len(reader.unreadable)} of {len(images)} files were skipped: {shorten(reader.unreadable)}")
     sheet = [contact_sheet] if written else []
     return [*(png for png, _ in written), *(overlay for _, overlay in written), *sheet, *films.values()]
 
