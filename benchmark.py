@@ -84,22 +84,6 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from benchmark_peers import (
-    SEED,
-    CannotRun,
-    ids_of_logits,
-    photos_of,
-    scores_table,
-    smp_loss,
-    smp_segformer,
-    stock_crop,
-    stock_metrics,
-    stock_squares,
-    streaming_metrics,
-    torchvision_transforms,
-    train_and_score,
-    tuned,
-)
 from checks.judge import prepare_dataset
 from cli_utils import UserError, check_installed, check_positive, nearest, parse_arguments, run_cli, write_text
 from data.augmentation import TrainTransform
@@ -116,6 +100,22 @@ from models.loading import MIT_VARIANTS, load_model
 from models.losses import upsampled_cross_entropy
 from models.objectives import find_objective
 from reports.intervals import bootstrap_interval
+from reports.peers import (
+    SEED,
+    CannotRun,
+    ids_of_logits,
+    photos_of,
+    scores_table,
+    smp_loss,
+    smp_segformer,
+    stock_crop,
+    stock_metrics,
+    stock_squares,
+    streaming_metrics,
+    torchvision_transforms,
+    train_and_score,
+    tuned,
+)
 from toy_dataset import render_toy_dataset
 from training.arguments import SegmentationTrainingArguments
 from training.trainer import SegmentationTrainer
@@ -149,7 +149,7 @@ class BenchmarkArguments:
     pairs: int = field(default=5, metadata={"help": "timed runs of each side"})
     images: int = field(default=20, metadata={"help": "files for evaluate and data"})
     growth: int = field(
-        default=3, metadata={"help": "evaluate also measures the memory for this many times the images"}
+        default=3, metadata={"help": "evaluate also measures the memory for this many times the images, unless 1"}
     )
     seconds: float = field(default=300.0, metadata={"help": "CPU time of each side of time-to-score"})
     dataset_dir: str | None = field(
@@ -300,7 +300,7 @@ def evaluation(
     args: BenchmarkArguments, ours: bool, width: int | None = None, is_tuned: bool = False
 ) -> Callable[[], dict[str, float]]:
     """→ function: from files to scores. width: of the images, in pixels; they are S high, and square by default.
-    is_tuned: stock as `benchmark_peers.py` tunes it."""
+    is_tuned: stock as `reports.peers` tunes it."""
     split = photo_dataset(args, width or args.size, prepared=ours)
     arguments = SegmentationTrainingArguments if ours else TrainingArguments  # ours refuses to score as stock does
     training_args = arguments(
@@ -353,12 +353,14 @@ def measure_evaluate(args: BenchmarkArguments) -> dict[str, dict]:
         [evaluation(args, ours, width) for ours in (False, True)] for width in (args.size, args.size * 4 // 3)
     )
     row = {"images": args.images} | paired(*squares, args, agree=partial(agree, args))
-    more = replace(args, images=args.images * args.growth)
-    return {
+    rows = {
         "evaluate": row | peak_memory(args),
         "evaluate, 4:3 photos": {"images": args.images} | paired(*photos, args),
-        f"evaluate, {more.images} images": {"images": more.images, "note": KEEPS_LOGITS} | peak_memory(more),
     }
+    if args.growth > 1:
+        more = replace(args, images=args.images * args.growth)
+        rows[f"evaluate, {more.images} images"] = {"images": more.images, "note": KEEPS_LOGITS} | peak_memory(more)
+    return rows
 
 
 # ---- prediction -----------------------------------------------------------------------------------------------------
