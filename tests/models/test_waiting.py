@@ -1,7 +1,7 @@
 """Training and evaluation never wait for an accelerator to tell a number: they run where there are no numbers at all.
 
 On torch's meta device tensors have shapes alone; `.item()`, `nonzero`, picking pixels by a mask and whatever else the
-host would have to wait for raise there. So what runs has none of them, whatever the number of classes, tiles or images.
+host would have to wait for raise there. So what runs has none of them, whatever the number of classes or tiles.
 """
 
 from contextlib import nullcontext
