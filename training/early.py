@@ -13,7 +13,7 @@ from cli_utils import CONFIG_HELP, HELP, UserError, given_flags, help_page, pars
 from data.arguments import AugmentationArguments, ClassArguments, DatasetArguments, EvaluationArguments
 from data.layouts import check_folder
 from models.arguments import LossArguments, ModelArguments
-from models.peft_import import leave_out_peft
+from models.unused_imports import leave_out_unused
 from training.run_arguments import (
     EXCLUSIVE,
     NOTHING_TO_DO,
@@ -66,23 +66,17 @@ def answer_plan(description: str) -> None:
     if HELP.intersection(argv):
         print(help_page((PlanArguments, *OWN_GROUPS), description, "dataset_dir", THE_TRAINERS), end="")
         sys.exit()
-    run_cli(lambda: leave_out_unused(parse_own_flags(argv, (PlanArguments,), "dataset_dir")))
+    run_cli(lambda: parse_own_flags(argv, (PlanArguments,), "dataset_dir"))
     gc.disable()
 
 
 def check_run(argv: list[str]) -> None:
-    """`check_flags` and `check_folder_of` a run, of which peft is left out where it does not need it."""
+    """`check_flags` and `check_folder_of` a run, and leaves out imports that it does not need."""
     groups = check_flags(argv)
     check_folder_of(argv)
-    if not without_auto(argv)[0]:  # a run that goes on takes its flags from its plan
-        leave_out_unused(groups)
-
-
-def leave_out_unused(groups: dict[type, object]) -> None:
-    """groups: of `parse_own_flags`."""
-    if groups and groups[OptimizationArguments].lora_r is None:
-        model = groups[ModelArguments]
-        leave_out_peft(*([] if model.from_scratch else [model.source]))
+    if groups and not without_auto(argv)[0]:  # a plan may choose any model
+        model, adapters = groups[ModelArguments], groups[OptimizationArguments].lora_r is not None
+        leave_out_unused(model.from_scratch or model.source, adds_adapters=adapters)
 
 
 def parse_own_flags(argv: list[str], more: tuple[type, ...] = (), positional: str | None = None) -> dict[type, object]:
