@@ -5,12 +5,21 @@ import os
 from pathlib import Path
 
 import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import (
     AutoConfig,
     AutoModelForSemanticSegmentation,
     AutoModelForUniversalSegmentation,
     PretrainedConfig,
     PreTrainedModel,
+)
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    has_file,
 )
 
 from cli_utils import UserError, one_line, shorten
@@ -64,6 +73,23 @@ def open_config(name_or_path: str, known: list[str], revision: str | None = None
             logger.warning(f"{name_or_path}: auto_map is left out; transformers' own {part.model_type} is used")
             del part.auto_map
     return config
+
+
+def is_at_hand(name_or_path: str) -> bool:
+    """Whether a model is a folder, or its weights lie in the cache of earlier downloads, or the Hub answers for it; so
+    False without network. What the Hub answers is for whoever opens the model."""
+    if os.path.isdir(name_or_path):
+        return True
+    weights = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+    try:
+        if any(has_file(name_or_path, file, local_files_only=True) for file in weights):
+            return True
+        get_hf_file_metadata(hf_hub_url(name_or_path, "config.json"), timeout=10)
+    except HfHubHTTPError:
+        return True
+    except Exception:  # no name of a repository, HF_HUB_OFFLINE=1, or what the HTTP library of huggingface_hub raises
+        return False
+    return True
 
 
 def is_universal(config: PretrainedConfig) -> bool:

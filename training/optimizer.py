@@ -125,13 +125,21 @@ def _stage_of(name: str, depths: list[int]) -> tuple[str, int]:
     return " downsampling", steps + 1
 
 
+def decays_by(config: PretrainedConfig) -> str | None:
+    """What the learning rate of a model's encoder can decay by in a way that was published: "layers" of a ViT,
+    "stages" of a ConvNeXt, or None."""
+    encoder = encoder_config(config)
+    if encoder.model_type in _CONVNEXT:
+        return "stages"
+    return None if num_equal_layers(encoder) is None else "layers"
+
+
 def check_layer_decay(config: PretrainedConfig, layer_decay: float) -> None:
     """Raises UserError where a model has no layers whose learning rates could decay in a way that was published."""
-    encoder = encoder_config(config)
-    if layer_decay != 1 and num_equal_layers(encoder) is None and encoder.model_type not in _CONVNEXT:
+    if layer_decay != 1 and decays_by(config) is None:
         raise UserError(
-            f"--layer_decay {layer_decay:g} is for ViTs, as DINOv2, and ConvNeXt, and {encoder.model_type} comes in "
-            "stages of other widths: leave it out"
+            f"--layer_decay {layer_decay:g} is for ViTs, as DINOv2, and ConvNeXt, and "
+            f"{encoder_config(config).model_type} comes in stages of other widths: leave it out"
         )
 
 

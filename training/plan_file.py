@@ -6,6 +6,7 @@ Flags that were given stand in it as they are, and the rules follow them.
 """
 
 import json
+import logging
 import textwrap
 import time
 from collections.abc import Callable
@@ -30,14 +31,17 @@ from data.classes import ClassMap
 from data.reduced_copies import add_copies
 from data_utils import Data, SegmentationDataset, find_classes, load_data
 from models.catalogue import MODELS
-from models.configurations import is_universal
+from models.configurations import is_at_hand, is_universal
 from models.geometry import input_geometry
 from training import planning
 from training.arguments import FOR_ONCE, GROUPS, PLAN_FILE, SECRETS, Arguments
+from training.optimizer import decays_by
 from training.planning import ClassFacts, DataFacts, Goal, Machine, Measured, Setting, Time
 from training.probe import BATCHES, Request, measure_apart
 from training.run_arguments import RunArguments
 from training.workers import cpus_of_process, default_workers
+
+logger = logging.getLogger(__name__)
 
 # Part of the time that may go into trying steps.
 PROBE_SHARE, PROBE_SECONDS = 0.05, (6.0, 60.0)
@@ -57,7 +61,7 @@ TOPICS = {
     "dataloader_persistent_workers",
     "how long": "do_train do_eval do_predict max_steps train_minutes eval_strategy eval_steps save_strategy "
     "save_steps load_best_model_at_end logging_steps max_predict_samples",
-    "optimizer": "learning_rate head_lr_multiplier weight_decay adam_beta2 lr_scheduler_type warmup_steps",
+    "optimizer": "learning_rate head_lr_multiplier layer_decay weight_decay adam_beta2 lr_scheduler_type warmup_steps",
 }
 
 
@@ -103,7 +107,14 @@ def make_plan(args: Arguments, steps: Steps) -> str:
     minutes = args.run.minutes
 
     if not plan.has("model_name_or_path", "from_scratch", "backbone"):
-        plan.set(*planning.choose_model(facts, machine, minutes, args.run.commercial, MODELS))
+        plan.set(*planning.choose_model(facts, machine, minutes, args.run.commercial, MODELS, is_at_hand))
+        if plan.args.model.from_scratch:
+            if _is_frozen(args):
+                raise UserError(
+                    "--freeze_encoder and --lora_r keep a pretrained encoder, and there is no network to get one: "
+                    "give --model_name_or_path FOLDER"
+                )
+            logger.warning(plan.settings["from_scratch"].why)
     elif args.run.commercial:
         _check_commercial(args)
     config, *_ = steps.find_model(plan.args)
@@ -113,7 +124,7 @@ def make_plan(args: Arguments, steps: Steps) -> str:
             "in configs/ (docs/models.md)"
         )
     plan.fit = input_geometry(config).fit
-    goal = Goal(fresh_part(plan.args, config, class_map), minutes, not _is_frozen(plan.args))
+    goal = Goal(fresh_part(plan.args, config, class_map), minutes, not _is_frozen(plan.args), decays_by(config))
     pretrained = goal.fresh != "all"
     plan.set(planning.precision_setting(machine), unless=("bf16", "fp16"))
     plan.set(planning.wanted_size(facts, pretrained))

@@ -9,7 +9,7 @@ that they belong to. `training.plan_file` gathers the facts and writes the file.
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -119,28 +119,37 @@ class Goal:
         fresh: what starts at random: "all", "head", "classifier" or "nothing".
         minutes: for all of the run; None: as long as it pays.
         trains_encoder: False where it is frozen or adapted.
+        decays_by: of `training.optimizer.decays_by`.
     """
 
     fresh: str = "head"
     minutes: float | None = None
     trains_encoder: bool = True
+    decays_by: str | None = None
     given: Collection[str] = field(default_factory=tuple)
 
 
 # ---- model ----------------------------------------------------------------------------------------------------------
 
 LARGE_MODEL_MINUTES, LARGE_MODEL_STEPS = 30, 4
+SCRATCH = "mit-b0"
 
 
 def choose_model(
-    data: DataFacts, machine: Machine, minutes: float | None, commercial: bool, models: "Mapping[str, Model]"
+    data: DataFacts,
+    machine: Machine,
+    minutes: float | None,
+    commercial: bool,
+    models: "Mapping[str, Model]",
+    is_at_hand: Callable[[str], bool] = lambda source: True,
 ) -> list[Setting]:
     """Of the models that score pixels and that anybody can load: those of which there is one trained on ADE20K, or,
     for commercial use, those whose weights allow that. The one with the most parameters of which four steps at batch 2
     fit into the memory of an accelerator, if there is half an hour; else the one that computes least. Trained on
-    ADE20K, where it is to be had, for photos that have a top.
+    ADE20K, where it is to be had, for photos that have a top. The next one, where one is not at hand, and random
+    weights where none is, as without network.
 
-    models: of `models.catalogue`.
+    models: of `models.catalogue`. is_at_hand: whether the weights of a Hub id can be loaded.
     """
     usable = [
         one
@@ -150,22 +159,34 @@ def choose_model(
     room = MEMORY_USED * machine.memory / 2**30 / LARGE_MODEL_STEPS
     has_time = machine.device != "cpu" and (minutes is None or minutes >= LARGE_MODEL_MINUTES)
     fitting = [one for one in usable if has_time and one.cost.step is not None and one.cost.step <= room]
-    if fitting:
-        model, reason = max(fitting, key=lambda one: one.cost.parameters), "there is memory and time for it"
-    else:
-        model, reason = min(usable, key=lambda one: one.cost.gflops), "it computes least, for this machine"
-    reason += f": {model.cost.parameters:g} M parameters"
-    if model.cost.step is not None:
-        reason += f", {model.cost.step:g} GiB for a step of 2 images of 512 px"
-    choice = model.choice
-    if model.on_ade20k and data.channels == 3 and has_top(data.upside_down, data.different) is not False:
-        choice = {"model_name_or_path": model.on_ade20k}
-        reason += "; it knows photos of 150 classes (ADE20K), and only its last layer starts fresh"
-    reason += f". Weights for commercial use? {model.licence.text[0].upper()}{model.licence.text[1:]}"
-    if not model.licence.commercial:
-        reason += "; --commercial takes others"
-    (flag, value), *more = choice.items()
-    return [Setting(flag, value, reason), *(Setting(*one, "a fresh one on it") for one in more)]
+    fitting.sort(key=lambda one: -one.cost.parameters)
+    rest = sorted((one for one in usable if one not in fitting), key=lambda one: one.cost.gflops)
+    is_photo = data.channels == 3 and has_top(data.upside_down, data.different) is not False
+    missing = []
+    for model in [*fitting, *rest]:
+        choice = {"model_name_or_path": model.on_ade20k} if is_photo and model.on_ade20k else model.choice
+        (flag, source), *more = choice.items()
+        if not is_at_hand(source):
+            missing.append(source)
+            continue
+        reason = "there is memory and time for it" if model in fitting else "it computes least, for this machine"
+        reason += f": {model.cost.parameters:g} M parameters"
+        if model.cost.step is not None:
+            reason += f", {model.cost.step:g} GiB for a step of 2 images of 512 px"
+        if source == model.on_ade20k:
+            reason += "; it knows photos of 150 classes (ADE20K), and only its last layer starts fresh"
+        if missing:
+            reason += f"; {missing[0]} is not to be had now, neither from the Hub nor from the cache"
+        reason += f". Weights for commercial use? {model.licence.text[0].upper()}{model.licence.text[1:]}"
+        if not model.licence.commercial:
+            reason += "; --commercial takes others"
+        return [Setting(flag, source, reason), *(Setting(*one, "a fresh one on it") for one in more)]
+    reason = (
+        f"RANDOM WEIGHTS, which learn slowly and end far lower: {missing[0]} is not to be had, neither from the Hub "
+        "nor from the cache of downloads, as without network. Plan again with network, or with its files in a folder: "
+        "--model_name_or_path FOLDER"
+    )
+    return [Setting("from_scratch", SCRATCH, reason)]
 
 
 # ---- split ----------------------------------------------------------------------------------------------------------
@@ -584,7 +605,11 @@ def rhythm_settings(time: Time, update: float, eval_images: int) -> list[Setting
 # ---- optimisation ---------------------------------------------------------------------------------------------------
 
 FINE_TUNING_RATE, SCRATCH_RATE, LONG_RUN = 6e-5, 1e-3, 2000
+LEAST_WARMUP, MOST_WARMUP = 20, 1500  # steps; of a short run no more than a tenth
 HEAD_MULTIPLIER = {"all": 1.0, "head": 10.0, "classifier": 10.0, "nothing": 1.0}
+# Of pretrained encoders whose published recipes let the rate decay from the head down, with one rate for 16 images.
+DECAYING_RATE, DECAYING_BATCH, DECAYING_WEIGHTS = 1e-4, 16, 0.05
+LAYER_DECAY = {"layers": 0.65, "stages": 0.9}
 FRESH = {
     "all": "all weights start at random",
     "head": "the encoder is pretrained, the head starts at random",
@@ -595,14 +620,19 @@ FRESH = {
 
 def optimizer_settings(goal: Goal, batch: int, steps: int) -> list[Setting]:
     """The published recipe where there is a pretrained encoder, and what learns fast where there is none."""
-    root = math.sqrt(batch / 8)
-    settings = []
+    root, settings, weight_decay = math.sqrt(batch / 8), [], 0.01
     if goal.fresh == "all":
         rate = SCRATCH_RATE * root * (1 if steps >= LONG_RUN else 2)
         settings.append(Setting("learning_rate", float(f"{rate:.2g}"), f"{FRESH['all']}; {batch} images an update"))
         if steps < LONG_RUN:
             why = "a short run has no time for an average over 1,000 steps"
             settings.append(Setting("adam_beta2", 0.95, why))
+    elif goal.decays_by and goal.trains_encoder:
+        rate, weight_decay = DECAYING_RATE * math.sqrt(batch / DECAYING_BATCH), DECAYING_WEIGHTS
+        why = f"the published 1e-4 for {batch} images an update ({FRESH[goal.fresh]})"
+        settings.append(Setting("learning_rate", float(f"{rate:.2g}"), why))
+        why = f"as published: {goal.decays_by} of the encoder learn the slower, the further they are from the head"
+        settings.append(Setting("layer_decay", LAYER_DECAY[goal.decays_by], why))
     else:
         rate = FINE_TUNING_RATE * root
         why = f"the published 6e-5 for {batch} images an update ({FRESH[goal.fresh]})"
@@ -610,9 +640,9 @@ def optimizer_settings(goal: Goal, batch: int, steps: int) -> list[Setting]:
         if goal.trains_encoder and HEAD_MULTIPLIER[goal.fresh] > 1:
             why = "as published: what starts at random learns faster"
             settings.append(Setting("head_lr_multiplier", HEAD_MULTIPLIER[goal.fresh], why))
-    settings.append(Setting("weight_decay", 0.01, "as published"))
+    settings.append(Setting("weight_decay", weight_decay, "as published"))
     settings.append(Setting("lr_scheduler_type", "polynomial", "to 0 over exactly these steps"))
     share = 0.08 if goal.fresh == "all" else 0.05
-    warmup = min(max(20, round(share * steps)), 1500, max(1, steps // 2))
+    warmup = min(max(round(share * steps), min(LEAST_WARMUP, steps // 10)), MOST_WARMUP)
     settings.append(Setting("warmup_steps", warmup, f"{warmup / max(steps, 1):.0%} of the steps"))
     return settings

@@ -13,9 +13,10 @@ from transformers import AutoModelForSemanticSegmentation
 from cli_utils import UserError
 from metrics_utils import IGNORE_INDEX
 from models import fused_segformer, losses
+from models.configurations import is_at_hand
 from models.geometry import input_geometry
 from models.image_processor import load_image_processor
-from models.loading import MIT_VARIANTS, describe_model, load_model, load_trained_model
+from models.loading import MIT_VARIANTS, describe_model, find_config, load_model, load_trained_model
 
 ID2LABEL = {0: "sky", 1: "road", 2: "car", 3: "tree"}
 LOGGERS = ("models.loading", "models.image_processor", "models.configurations")
@@ -358,6 +359,21 @@ def test_a_revision_is_pinned(hub, go_offline, trained, tmp_path):
         assert_equal_tensors(model.state_dict(), other.state_dict())
     with pytest.raises(UserError, match="at revision v2"):
         load_model("somebody/model", OLD_NAMES, revision="v2")
+
+
+def test_models_at_hand_are_folders_those_that_the_hub_has_and_those_of_earlier_downloads(
+    hub, go_offline, trained, tmp_path
+):
+    files = {file.name: file.read_bytes() for file in trained.iterdir()}
+    hub.offer("somebody/downloaded", files)
+    hub.offer("somebody/configuration", files)
+    load_model("somebody/downloaded")
+    find_config("somebody/configuration")
+    names = (str(trained), "somebody/downloaded", "somebody/configuration")
+    assert all(map(is_at_hand, names))
+    go_offline()
+    assert [is_at_hand(name) for name in names] == [True, True, False]
+    assert not is_at_hand(str(tmp_path / "no folder"))
 
 
 def test_a_folder_has_no_revisions(trained):

@@ -77,11 +77,31 @@ def test_a_model_for_commercial_use_is_chosen_and_shown_sizes_that_it_sees_whole
     assert (settings["backbone"], settings["head"]) == (model.weights, "upernet")
     assert "commercial" not in settings and "model_name_or_path" not in settings
     assert "12.3 M parameters" in text and "Yes: Apache-2.0" in text
+    assert settings["layer_decay"] == 0.65 and settings["weight_decay"] == 0.05
     assert settings["image_size"] % 14 == 0 and tried.requests[0].side == settings["image_size"]
     with pytest.raises(UserError, match="--commercial and nvidia/mit-b0 contradict each other"):
         plan.main([*flags, "--commercial", "--model_name_or_path", "nvidia/mit-b0"])
     given = yaml.safe_load(plan.main([*flags, "--commercial", "--backbone", model.weights, "--head", "dpt"]))
     assert (given["backbone"], given["head"]) == (model.weights, "dpt")
+
+
+def test_without_network_a_plan_starts_from_random_weights_and_says_so(data, tried, tmp_path, caplog):
+    """The suite is offline, so none of the models to choose from is at hand."""
+    file = tmp_path / "plan.yaml"
+    flags = [str(data), "--use_cpu", "--report_to", "none"]
+    text = plan.main([*flags, "--minutes", "9", "--output", str(file)])
+    settings = yaml.safe_load(file.read_text())
+    assert settings["from_scratch"] == "mit-b0" and "model_name_or_path" not in settings
+    assert settings["learning_rate"] > 5e-4 and "head_lr_multiplier" not in settings  # the rules follow
+    for said in (" ".join(text.replace("\n# ", " ").split()), caplog.text):
+        assert "RANDOM WEIGHTS" in said and "with its files in a folder: --model_name_or_path FOLDER" in said
+    assert Arguments.parse(["--config", str(file), "--output_dir", str(tmp_path / "out")]).model.from_scratch
+    with pytest.raises(
+        UserError, match="--freeze_encoder and --lora_r keep a pretrained encoder, and there is no net"
+    ):
+        plan.main([*flags, "--freeze_encoder"])
+    with pytest.raises(UserError, match="nvidia/mit-b0 is no folder here, and the Hub did not give it"):
+        plan.main([*flags, "--model_name_or_path", "nvidia/mit-b0"])
 
 
 # ---- what a plan holds ----

@@ -39,7 +39,7 @@ def test_every_flag_that_a_rule_sets_stands_in_the_documentation():
         "dataloader_persistent_workers": "dataloader_num_workers",
         "per_device_train_batch_size": "on the device",
         "gradient_accumulation_steps": "accumulated",
-        "model_name_or_path": "| model",
+        **dict.fromkeys(("model_name_or_path", "from_scratch"), "| model"),
         **dict.fromkeys(("lr_scheduler_type", "warmup_steps", "weight_decay"), "schedule, warm-up, decay"),
         **dict.fromkeys(("eval_strategy", "eval_steps", "save_strategy", "save_steps"), "evaluations and checkpoints"),
         **dict.fromkeys(("load_best_model_at_end", "logging_steps"), "the last weights count"),
@@ -69,6 +69,19 @@ def test_model(changes, machine, minutes, model):
     (setting,) = planning.choose_model(facts(**changes), machine, minutes, False, MODELS)
     assert (setting.flag, setting.value) == ("model_name_or_path", model)
     assert "non-commercial" in setting.why and "--commercial takes others" in setting.why
+
+
+def test_models_out_of_reach_make_room_for_the_next_and_for_random_weights():
+    b0, b2 = (f"nvidia/segformer-{size}-finetuned-ade-512-512" for size in ("b0", "b2"))
+    (setting,) = planning.choose_model(PHOTOS, GPU, None, False, MODELS, lambda source: source != b2)
+    assert (setting.flag, setting.value) == ("model_name_or_path", b0) and f"{b2} is not to be had" in setting.why
+    asked = []
+    (setting,) = planning.choose_model(PHOTOS, GPU, None, False, MODELS, asked.append)
+    assert asked == [b2, b0]
+    assert (setting.flag, setting.value) == ("from_scratch", "mit-b0")
+    assert b2 in setting.why and "--model_name_or_path FOLDER" in setting.why
+    settings = planning.choose_model(PHOTOS, CPU, None, True, MODELS, lambda source: "convnext" in source)
+    assert flags(settings) == {"backbone": "facebook/convnext-tiny-224", "head": "upernet"}
 
 
 @pytest.mark.parametrize(
@@ -410,6 +423,31 @@ def test_learning_rate(goal, batch, steps, rate, multiplier):
     assert ("adam_beta2" in found) == (goal.fresh == "all" and steps < 2000)
 
 
-@pytest.mark.parametrize(("steps", "warmup"), [(1, 1), (10, 5), (100, 20), (4000, 200), (80000, 1500)])
-def test_warmup(steps, warmup):
-    assert flags(planning.optimizer_settings(Goal("head"), 8, steps))["warmup_steps"] == warmup
+@pytest.mark.parametrize(
+    ("goal", "decay"),
+    [
+        (Goal("head", decays_by="layers"), 0.65),
+        (Goal("classifier", decays_by="layers"), 0.65),
+        (Goal("head", decays_by="stages"), 0.9),
+        (Goal("head"), None),
+        (Goal("all", decays_by="layers"), None),
+        (Goal("head", trains_encoder=False, decays_by="layers"), None),
+    ],
+)
+def test_layers_of_pretrained_vits_learn_the_slower_the_further_they_are_from_the_head(goal, decay):
+    found = flags(planning.optimizer_settings(goal, 16, 4000))
+    assert found.get("layer_decay") == decay
+    assert found["weight_decay"] == (0.05 if decay else 0.01)
+    if decay:
+        assert found["learning_rate"] == 1e-4 and "head_lr_multiplier" not in found
+
+
+@pytest.mark.parametrize(
+    ("fresh", "steps", "warmup"),
+    [
+        *[("head", 1, 0), ("head", 36, 3), ("head", 100, 10), ("head", 200, 20), ("head", 400, 20)],
+        *[("head", 4000, 200), ("head", 80000, 1500), ("all", 36, 3), ("all", 240, 20), ("all", 500, 40)],
+    ],
+)
+def test_warmup(fresh, steps, warmup):
+    assert flags(planning.optimizer_settings(Goal(fresh), 8, steps))["warmup_steps"] == warmup
