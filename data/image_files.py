@@ -523,7 +523,8 @@ def fit_mask(
         FileProblem: the mask cannot be used.
     """
     upright, nodata = upright_size(picture), mask.info.get("nodata")
-    fitted, turned = ImageOps.exif_transpose(mask), Turned.BY_ENTRY
+    # Pillow copies an image that needs no turning.
+    fitted, turned = mask if orientation_of(mask) == 1 else ImageOps.exif_transpose(mask), Turned.BY_ENTRY
     if fitted.size != upright and mask.size == upright:
         fitted, turned = mask, Turned.AGAINST_ENTRY
     elif fitted.size != upright and mask.size == picture.size:

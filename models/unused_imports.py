@@ -21,13 +21,14 @@ def leave_out_unused(*models: str, adds_adapters: bool = False) -> None:
     """Lets transformers do without peft and scipy, as if they were not installed, as far as no model needs them.
 
     models: folders, configurations, and ids of the Hub, of which those are known that were downloaded before.
-    adds_adapters: peft is needed whatever they are.
+    adds_adapters: both are needed whatever they are.
     """
     kinds = [_kind_of(model) for model in models]
     if None in kinds:  # it may be anything, adapters alone too
         return
-    if not adds_adapters and not any(_stored(model, ADAPTERS) for model in models):
-        sys.modules["peft"] = None
+    if adds_adapters or any(_stored(model, ADAPTERS) for model in models):  # peft needs scipy
+        return
+    sys.modules["peft"] = None
     if PER_PIXEL.issuperset(kinds):
         sys.modules["scipy"] = None
 
