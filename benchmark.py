@@ -88,22 +88,6 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from benchmark_peers import (
-    SEED,
-    CannotRun,
-    ids_of_logits,
-    photos_of,
-    scores_table,
-    smp_loss,
-    smp_segformer,
-    stock_crop,
-    stock_metrics,
-    stock_squares,
-    streaming_metrics,
-    torchvision_transforms,
-    train_and_score,
-    tuned,
-)
 from checks.judge import prepare_dataset
 from cli_utils import UserError, parse_arguments, run_cli, write_text
 from data.augmentation import TrainTransform
@@ -120,6 +104,22 @@ from models.loading import MIT_VARIANTS, load_model
 from models.losses import upsampled_cross_entropy
 from models.objectives import find_objective
 from reports.intervals import bootstrap_interval
+from reports.peers import (
+    SEED,
+    CannotRun,
+    ids_of_logits,
+    photos_of,
+    scores_table,
+    smp_loss,
+    smp_segformer,
+    stock_crop,
+    stock_metrics,
+    stock_squares,
+    streaming_metrics,
+    torchvision_transforms,
+    train_and_score,
+    tuned,
+)
 from toy_dataset import render_toy_dataset
 from training.arguments import SegmentationTrainingArguments
 from training.benchmark_arguments import BENCHMARK, ROUNDING, BenchmarkArguments
@@ -250,7 +250,7 @@ def evaluation(
     args: BenchmarkArguments, ours: bool, width: int | None = None, is_tuned: bool = False
 ) -> Callable[[], dict[str, float]]:
     """→ function: from files to scores. width: of the images, in pixels; they are S high, and square by default.
-    is_tuned: stock as `benchmark_peers.py` tunes it."""
+    is_tuned: stock as `reports.peers` tunes it."""
     split = photo_dataset(args, width or args.size, prepared=ours)
     arguments = SegmentationTrainingArguments if ours else TrainingArguments  # ours refuses to score as stock does
     training_args = arguments(
@@ -303,12 +303,14 @@ def measure_evaluate(args: BenchmarkArguments) -> dict[str, dict]:
         [evaluation(args, ours, width) for ours in (False, True)] for width in (args.size, args.size * 4 // 3)
     )
     row = {"images": args.images} | paired(*squares, args, agree=partial(agree, args))
-    more = replace(args, images=args.images * args.growth)
-    return {
+    rows = {
         "evaluate": row | peak_memory(args),
         "evaluate, 4:3 photos": {"images": args.images} | paired(*photos, args),
-        f"evaluate, {more.images} images": {"images": more.images, "note": KEEPS_LOGITS} | peak_memory(more),
     }
+    if args.growth > 1:
+        more = replace(args, images=args.images * args.growth)
+        rows[f"evaluate, {more.images} images"] = {"images": more.images, "note": KEEPS_LOGITS} | peak_memory(more)
+    return rows
 
 
 # ---- prediction -----------------------------------------------------------------------------------------------------

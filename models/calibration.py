@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 
 from cli_utils import write_text
 from metrics_utils import IGNORE_INDEX
 from models.inference import TEMPERATURE, scores_at
-from models.unused_imports import bring_back
 
 # Of an image; and scores of all images together, 16 MiB of float32.
 PIXELS_PER_IMAGE, MOST_SCORES = 256, 2**22
@@ -136,9 +136,6 @@ def fit_temperature(scores: Tensor, labels: Tensor, weights: Tensor) -> float:
         return LIMITS[0]
     if slope(high) >= 0:
         return LIMITS[1]
-    bring_back("scipy")
-    from scipy.optimize import brentq
-
     return math.exp(brentq(slope, low, high, xtol=1e-6))
 
 

@@ -5,6 +5,7 @@ How their masks become the scores of pixels: `models.mask_scores`.
 """
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.mask2former.modeling_mask2former import (
@@ -141,8 +142,6 @@ def _ignore_void(criterion: nn.Module, objective: QueryObjective) -> None:
         uncertainty = uncertainty_function(sample_point(logits, points, align_corners=False))[:, 0]
         chosen = uncertainty.topk(certain, dim=1).indices[..., None].expand(-1, -1, 2)
         return torch.cat([points.gather(1, chosen), drawn(images, num_points - certain)], dim=1)
-
-    from scipy.optimize import linear_sum_assignment  # half a second to import, for models of masks alone
 
     @torch.no_grad()
     def match(masks_queries_logits, class_queries_logits, mask_labels, class_labels):

@@ -15,6 +15,7 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "HF_HOME": _CACHE,
     "HF_DATASETS_CACHE": f"{_CACHE}/datasets",
+    "TORCH_EXTENSIONS_DIR": _CACHE,
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }

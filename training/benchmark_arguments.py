@@ -39,7 +39,7 @@ class BenchmarkArguments:
     pairs: int = field(default=5, metadata={"help": "timed runs of each side"})
     images: int = field(default=20, metadata={"help": "files for evaluate and data"})
     growth: int = field(
-        default=3, metadata={"help": "evaluate also measures the memory for this many times the images"}
+        default=3, metadata={"help": "evaluate also measures the memory for this many times the images, unless 1"}
     )
     seconds: float = field(default=300.0, metadata={"help": "CPU time of each side of time-to-score"})
     dataset_dir: str | None = field(

@@ -13,7 +13,7 @@ from cli_utils import CONFIG_HELP, HELP, UserError, given_flags, help_page, pars
 from data.arguments import AugmentationArguments, ClassArguments, DatasetArguments, EvaluationArguments
 from data.layouts import check_folder
 from models.arguments import LossArguments, ModelArguments
-from models.unused_imports import leave_out_unused
+from models.peft_import import leave_out_peft
 from training.run_arguments import (
     EXCLUSIVE,
     NOTHING_TO_DO,
@@ -71,12 +71,13 @@ def answer_plan(description: str) -> None:
 
 
 def check_run(argv: list[str]) -> None:
-    """`check_flags` and `check_folder_of` a run, and leaves out imports that it does not need."""
+    """`check_flags` and `check_folder_of` a run, and leaves out peft if it does not need it."""
     groups = check_flags(argv)
     check_folder_of(argv)
-    if groups and not without_auto(argv)[0]:  # a plan may choose any model
-        model, adapters = groups[ModelArguments], groups[OptimizationArguments].lora_r is not None
-        leave_out_unused(model.from_scratch or model.source, adds_adapters=adapters)
+    # A run that goes on with its plan takes the model from there.
+    if groups and not without_auto(argv)[0] and groups[OptimizationArguments].lora_r is None:
+        model = groups[ModelArguments]
+        leave_out_peft(None if model.from_scratch else model.source)
 
 
 def parse_own_flags(argv: list[str], more: tuple[type, ...] = (), positional: str | None = None) -> dict[type, object]:
