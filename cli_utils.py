@@ -225,10 +225,18 @@ def flag_hint(name: str, known: Iterable[str], prefix: str = "--") -> str:
     for sentence, names in _INSTEAD.items():
         if name in names.split():
             return f": {sentence}"
-    # Two letters may be wrong in a long name, one in a short one.
-    near = [flag for flag in known if _edits(name, flag) <= (1 if min(len(name), len(flag)) < 8 else 2)]
+    near = [flag for flag in known if _are_near(name, flag)]
     matches = difflib.get_close_matches(name, near, n=1, cutoff=0.6)
     return f" (did you mean {prefix}{matches[0]}?)" if matches else ""
+
+
+def _are_near(a: str, b: str) -> bool:
+    """Whether they differ in two letters at most where both are long, or one where one is short."""
+    limit = 1 if min(len(a), len(b)) < 8 else 2
+    # What these say at once of most words: an edit changes the length by one at most, and two letters of the alphabet.
+    if abs(len(a) - len(b)) > limit or len(set(a) ^ set(b)) > 2 * limit:
+        return False
+    return _edits(a, b) <= limit
 
 
 def _edits(a: str, b: str) -> int:

@@ -22,9 +22,8 @@ from models.configurations import is_eomt, is_universal, new_model
 PUBLISHED_DIVISOR = EvaluationProtocol.size_divisor
 # Its quotients by the usual patches and strides are whole: 4, 6, 7, 8, 12, 14, 16, 24, 28, 32.
 _PROBE_SIDE = 672
-# What a configuration says of weights and classes, and not of the architecture.
-_OF_WEIGHTS = {"architectures", "dtype", "id2label", "label2id", "transformers_version", "_name_or_path"}
-_known: dict[str, "InputGeometry"] = {}  # as a run asks several times, and each takes a tenth of a second
+_OF_NO_EFFECT = {"id2label", "label2id", "architectures", "dtype", "transformers_version", "_name_or_path"}
+_known: dict[str, "InputGeometry"] = {}  # by the fields of a configuration
 
 
 class InputGeometry(NamedTuple):
@@ -59,15 +58,17 @@ def input_geometry(config: PretrainedConfig) -> InputGeometry:
     Raises:
         UserError: no model can be built from the configuration, or the one built does not run.
     """
-    architecture = {key: value for key, value in config.to_dict().items() if key not in _OF_WEIGHTS}
-    key = json.dumps(architecture, sort_keys=True, default=repr)
+    # A run asks before and after it knows its classes, which change nothing here.
+    fields = {key: value for key, value in config.to_dict().items() if key not in _OF_NO_EFFECT}
+    key = json.dumps(fields, sort_keys=True, default=str)
     if key not in _known:
-        _known[key] = _find_geometry(copy.deepcopy(config))
+        _known[key] = _probe(config)
     return _known[key]
 
 
-def _find_geometry(config: PretrainedConfig) -> InputGeometry:
+def _probe(config: PretrainedConfig) -> InputGeometry:
     name = config.name_or_path or config.model_type
+    config = copy.deepcopy(config)
     if "use_auxiliary_head" in config.to_dict():
         config.use_auxiliary_head = False  # as `load_model` has it
     try:
