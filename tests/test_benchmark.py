@@ -15,11 +15,12 @@ from PIL import Image
 from transformers import SegformerForSemanticSegmentation
 
 import benchmark
-from benchmark import BenchmarkArguments
 from cli_utils import UserError, parse_arguments
 from models.catalogue import MIT, MODELS, NVIDIA, Model
 from models.fused_segformer import FusedSegformerDecodeHead
 from reports import peers
+from training import benchmark_arguments
+from training.benchmark_arguments import BenchmarkArguments
 
 TIMES = {"stock_seconds", "ours_seconds", "ratio", "smallest_ratio", "largest_ratio"}
 ROW = TIMES | {"stock_peak_mb", "ours_peak_mb"}
@@ -215,7 +216,7 @@ def test_what_to_measure_must_be_said():
 
 
 def test_a_missing_package_is_named_before_anything_is_measured(monkeypatch):
-    monkeypatch.setattr(benchmark, "find_spec", lambda name: None)
+    monkeypatch.setattr(benchmark_arguments, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install evaluate"):
         benchmark.main(["all"])
 
