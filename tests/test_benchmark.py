@@ -15,11 +15,12 @@ from PIL import Image
 from transformers import SegformerForSemanticSegmentation
 
 import benchmark
-from benchmark import BenchmarkArguments
 from cli_utils import UserError, parse_arguments
 from models.catalogue import MIT, MODELS, NVIDIA, Model
 from models.fused_segformer import FusedSegformerDecodeHead
 from reports import peers
+from training import benchmark_arguments
+from training.benchmark_arguments import BenchmarkArguments
 
 TIMES = {"stock_seconds", "ours_seconds", "ratio", "smallest_ratio", "largest_ratio"}
 ROW = TIMES | {"stock_peak_mb", "ours_peak_mb"}
@@ -95,6 +96,7 @@ def test_export(tiny):
     assert row["ours_output_mb"] == pytest.approx(64 * 85 / 2**20)  # a byte a pixel
 
 
+@pytest.mark.slow
 def test_peak_of_evaluation_in_a_child(tiny, tmp_path):
     peaks = benchmark.peak_memory(as_args(tiny, tmp_path, "evaluate"))
     assert set(peaks) == {"stock_peak_mb", "ours_peak_mb"} and all(peak > 0 for peak in peaks.values())
@@ -215,7 +217,7 @@ def test_what_to_measure_must_be_said():
 
 
 def test_a_missing_package_is_named_before_anything_is_measured(monkeypatch):
-    monkeypatch.setattr(benchmark, "find_spec", lambda name: None)
+    monkeypatch.setattr(benchmark_arguments, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install evaluate"):
         benchmark.main(["all"])
 
