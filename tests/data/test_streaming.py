@@ -29,6 +29,8 @@ from data_utils import collate_train, find_classes, load_data
 from training.arguments import Arguments, SegmentationTrainingArguments
 from training.trainer import SegmentationTrainer
 
+# More workers than this machine may have cores, for what each of them reads, not for speed.
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 TWO = ClassMap({0: "dark", 1: "light"})
 
 
