@@ -9,7 +9,7 @@ Training images are prepared as they are drawn, and judged by the function that 
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import datasets
@@ -19,7 +19,7 @@ import torch
 from datasets import Dataset, DatasetDict, Features, IterableDataset
 from PIL import Image
 
-from cli_utils import UserError, count_of
+from cli_utils import UserError, count_of, one_line
 from data.arguments import DatasetArguments
 from data.augmentation import TrainTransform
 from data.classes import ClassMap
@@ -34,7 +34,10 @@ logger = logging.getLogger(__name__)
 SHUFFLE_BUFFER = 500
 # Stands for an example that is thrown away.
 SKIPPED = {"pixel_values": torch.empty(0), "labels": torch.empty(0, dtype=torch.uint8), "name": ""}
-NO_CLASS_LIST = "--streaming needs to know the classes beforehand: give --id2label FILE or --label_map FILE"
+NO_CLASS_LIST = (
+    "--streaming needs to know the classes beforehand: give --id2label FILE or --label_map FILE, or put an "
+    "id2label.json beside the data"
+)
 
 
 def open_streams(
@@ -66,7 +69,7 @@ def open_streams(
     splits = DatasetDict()
     if evaluation and max_eval_samples is not None:
         rows = streams[evaluation]
-        taken = [{name: _with_bytes(file) for name, file in row.items()} for row in rows.take(max_eval_samples)]
+        taken = [{name: _with_bytes(file) for name, file in row.items()} for row in _read(rows.take(max_eval_samples))]
         taken = Dataset.from_list(taken, features=rows.features)
         splits[evaluation] = standard_columns(taken, evaluation, "image", "label")
         logger.info(f"the first {len(taken)} rows of the {evaluation} split of {args.dataset_name} are evaluated")
@@ -97,12 +100,34 @@ def _with_bytes(file: dict | None) -> dict | None:
         return file  # which is then found to be unreadable
 
 
+def _read(rows: Iterable[dict]) -> Iterator[dict]:
+    """The rows, as long as they can be read.
+
+    Raises:
+        UserError: a file of the stream is damaged or gone, or the network is.
+    """
+    rows = iter(rows)
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:  # every format and every storage has kinds of errors of its own
+            raise UserError(
+                f"the stream of images breaks off ({one_line(error)}); a run that has a checkpoint goes on from it "
+                "with --resume_from_checkpoint last"
+            ) from None
+        yield row
+
+
 class StreamingDataset(torch.utils.data.IterableDataset):
     """Endless training examples, "pixel_values", "labels" and "name" as those of `data_utils.SegmentationDataset`.
 
     The readers, which are the workers of all processes, share every pass: an image comes once, whatever the number of
     files and readers. As far as the files can be dealt out evenly each reader has its own; readers that have to share
     files go through the same shuffled rows and take turns, so they also read, and do not decode, what the others take.
+    Nobody knows how many images a file holds, so a reader whose files hold fewer than those of others is through
+    sooner, and begins its next pass while they are at this one.
 
     Order and random transforms are a function of seed, pass, position in it and the numbers of readers and files. The
     Trainer sees one epoch of `--max_steps`, so that resuming skips the right batches: it throws them away, so they are
@@ -115,7 +140,7 @@ class StreamingDataset(torch.utils.data.IterableDataset):
         buffer_size: rows from which the next is drawn.
 
     Raises (while iterating):
-        UserError: an image or mask that cannot be used; names it.
+        UserError: an image or mask that cannot be used, by name; or the stream breaks off.
     """
 
     def __init__(
@@ -186,7 +211,7 @@ class StreamingDataset(torch.utils.data.IterableDataset):
             position = -1
             # `iter` alone does not deal out files among the workers by itself, and leave some without any.
             rows = stream.shuffle(seed=order, buffer_size=self.buffer_size).iter(batch_size=1)
-            for position, row in enumerate(rows):
+            for position, row in enumerate(_read(rows)):
                 if (seen + position) % turns != turn:
                     continue
                 if to_skip:
@@ -197,7 +222,7 @@ class StreamingDataset(torch.utils.data.IterableDataset):
                 name = f"row {position} of pass {number} (worker {reader})"
                 if row["image"] and row["image"]["path"]:
                     name = Path(row["image"]["path"]).stem
-                image, label = self._read(row, name)
+                image, label = self._decode(row, name)
                 rng = np.random.default_rng([self.seed, number, group, position])
                 yield self.transform(image, label, rng) | {"name": name}
             if position < 0:  # there is nothing
@@ -205,7 +230,7 @@ class StreamingDataset(torch.utils.data.IterableDataset):
             rows_of_pass = position + 1
             seen += rows_of_pass
 
-    def _read(self, row: dict, name: str) -> tuple[Image.Image | torch.Tensor, np.ndarray]:
+    def _decode(self, row: dict, name: str) -> tuple[Image.Image | torch.Tensor, np.ndarray]:
         """Image, as `data_utils.SegmentationDataset.read` has it, and mask of training ids, uint8 (H, W), decoded and
         checked."""
         image, mask = (StoredFile.of(row[column], name) for column in ("image", "label"))
