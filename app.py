@@ -15,12 +15,17 @@ predicts as it was evaluated when it is given the same flags here. Images stay o
 from elsewhere, and nothing is sent but with --share, which makes an address for everybody through gradio.live.
 """
 
+if __name__ == "__main__":
+    from cli_utils import answer_early
+    from reports.arguments import APP
+
+    answer_early(__doc__, **APP)  # before the imports below, which take seconds
+
 import logging
 import os
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,6 +39,7 @@ from data.large_images import LARGE_PIXELS, open_large
 from data.output_paths import output_names
 from models.inference import find_device
 from models.predictor import Predictor, load_predictor
+from reports.arguments import APP, AppArguments
 from reports.polygons import geojson
 from reports.prediction_outputs import read_georeference, with_nodata
 from reports.predictions import write_predictions
@@ -45,48 +51,6 @@ logger = logging.getLogger(__name__)
 
 MAX_UPLOAD = "200mb"
 SECONDS_KEPT = 3600  # of what was uploaded, and of what can be downloaded
-
-
-@dataclass
-class AppArguments:
-    """Which models, and where the page is."""
-
-    model: list[str] = field(
-        metadata={
-            "help": "folders or Hub ids of trained models, or files of export_onnx.py; several are shown side by side",
-            "metavar": "DIR_OR_ID_OR_FILE",
-        }
-    )
-    host: str = field(
-        default="127.0.0.1",
-        metadata={"help": "address to listen on: 127.0.0.1 for this machine alone, 0.0.0.0 for the whole network"},
-    )
-    port: int = field(default=7860, metadata={"help": "port to listen on"})
-    share: bool = field(
-        default=False, metadata={"help": "also make an address on gradio.live, through which anybody may come in"}
-    )
-    device: str | None = field(
-        default=None, metadata={"help": "cuda, mps, cpu …; the accelerator if left out, or cpu where there is none"}
-    )
-    model_revision: str | None = field(
-        default=None, metadata={"help": "branch, tag or commit of models on the Hub; main if left out"}
-    )
-
-    push_space: str | None = field(
-        default=None,
-        metadata={
-            "help": "serve nothing here, and make it a Space of the Hub, with these models of the Hub and these flags",
-            "metavar": "NAME",
-        },
-    )
-    private: bool = field(default=False, metadata={"help": "make the Space private, where it is new"})
-    token: str | None = field(
-        default=None, metadata={"help": "token with write access; HF_TOKEN, or that of `hf auth login`, if left out"}
-    )
-
-    def __post_init__(self):
-        if not 0 < self.port < 2**16:
-            raise UserError(f"--port is {self.port}; it must be 1 to {2**16 - 1}")
 
 
 def titles_of(models: Sequence[str]) -> list[str]:
@@ -227,7 +191,7 @@ def main(argv: list[str] | None = None) -> str | None:
     argv: command-line arguments without the program's name; None takes them from the command line.
     Raises `cli_utils.UserError` for a model or an address that cannot be used, or what the Hub refuses.
     """
-    args, evaluation_args = parse_arguments((AppArguments, EvaluationArguments), argv, description=__doc__)
+    args, evaluation_args = parse_arguments(argv=argv, description=__doc__, **APP)
     set_up_logging()
     check_installed("app.py", "gradio")
     if args.push_space:

@@ -49,7 +49,12 @@ Two commands compare with what `py` names, each where it can run here, and a row
   help, given flags that cannot be, and run for one step of a tiny model on prepared photos of S x 4/3 S.
 """
 
-import argparse
+if __name__ == "__main__":
+    from cli_utils import answer_early
+    from training.benchmark_arguments import BENCHMARK
+
+    answer_early(__doc__, **BENCHMARK)  # before the imports below, which take seconds
+
 import contextlib
 import json
 import logging
@@ -62,9 +67,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import datasets
@@ -84,7 +88,23 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from benchmark_peers import (
+from checks.judge import prepare_dataset
+from cli_utils import UserError, parse_arguments, run_cli, write_text
+from data.augmentation import TrainTransform
+from data.classes import ClassMap
+from data.output_paths import check_files_writable
+from data.preprocessing import EvaluationProtocol
+from data_utils import SegmentationDataset, load_segmentation_dataset
+from metrics_utils import IGNORE_INDEX
+from models.calibration import calibrate, pixels_per_image
+from models.catalogue import MODELS
+from models.geometry import input_geometry
+from models.inference import predict_ids
+from models.loading import MIT_VARIANTS, load_model
+from models.losses import upsampled_cross_entropy
+from models.objectives import find_objective
+from reports.intervals import bootstrap_interval
+from reports.peers import (
     SEED,
     CannotRun,
     ids_of_logits,
@@ -100,93 +120,23 @@ from benchmark_peers import (
     train_and_score,
     tuned,
 )
-from checks.judge import prepare_dataset
-from cli_utils import UserError, check_installed, check_positive, nearest, parse_arguments, run_cli, write_text
-from data.augmentation import TrainTransform
-from data.classes import ClassMap
-from data.output_paths import check_files_writable
-from data.preprocessing import EvaluationProtocol
-from data_utils import SegmentationDataset, load_segmentation_dataset
-from metrics_utils import IGNORE_INDEX
-from models.calibration import calibrate, pixels_per_image
-from models.catalogue import MODELS
-from models.geometry import input_geometry
-from models.inference import predict_ids
-from models.loading import MIT_VARIANTS, load_model
-from models.losses import upsampled_cross_entropy
-from models.objectives import find_objective
-from reports.intervals import bootstrap_interval
 from toy_dataset import render_toy_dataset
 from training.arguments import SegmentationTrainingArguments
+from training.benchmark_arguments import BENCHMARK, ROUNDING, BenchmarkArguments
 from training.trainer import SegmentationTrainer
 
-# How much stock and ours may differ (relative; absolute in numbers below 1), and in what share of a mask's pixels.
 KEEPS_LOGITS = "stock keeps all logits, for the example's compute_metrics"
-ROUNDING = {"float32": (1e-4, 0.01), "bfloat16": (3e-2, 0.2)}
 
 
-@dataclass(frozen=True)
-class BenchmarkArguments:
-    """What is measured, with which model and sizes."""
-
-    command: str = field(
-        default="",
-        metadata={
-            "help": "train-step, evaluate, predict, export, data, or all: these, and mit-b2's step; readme, for the "
-            "README's table; peers; time-to-score; models, which measures what docs/models.md lists; or start, the "
-            "CPU time until a run is under way"
-        },
-    )
-    variant: str = field(
-        default="mit-b0",
-        metadata={"help": "mit-b0 … mit-b5, or a SegFormer's config.json", "metavar": "VARIANT_OR_FILE"},
-    )
-    size: int = field(default=512, metadata={"help": "S in pixels, a multiple of 32"})
-    batch_size: int = field(default=2, metadata={"help": "images in a training or evaluation batch"})
-    num_labels: int = field(default=150, metadata={"help": "number of classes"})
-    dtype: str = field(default="float32", metadata={"help": "float32, or bfloat16 by autocast on both sides"})
-    device: str = field(default="cpu", metadata={"help": "cpu, cuda, …; of several GPUs the first is used"})
-    pairs: int = field(default=5, metadata={"help": "timed runs of each side"})
-    images: int = field(default=20, metadata={"help": "files for evaluate and data"})
-    growth: int = field(
-        default=3, metadata={"help": "evaluate also measures the memory for this many times the images"}
-    )
-    seconds: float = field(default=300.0, metadata={"help": "CPU time of each side of time-to-score"})
-    dataset_dir: str | None = field(
-        default=None, metadata={"help": "photos for time-to-score; by default the toy dataset", "metavar": "DIR"}
-    )
-    json: str | None = field(
-        default=None, metadata={"help": "also write the results to this file, for programs", "metavar": "FILE"}
-    )
-    # Not for people: see `peak_memory` and `main`.
-    peak_of: str | None = field(default=None, metadata={"help": argparse.SUPPRESS})
-    folder: str = field(default="", metadata={"help": argparse.SUPPRESS})
-
-    def __post_init__(self):
-        commands = (*MEASUREMENTS, *COMPARISONS, "models", "start", "readme", "all")
-        if self.command not in commands:
-            given = (
-                f"{self.command} is none of them{nearest(self.command, commands)}" if self.command else "none given"
-            )
-            raise UserError(f"say what to measure, one of {', '.join(commands)}; {given}")
-        check_positive(self, "size", "batch_size", "pairs", "images", "growth", "seconds")
-        if self.size % 32:
-            raise UserError(f"--size is {self.size}; it must be a multiple of 32, as in {self.size // 32 * 32 + 32}")
-        if not 2 <= self.num_labels <= IGNORE_INDEX:
-            raise UserError(f"--num_labels is {self.num_labels}; it must be 2 to {IGNORE_INDEX}")
-        if self.dtype not in ROUNDING:
-            raise UserError(f"--dtype is {self.dtype}; it must be {' or '.join(ROUNDING)}")
-        known = {**MIT_VARIANTS, **MODELS} if self.command == "models" else MIT_VARIANTS
-        if self.variant not in known and not Path(self.variant).exists():
-            raise UserError(f"--variant {self.variant} is neither a file nor one of {', '.join(MIT_VARIANTS)}")
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        devices = ["cpu", *([accelerator.type] if accelerator else [])]
-        if self.device not in devices:
-            raise UserError(f"--device {self.device} is not available; torch finds {', '.join(devices)} here")
-        if self.command in ("evaluate", "readme", "all") and not find_spec("evaluate"):
-            raise UserError("the stock side of evaluate needs a package that is missing: pip install evaluate")
-        if self.command in ("export", "all"):
-            check_installed("benchmark.py export", "onnx", "onnxscript", "onnxruntime")
+def check_machine(args: BenchmarkArguments) -> None:
+    """Raises UserError for a model or a device that is not there."""
+    known = {**MIT_VARIANTS, **MODELS} if args.command == "models" else MIT_VARIANTS
+    if args.variant not in known and not Path(args.variant).exists():
+        raise UserError(f"--variant {args.variant} is neither a file nor one of {', '.join(MIT_VARIANTS)}")
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    devices = ["cpu", *([accelerator.type] if accelerator else [])]
+    if args.device not in devices:
+        raise UserError(f"--device {args.device} is not available; torch finds {', '.join(devices)} here")
 
 
 # ---- what both sides get --------------------------------------------------------------------------------------------
@@ -300,7 +250,7 @@ def evaluation(
     args: BenchmarkArguments, ours: bool, width: int | None = None, is_tuned: bool = False
 ) -> Callable[[], dict[str, float]]:
     """→ function: from files to scores. width: of the images, in pixels; they are S high, and square by default.
-    is_tuned: stock as `benchmark_peers.py` tunes it."""
+    is_tuned: stock as `reports.peers` tunes it."""
     split = photo_dataset(args, width or args.size, prepared=ours)
     arguments = SegmentationTrainingArguments if ours else TrainingArguments  # ours refuses to score as stock does
     training_args = arguments(
@@ -353,12 +303,14 @@ def measure_evaluate(args: BenchmarkArguments) -> dict[str, dict]:
         [evaluation(args, ours, width) for ours in (False, True)] for width in (args.size, args.size * 4 // 3)
     )
     row = {"images": args.images} | paired(*squares, args, agree=partial(agree, args))
-    more = replace(args, images=args.images * args.growth)
-    return {
+    rows = {
         "evaluate": row | peak_memory(args),
         "evaluate, 4:3 photos": {"images": args.images} | paired(*photos, args),
-        f"evaluate, {more.images} images": {"images": more.images, "note": KEEPS_LOGITS} | peak_memory(more),
     }
+    if args.growth > 1:
+        more = replace(args, images=args.images * args.growth)
+        rows[f"evaluate, {more.images} images"] = {"images": more.images, "note": KEEPS_LOGITS} | peak_memory(more)
+    return rows
 
 
 # ---- prediction -----------------------------------------------------------------------------------------------------
@@ -815,7 +767,8 @@ def main(argv: list[str] | None = None) -> dict:
 
     argv: command-line arguments without the program's name; None takes them from the command line.
     """
-    (args,) = parse_arguments((BenchmarkArguments,), argv, description=__doc__, positional="command")
+    (args,) = parse_arguments(argv=argv, description=__doc__, **BENCHMARK)
+    check_machine(args)
     check_files_writable(args, "json")
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:

@@ -15,19 +15,25 @@ that is no report.
 The exit code is 0, 2 where there are errors, and under `--strict` 1 where there are warnings.
 """
 
+if __name__ == "__main__":
+    from checks.arguments import CHECK
+    from cli_utils import answer_early
+
+    answer_early(__doc__, **CHECK)  # before the imports below, which take seconds
+
 import json
 import logging
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from checks.arguments import CHECK, CheckArguments
 from checks.clean_copy import check_out_dir, write_clean_copy
 from checks.judge import find_faults, orphan_faults, outline_faults, unread_faults
 from checks.records import ERROR, DatasetReport, Finding, by_cost
 from checks.scan import scan
 from checks.values import count_class_pixels
-from cli_utils import UserError, check_positive, parse_arguments, printable, run_cli, set_up_logging, write_text
+from cli_utils import UserError, parse_arguments, printable, run_cli, set_up_logging, write_text
 from data.arguments import ClassArguments, DatasetArguments
 from data.class_weights import class_weights
 from data.classes import ClassMap
@@ -41,48 +47,9 @@ from reports.tables import Share, Table, more
 REPORT_MARKS = (b'{\n "dataset": ', b"<title>Check of ")
 
 
-@dataclass
-class CheckArguments:
-    """How to check, and what to write."""
-
-    image_size: int = field(default=512, metadata={"help": "short side in training, by which images are judged"})
-    json: str | None = field(
-        default=None, metadata={"help": "write the report to this file, for programs", "metavar": "FILE"}
-    )
-    html: str | None = field(
-        default=None,
-        metadata={"help": "write a page with pictures of the data, and of the worst files, here", "metavar": "FILE"},
-    )
-    fix: str | None = field(
-        default=None, metadata={"help": "write a clean copy into this new folder", "metavar": "DIR"}
-    )
-    strict: bool = field(default=False, metadata={"help": "exit with code 1 if there are warnings"})
-    num_proc: int | None = field(
-        default=None, metadata={"help": "number of processes; chosen by images and CPUs if left out"}
-    )
-    max_images: int | None = field(default=None, metadata={"help": "look at a random sample of this many images"})
-    seed: int = field(default=42, metadata={"help": "seed of the sample and of --train_val_split"})
-
-    def __post_init__(self):
-        check_positive(self, "image_size", "max_images")
-        check_positive(self, "num_proc", most=1024)
-        if self.seed < 0:
-            raise UserError(f"--seed is {self.seed}; it must be at least 0")
-
-    def reports(self) -> dict[str, Path]:
-        """Flag → file, of those that were given."""
-        return {f"--{name}": Path(file) for name in ("json", "html") if (file := getattr(self, name))}
-
-
 def parse(argv: list[str] | None) -> tuple[CheckArguments, DatasetArguments, ClassArguments]:
     """Flags, of which the dataset's folder may be a word alone."""
-    args, dataset_args, class_args = parse_arguments(
-        (CheckArguments, DatasetArguments, ClassArguments),
-        argv,
-        description=__doc__,
-        exclusive=(("dataset_dir", "dataset_name"),),
-        positional="dataset_dir",
-    )
+    args, dataset_args, class_args = parse_arguments(argv=argv, description=__doc__, **CHECK)
     source = dataset_args.source  # raises where there is none
     if dataset_args.streaming:
         raise UserError("--streaming: a check reads all of a dataset, so leave the flag out")

@@ -18,16 +18,12 @@ import threading
 import time
 import traceback
 import zlib
-from argparse import (
-    SUPPRESS,
-    ArgumentDefaultsHelpFormatter,
-    ArgumentParser,
-    ArgumentTypeError,
-    RawDescriptionHelpFormatter,
-)
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import MISSING
+from enum import Enum
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -229,10 +225,18 @@ def flag_hint(name: str, known: Iterable[str], prefix: str = "--") -> str:
     for sentence, names in _INSTEAD.items():
         if name in names.split():
             return f": {sentence}"
-    # Two letters may be wrong in a long name, one in a short one.
-    near = [flag for flag in known if _edits(name, flag) <= (1 if min(len(name), len(flag)) < 8 else 2)]
+    near = [flag for flag in known if _are_near(name, flag)]
     matches = difflib.get_close_matches(name, near, n=1, cutoff=0.6)
     return f" (did you mean {prefix}{matches[0]}?)" if matches else ""
+
+
+def _are_near(a: str, b: str) -> bool:
+    """Whether they differ in two letters at most where both are long, or one where one is short."""
+    limit = 1 if min(len(a), len(b)) < 8 else 2
+    # What these say at once of most words: an edit changes the length by one at most, and two letters of the alphabet.
+    if abs(len(a) - len(b)) > limit or len(set(a) ^ set(b)) > 2 * limit:
+        return False
+    return _edits(a, b) <= limit
 
 
 def _edits(a: str, b: str) -> int:
@@ -565,12 +569,75 @@ def missing_folders(folder: Path) -> list[Path]:
 # ---- flags ----------------------------------------------------------------------------------------------------------
 
 
-class _HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter):
-    """The description's lines as they are, and the default of every flag that has one."""
+def answer_early(
+    description: str,
+    dataclass_types: tuple[type, ...],
+    exclusive: tuple[tuple[str, ...], ...] = (),
+    positional: str | None = None,
+) -> None:
+    """Prints the help that the command line asks for, or what is wrong with its flags, and ends the program; for
+    scripts that go on to import what takes seconds. Returns where there is no such thing, with garbage collection off
+    until `run_cli`: what is imported stays, so looking for garbage among it, over a second of CPU in all, finds none.
 
-    def _get_help_string(self, action):
-        says_it = "default" in (action.help or "")
-        return action.help if says_it or action.default in (None, [], "") else super()._get_help_string(action)
+    Args: as for `parse_arguments`.
+    """
+    run_cli(lambda: parse_arguments(dataclass_types, None, description, exclusive, positional))
+    gc.disable()
+
+
+HELP = {"-h", "--help"}
+CONFIG_HELP = "YAML file with any of these flags; flags here win"
+
+
+def help_page(
+    dataclass_types: tuple[type, ...],
+    description: str | None,
+    positional: str | None = None,
+    epilog: str | None = None,
+    config_help: str = CONFIG_HELP,
+) -> str:
+    """All flags by group, with their defaults; nothing is imported for it.
+
+    Args: as for `parse_arguments`. config_help: of `--config`, which every script takes.
+    """
+    flags, _ = _fields_and_aliases(dataclass_types)
+    words = f" [{flags[positional].metadata.get('metavar', positional.upper())} …]" if positional else ""
+    parser = ArgumentParser(
+        usage=f"python %(prog)s [--config FILE.yaml] [--FLAG VALUE …]{words}",
+        description=description,
+        epilog=epilog,
+        formatter_class=RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    parser.add_argument("--config", metavar="FILE.yaml", help=config_help)
+    for kind in dataclass_types:
+        group = parser.add_argument_group(kind.__doc__.splitlines()[0].rstrip("."))
+        for flag in _fields_and_aliases((kind,))[0].values():
+            _add_to_page(group, flag)
+    return parser.format_help()
+
+
+def _add_to_page(group, flag) -> None:
+    default = flag.default if flag.default_factory is MISSING else flag.default_factory()
+    words = flag.metadata.get("help") or ""
+    if words == SUPPRESS:
+        return
+    words = words.replace("%%", "%").replace("%", "%%")
+    if default is True:
+        group.add_argument(f"--no_{flag.name}", action="store_true", help=f"do not: {words}")
+    elif default is False:
+        group.add_argument(f"--{flag.name}", action="store_true", help=words)
+    else:
+        kinds = {"int": "N", "float": "X", "bool": "[BOOL]"}
+        metavar = next((sign for name, sign in kinds.items() if name in str(flag.type)), "TEXT")
+        metavar = flag.metadata.get("metavar", metavar)
+        nargs = "+" if str(flag.type).startswith("list") else None
+        stated = default.value if isinstance(default, Enum) else default
+        if stated is MISSING:
+            words += " (must be given)"
+        elif stated not in (None, [], ""):
+            words += f" (default: {stated})".replace("%", "%%")
+        group.add_argument(f"--{flag.name}", metavar=metavar, nargs=nargs, help=words)
 
 
 @cache
@@ -688,6 +755,8 @@ def parse_arguments(
 ) -> tuple:
     """Parses flags, and the YAML file of `--config`, into one instance of each dataclass. Flags win over the file.
 
+    Where the command line asks for help, that is printed, and the program ends.
+
     Args:
         dataclass_types: as for `HfArgumentParser`. A field of type `bool | None` gets a `--no_` flag too.
         argv: without the program's name; None means the command line.
@@ -701,20 +770,21 @@ def parse_arguments(
         UserError: unknown flag or key (with the nearest known one), a value that does not fit, or two flags of an
             exclusive group.
     """
-    parser = _parser_class()(
-        dataclass_types, description=description, allow_abbrev=False, formatter_class=_HelpFormatter
-    )
-    parser.add_argument("--config", metavar="FILE.yaml", help="YAML file with any of these flags; flags here win")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if HELP.intersection(argv):
+        print(help_page(dataclass_types, description, positional), end="")
+        sys.exit()
+    parser = _parser_class()(dataclass_types, add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
     fields, aliases = _fields_and_aliases(dataclass_types)
     parser.paths = frozenset(name for name, field in fields.items() if is_path(field))
     for name, field in fields.items():
         if field.type == bool | None and "const" in field.metadata:
-            parser.add_argument(f"--no_{name}", dest=name, action="store_false", default=None, help=f"not {name}")
+            parser.add_argument(f"--no_{name}", dest=name, action="store_false", default=None)
     for name in others:
         names = [f"--{prefix}{spelt}" for prefix in ("", "no_") for spelt in {name, name.replace("_", "-")}]
         parser.add_argument(*names, nargs="*", default=SUPPRESS)
 
-    argv = list(sys.argv[1:] if argv is None else argv)
     if positional:
         parser.positional = positional
         # In `--eval_flip photo.jpg` the word is not the switch's value.
@@ -730,7 +800,7 @@ def parse_arguments(
     except UserError:  # a flag that is missing may be the one that is misspelt
         known = fields | dict.fromkeys(others)
         words = [word for word in argv if word[:2] == "--" and not _names_of_flags([word], known, aliases)]
-        words = [word for word in words if word.partition("=")[0] not in ("--config", "--help")]
+        words = [word for word in words if word.partition("=")[0] != "--config"]
         if not words:
             raise
     unknown = next((word.split("=")[0] for word in words if word[:1] == "-" and word != "-"), None)

@@ -8,9 +8,14 @@ it). The difference is B minus A; its 95 % interval is a paired bootstrap over t
 images of the same kind, not about training again with another seed.
 """
 
+if __name__ == "__main__":
+    from cli_utils import answer_early
+    from reports.arguments import COMPARE
+
+    answer_early(__doc__, **COMPARE)  # before the imports below, which take seconds
+
 import json
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,35 +23,11 @@ import numpy as np
 from cli_utils import UserError, parse_arguments, printable, run_cli, write_text
 from data.output_paths import check_files_writable
 from metrics_utils import per_category_iou, score_images
+from reports.arguments import COMPARE
 from reports.compare_page import write_compare_page
 from reports.intervals import MEASURES, PerImage, load_per_image, match_images, paired_bootstrap
 
 CLASSES_SHOWN = 10
-
-
-@dataclass
-class CompareArguments:
-    """Two runs, and how finely they are compared."""
-
-    runs: list[str] = field(
-        default_factory=list,
-        metadata={"help": "output folders of run A and run B; the flag itself may be left out", "metavar": "DIR"},
-    )
-    json: str | None = field(
-        default=None, metadata={"help": "also write the comparison to this file, for programs", "metavar": "FILE"}
-    )
-    html: str | None = field(
-        default=None,
-        metadata={"help": "also write it as a page, with what changed by class and by image", "metavar": "FILE"},
-    )
-    resamples: int = field(default=2000, metadata={"help": "draws of the bootstrap"})
-    seed: int = field(default=0, metadata={"help": "seed of the draws"})
-
-    def __post_init__(self):
-        if len(self.runs) != 2:
-            raise UserError(f"two output folders are compared, not {len(self.runs)}: compare_runs.py RUN_A RUN_B")
-        if self.resamples < 100:
-            raise UserError(f"--resamples is {self.resamples}; fewer than 100 draws give no 95 % interval")
 
 
 def read_protocol(folder: str) -> str | None:
@@ -128,7 +109,7 @@ def main(argv: list[str] | None = None) -> dict:
     `warnings`; `--json` holds the same, with null for NaN.
     Raises `cli_utils.UserError` where a folder holds no evaluation, or the two are not about the same images.
     """
-    (args,) = parse_arguments((CompareArguments,), argv, description=__doc__, positional="runs")
+    (args,) = parse_arguments(argv=argv, description=__doc__, **COMPARE)
     check_files_writable(args, "json", "html")
     name_a, name_b = args.runs
     a = load_per_image(name_a)

@@ -11,23 +11,23 @@ what `datasets` knows, `splitting` keeps some images for validation, `classes` k
 every file once, `augmentation` and `preprocessing` make pixels of images.
 """
 
+from __future__ import annotations
+
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import datasets
 import numpy as np
-import torch
 from datasets import Dataset, DatasetDict, Features, IterableDataset, Value
 from PIL import Image
-from torchvision.transforms.v2 import functional as tvF
 
 import visual_utils
 from cli_utils import UserError, count_of, shorten
 from data.arguments import ClassArguments, DatasetArguments
-from data.augmentation import TrainTransform
 from data.classes import (
     MAX_LABELS,
     ClassMap,
@@ -38,22 +38,24 @@ from data.classes import (
     read_label_mapping,
     two_class_map,
 )
-from data.colors import finish_batch
 from data.hub_datasets import class_list_folder, load_through_datasets, standard_columns, standard_splits
 from data.image_files import StoredFile, decode_image, rgb_view
-from data.jpeg_files import decode_jpeg, decode_pixels
 from data.layouts import Pair, visible_folders
 from data.mask_values import SAMPLE, annotation_values, are_binary, looks_published, read_mask_values
 from data.pairing import PairingFlags, find_dataset
 from data.preparation import undecoded
-from data.preprocessing import EvaluationProtocol
 from data.rare_classes import RareClassCrops
-from data.reduced_copies import COPY
 from data.splitting import split_train
 from data.stored_masks import decode_mask
-from data.streaming import NO_CLASS_LIST, open_streams
+from data.streams import NO_CLASS_LIST, open_streams
 from data.synonyms import CLASS_LIST_FILES, IGNORED_BY_FORMAT, POSSIBLE_CLASS_LIST_FILES, POSSIBLE_COCO_FILES
 from metrics_utils import IGNORE_INDEX
+
+if TYPE_CHECKING:  # finding and checking a dataset needs no tensors, and torch takes seconds to import
+    import torch
+
+    from data.augmentation import TrainTransform
+    from data.preprocessing import EvaluationProtocol
 
 logger = logging.getLogger(__name__)
 
@@ -430,7 +432,7 @@ def _infer_classes(
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 
-class SegmentationDataset(torch.utils.data.Dataset):
+class SegmentationDataset:
     """Examples for the model from a split of `prepare_dataset`, decoded and transformed as they are read.
 
     With a `TrainTransform`: what it makes, mostly float32 "pixel_values" (C, S, S) and uint8 "labels" (S, S), and
@@ -448,11 +450,17 @@ class SegmentationDataset(torch.utils.data.Dataset):
         seed: int = 0,
         rare_crops: RareClassCrops | None = None,
     ):
-        self.protocol = transform.protocol if isinstance(transform, TrainTransform) else transform
+        import torch
+
+        from data.augmentation import TrainTransform
+        from data.reduced_copies import COPY
+
+        self.trains = isinstance(transform, TrainTransform)
+        self.protocol = transform.protocol if self.trains else transform
         # Decoded here, where an error can name the file.
         self.split = split.cast_column("image", datasets.Image(decode=False))
         columns = [name for name in ("image", "label", "name", COPY) if name in self.split.column_names]
-        self._rows = undecoded(self.split.select_columns(columns))
+        self._rows, self._copy = undecoded(self.split.select_columns(columns)), COPY
         self._stamps = [_stamp(path) for path in self._rows.select_columns("image").flatten()["image.path"][:]]
         self._touched: set[int] = set()
         self.transform = transform
@@ -478,13 +486,14 @@ class SegmentationDataset(torch.utils.data.Dataset):
         """
         label, file, _ = self._stored(index)
         image = decode_image(file, self.protocol.num_channels, dtype=self.protocol.image_dtype)
-        self._check_unchanged(index, file, tvF.get_size(image), label)
+        size = image.size[::-1] if isinstance(image, Image.Image) else image.shape[-2:]
+        self._check_unchanged(index, file, size, label)
         return image, Image.fromarray(label)
 
     def _stored(self, index: int) -> tuple[np.ndarray, StoredFile, bytes | None]:
         """Mask, uint8 (H, W), the image, and the copy that is read for training in its place, if there is one."""
         row = self._rows[index]
-        return decode_mask(row["label"]["bytes"]), StoredFile.of(row["image"], row["name"]), row.get(COPY)
+        return decode_mask(row["label"]["bytes"]), StoredFile.of(row["image"], row["name"]), row.get(self._copy)
 
     def _check_unchanged(
         self, index: int, file: StoredFile, size: Sequence[int], label: np.ndarray, reduction: int = 1
@@ -514,18 +523,21 @@ class SegmentationDataset(torch.utils.data.Dataset):
             logger.warning(f"{path} was written again since this run began, with as many bytes: the same image?")
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor | str]:
+        import torch
+
+        from data.jpeg_files import decode_jpeg, decode_pixels
+
         shown_class, rng = None, np.random.default_rng([self.seed, int(self._epoch), index])
         if self.rare_crops is not None:
             index, shown_class = self.rare_crops.draw(index, rng)
         label, file, small = self._stored(index)
-        trains = isinstance(self.transform, TrainTransform)
-        if trains and small:
+        if self.trains and small:
             self._compare_stamp(file.path, index)
             return self.transform(decode_jpeg(small), label, rng, shown_class) | {"name": file.name}
-        reduction = self.transform.reduction(*label.shape) if trains else 1
+        reduction = self.transform.reduction(*label.shape) if self.trains else 1
         pixels = decode_pixels(file, self.protocol.num_channels, reduction, self.protocol.image_dtype)
         self._check_unchanged(index, file, pixels.shape[-2:], label, reduction)
-        if trains:
+        if self.trains:
             return self.transform(pixels, label, rng, shown_class) | {"name": file.name}
         return {"pixel_values": self.transform.preprocess(pixels), "labels": torch.from_numpy(label)}
 
@@ -549,6 +561,8 @@ def augmentation_preview(
         samples: images, a row for each.
         draws: epochs.
     """
+    from data.colors import finish_batch
+
     names, epoch = dataset.split["name"], int(dataset._epoch)
     rows = []
     for index in np.unique(np.linspace(0, len(dataset) - 1, samples).round().astype(int)).tolist():
@@ -571,6 +585,8 @@ def collate_train(examples: list[dict]) -> dict[str, torch.Tensor]:
     Of examples whose colours are left for later what `data.colors.finish_batch` makes this of: pixels and labels are
     bytes yet.
     """
+    import torch
+
     names = [example.get("name", "").encode(errors="replace")[-NAME_BYTES:] for example in examples]
     padded = bytearray(b"".join(name.ljust(NAME_BYTES, b"\0") for name in names))
     batch = {key: torch.stack([example[key] for example in examples]) for key in examples[0] if key != "name"}

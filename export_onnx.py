@@ -14,10 +14,16 @@ Before the file gets its name it is run on images and compared with the model, p
 that says something else than the model is refused. docs/export.md tells what is inside and how to use it.
 """
 
+if __name__ == "__main__":
+    from cli_utils import answer_early
+    from models.arguments import EXPORT
+
+    answer_early(__doc__, **EXPORT)  # before the imports below, which take seconds
+
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,14 +38,13 @@ from checks.judge import prepare_dataset
 from cli_utils import (
     UserError,
     check_installed,
-    check_positive,
     one_line,
     parse_arguments,
     run_cli,
     set_up_logging,
     written_aside,
 )
-from data.arguments import DatasetArguments, EvaluationArguments
+from data.arguments import DatasetArguments
 from data.classes import ClassMap
 from data.image_files import read_channels
 from data.output_paths import check_writable, refuse_inputs
@@ -47,6 +52,7 @@ from data.preprocessing import EvaluationProtocol
 from data.synonyms import IMAGE_EXTENSIONS
 from data_utils import SegmentationDataset, load_data
 from metrics_utils import confusion_matrix, per_image_counts, score_images
+from models.arguments import EXPORT
 from models.image_processor import load_image_processor
 from models.inference import evaluation_protocol
 from models.loading import describe_model, load_trained_model
@@ -62,70 +68,12 @@ MAX_IMAGES, MAX_CALIBRATION, MAX_PIXELS = 16, 100, 2**21
 RENDERED = (("validation", 0), ("validation", 2), ("validation", 1))
 
 
-@dataclass
-class ExportArguments:
-    """What is exported, as what, and on which images it is compared."""
-
-    model: str = field(metadata={"help": "folder or Hub id of a trained model", "metavar": "DIR_OR_ID"})
-    output: Path = field(metadata={"help": "the file to write", "metavar": "FILE.onnx"})
-    model_revision: str | None = field(
-        default=None, metadata={"help": "branch, tag or commit of a model on the Hub; main if left out"}
-    )
-    logits: bool = field(
-        default=False, metadata={"help": "the network alone: normalised pixel values in, low-resolution logits out"}
-    )
-    confidence: bool = field(
-        default=False, metadata={"help": "a second output: the probability of each pixel's class, 255 for certainty"}
-    )
-    fp16: bool = field(default=False, metadata={"help": "weights and arithmetic of the network in float16"})
-    int8: bool = field(
-        default=False, metadata={"help": "products of 8-bit integers (static quantisation); needs --calibration_dir"}
-    )
-    calibration_dir: Path | None = field(
-        default=None,
-        metadata={"help": "folder of images like those that will be predicted, for --int8", "metavar": "DIR"},
-    )
-    check_images: list[Path] = field(
-        default_factory=list,
-        metadata={"help": "images, or folders of them, to compare file and model on", "metavar": "FILE_OR_FOLDER"},
-    )
-    max_different: float | None = field(
-        default=None,
-        metadata={
-            "help": "share of the pixels that may get another class than from the model, besides ties, or the file is "
-            "refused; 0 if left out, 0.005 with --fp16, 0.05 with --int8"
-        },
-    )
-    max_eval_samples: int | None = field(
-        default=None, metadata={"help": "images of the dataset to score both on; all if left out"}
-    )
-
-    def __post_init__(self):
-        check_positive(self, "max_eval_samples")
-        if self.output.suffix != ".onnx":
-            raise UserError(f"--output {self.output}: the name of an ONNX file ends in .onnx")
-        if self.fp16 and self.int8:
-            raise UserError("give only one of --fp16 and --int8")
-        if self.int8 != (self.calibration_dir is not None):
-            raise UserError("--int8 and --calibration_dir go together: the images tell the range of every activation")
-        if self.logits and self.confidence:
-            raise UserError("--confidence is of the classes, and --logits gives none: leave out one of the two")
-        if self.max_different is not None and not 0 <= self.max_different <= 1:
-            raise UserError(f"--max_different is {self.max_different:g}; it is a share, from 0 to 1")
-
-    @property
-    def precision(self) -> str:
-        return "float16" if self.fp16 else "int8" if self.int8 else "float32"
-
-
 def main(argv: list[str] | None = None) -> dict:
     """Exports, compares, writes; returns the figures of the comparison.
 
     Raises `cli_utils.UserError` for anything wrong with flags or model, and for a file that does not agree with it.
     """
-    args, evaluation_args, dataset_args = parse_arguments(
-        (ExportArguments, EvaluationArguments, DatasetArguments), argv, description=__doc__
-    )
+    args, evaluation_args, dataset_args = parse_arguments(argv=argv, description=__doc__, **EXPORT)
     set_up_logging()
     check_installed("the export to ONNX", "onnx", "onnxscript", "onnxruntime")
     import onnx

@@ -59,12 +59,28 @@ def confusion_matrix(predictions, references, num_labels: int, ignore_index: int
             f"{tuple(references.shape)}: bring the prediction to the annotation's size first"
         )
     valid = references != ignore_index
-    truth, predicted = references[valid].long(), predictions[valid].long()
-    for name, values in (("references", truth), ("predictions", predicted)):
-        if values.numel() and (values.min() < 0 or values.max() >= num_labels):
-            bad = sorted(set(values[(values < 0) | (values >= num_labels)].tolist()))[:5]
-            raise ValueError(f"{name} hold ids {bad}; allowed are 0 to {num_labels - 1} and {ignore_index} (ignored)")
-    return torch.bincount(truth * num_labels + predicted, minlength=num_labels**2).reshape(num_labels, num_labels)
+    truth, predicted = (torch.where(valid, maps, 0).long() for maps in (references, predictions))
+    if truth.device.type == "cpu" and truth.numel():  # another device would be waited for, and asserts it itself
+        for name, values in (("references", truth), ("predictions", predicted)):
+            lowest, highest = values.aminmax()
+            if lowest < 0 or highest >= num_labels:
+                bad = sorted(set(values[(values < 0) | (values >= num_labels)].tolist()))[:5]
+                raise ValueError(
+                    f"{name} hold ids {bad}; allowed are 0 to {num_labels - 1} and {ignore_index} (ignored)"
+                )
+    pairs = torch.where(valid, truth * num_labels + predicted, num_labels**2)
+    return _histogram(pairs, num_labels**2 + 1)[:-1].reshape(num_labels, num_labels)
+
+
+def _histogram(ids: torch.Tensor, bins: int) -> torch.Tensor:
+    """How often each of so many ids, from 0 on, occurs: int64 (bins,); more than asked for on a CPU that finds higher
+    ones, an assertion on other devices."""
+    import torch
+
+    if ids.device.type == "cpu":
+        return torch.bincount(ids.flatten(), minlength=bins)
+    ids = ids.flatten().long()  # there `bincount` waits for the highest id
+    return ids.new_zeros(bins).scatter_add_(0, ids, torch.ones_like(ids))
 
 
 def per_image_counts(confusion: np.ndarray) -> np.ndarray:
@@ -155,7 +171,7 @@ def boundary_counts(
     in_both = in_truth & in_prediction & (truth == prediction)
     # Bin 0 takes the pixels that are not counted: several times as fast as picking out the others.
     counted = [(truth, in_both), (truth, in_truth), (prediction, in_prediction)]
-    counts = [torch.bincount(((ids + 1) * mask).flatten(), minlength=num_labels + 1)[1:] for ids, mask in counted]
+    counts = [_histogram((ids + 1) * mask, num_labels + 1)[1:] for ids, mask in counted]
     if max(len(count) for count in counts) > num_labels:
         raise ValueError(
             f"an id is beyond the {num_labels} classes (ids 0 to {num_labels - 1}, {ignore_index} ignored)"

@@ -12,49 +12,22 @@ with the plan kept as `outputs/mine/plan.yaml`:
     python run_segmentation.py --config auto --minutes 30 --dataset_dir my_photos --output_dir outputs/mine
 """
 
+if __name__ == "__main__":
+    from training.early import answer_plan
+
+    answer_plan(__doc__)  # before the imports below, which take seconds
+
 import sys
-
-if __name__ == "__main__" and {"-h", "--help"}.intersection(sys.argv):
-    from training.early import help_page
-
-    print(help_page(__doc__))  # before the imports below, which take seconds
-    sys.exit()
-
-from dataclasses import dataclass, field
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import datasets
 
-from cli_utils import UserError, given_flags, parse_arguments, run_cli, set_up_logging, write_text
-from data.output_paths import check_writable
+from cli_utils import given_flags, parse_arguments, run_cli, set_up_logging, write_text
 from run_segmentation import PLANNED_STEPS
-from training.arguments import EXCLUSIVE, GROUPS, Arguments
+from training.arguments import GROUPS, Arguments
 from training.display import is_live
 from training.plan_file import make_plan
-
-FIRST_LINE = "# Planned for "
-
-
-@dataclass
-class PlanArguments:
-    """Where the plan goes."""
-
-    output: str | None = field(
-        default=None, metadata={"help": "write the plan to this file; printed if left out", "metavar": "FILE"}
-    )
-
-    def __post_init__(self):
-        if self.output is None:
-            return
-        file = Path(self.output)
-        if file.suffix.lower() not in (".yaml", ".yml"):
-            raise UserError(f"--output {file}: the name must end in .yaml, as in plan.yaml")
-        check_writable(file, "--output")
-        if file.is_file() and file.stat().st_size:
-            with open(file, encoding="utf-8", errors="replace") as opened:
-                if not opened.read(len(FIRST_LINE)) == FIRST_LINE:
-                    raise UserError(f"--output {file} exists and is no plan; delete it, or give another file")
+from training.run_arguments import EXCLUSIVE, PlanArguments
 
 
 def parse(argv: list[str] | None = None) -> tuple[PlanArguments, Arguments]:

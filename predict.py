@@ -29,14 +29,19 @@ Photos are turned upright first, as their EXIF orientation says, and predictions
 evaluated with --slide_crop, --eval_scales and so on predicts as it was evaluated when it is given the same flags here.
 """
 
+if __name__ == "__main__":
+    from cli_utils import answer_early
+    from reports.arguments import PREDICT
+
+    answer_early(__doc__, **PREDICT)  # before the imports below, which take seconds
+
 import logging
 import os
-import re
 import shutil
 import sys
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -51,7 +56,6 @@ from cli_utils import (
     UserError,
     WriteError,
     check_installed,
-    check_positive,
     count_of,
     parse_arguments,
     run_cli,
@@ -70,8 +74,8 @@ from data.unread import describe_unread, unread_pictures
 from models.ensemble import load_ensemble
 from models.inference import find_device
 from models.predictor import Predictor
+from reports.arguments import PREDICT, PredictArguments
 from reports.extra_files import ExtraFiles, check_extra_files
-from reports.polygons import FORMATS
 from reports.prediction_outputs import (
     ConfidenceMap,
     Georeference,
@@ -87,83 +91,6 @@ logger = logging.getLogger(__name__)
 
 CONTACT_SHEET = "contact_sheet.png"
 FRAMES_AT_ONCE = 8  # of a film, on an accelerator
-
-
-@dataclass
-class PredictArguments:
-    """What to segment, with which model, and where the results go."""
-
-    model: list[str] = field(
-        metadata={
-            "help": "folder or Hub id of a trained model, or a file of export_onnx.py; of several with the "
-            "same classes the probabilities are averaged",
-            "metavar": "DIR_OR_ID_OR_FILE",
-        }
-    )
-    output_dir: Path | None = field(
-        default=None,
-        metadata={"help": "folder for predictions, overlays and the contact sheet; none for an image from stdin"},
-    )
-    inputs: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "images, folders of images, patterns, addresses (http, https), @LIST for a text file with any of "
-            "these a line, or - for stdin; the flag may be left out",
-            "metavar": "IMAGE",
-        },
-    )
-    url_megabytes: float = field(
-        default=256.0, metadata={"help": "an image on the web that is larger is skipped, in megabytes"}
-    )
-    url_seconds: float = field(
-        default=60.0, metadata={"help": "an image on the web that takes longer to download is skipped, in seconds"}
-    )
-    device: str | None = field(
-        default=None, metadata={"help": "cuda, mps, cpu …; the accelerator if left out, or cpu where there is none"}
-    )
-    model_revision: str | None = field(
-        default=None, metadata={"help": "branch, tag or commit of a model on the Hub; main if left out"}
-    )
-    fused_ops: bool = field(default=True, metadata={"help": "the exact speed-ups of the head and the upsampling"})
-    skip_existing: bool = field(
-        default=False, metadata={"help": "leave out images whose PNG and overlay are there, to go on after a stop"}
-    )
-    min_area: int = field(
-        default=0,
-        metadata={"help": "connected areas of fewer pixels get the class of the largest one around (needs rasterio)"},
-    )
-    save_confidence: bool = field(
-        default=False,
-        metadata={"help": "also write confidence/NAME.png: how likely each pixel's class is, 255 for certainty"},
-    )
-    save_areas: bool = field(
-        default=False, metadata={"help": "also write areas.csv: pixels, share and square metres by image and class"}
-    )
-    video_frames: bool = field(
-        default=False, metadata={"help": "of films: also an indexed PNG of every frame, in NAME_frames"}
-    )
-    per_device_eval_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "of films: frames that go through the model at once; 1 on a CPU, else 8, if left out"},
-    )
-    save_polygons: str | None = field(
-        default=None,
-        metadata={
-            "help": "also write the areas as polygons (needs rasterio): geojson: NAME.geojson; labelme: NAME.json; "
-            "coco: coco.json, of all images"
-        },
-    )
-
-    def __post_init__(self):
-        self.model, self.inputs = models_and_inputs(self.model, self.inputs)
-        if self.min_area < 0:
-            raise UserError(f"--min_area is {self.min_area}; it is a number of pixels, 0 or more")
-        check_positive(self, "url_megabytes", "url_seconds", "per_device_eval_batch_size")
-        if self.save_polygons not in (None, *FORMATS):
-            raise UserError(f"--save_polygons {self.save_polygons}: the formats are {', '.join(FORMATS)}")
-        for flag in ("min_area", "save_polygons"):
-            if getattr(self, flag):
-                check_installed(f"--{flag}", "rasterio")
 
 
 def find_images(inputs: Sequence[Input], output_dir: Path) -> dict[str, Path | Address]:
@@ -247,21 +174,6 @@ def files_there(images: dict[str, Path], output_dir: Path) -> dict[int, Path]:
     return there
 
 
-def models_and_inputs(words: list[str], inputs: list[str]) -> tuple[list[str], list[str]]:
-    """What --model was given → models, and inputs before those that are known: in `--model outputs/mine photo.jpg` the
-    photo is none. A model is the first, a file of export_onnx.py, a folder with a config.json, and what does not
-    exist, if it looks like a Hub id."""
-
-    def is_model(word: str) -> bool:
-        path = Path(word)
-        if path.suffix == ".onnx" or (path / "config.json").is_file():
-            return True
-        return re.fullmatch(r"[\w.-]+/[\w.-]+", word) and not path.exists() and path.suffix not in IMAGE_EXTENSIONS
-
-    count = next((i for i, word in enumerate(words[1:], start=1) if not is_model(word)), len(words))
-    return words[:count], words[count:] + inputs
-
-
 def pipe(args: PredictArguments, evaluation_args: EvaluationArguments) -> list[Path]:
     """The image on stdin → its PNG on stdout, where nothing else goes."""
     allowed = ("model", "inputs", "device", "model_revision", "fused_ops", "min_area")
@@ -299,9 +211,7 @@ def main(argv: list[str] | None = None) -> list[Path]:
     Files that cannot be read are left out and named at the end, with exit code 1. Raises `cli_utils.UserError` for
     anything else wrong with inputs or model, before the first prediction.
     """
-    args, evaluation_args = parse_arguments(
-        (PredictArguments, EvaluationArguments), argv, description=__doc__, positional="inputs"
-    )
+    args, evaluation_args = parse_arguments(argv=argv, description=__doc__, **PREDICT)
     pipes = STDIN in args.inputs
     set_up_logging(logging.WARNING if pipes else logging.INFO)
     return (pipe if pipes else predict_all)(args, evaluation_args)

@@ -7,50 +7,22 @@ What goes up is what `run_segmentation.py --push_to_hub` publishes: the model, i
 picture. The card is written anew with the name of the repository; one that was edited by hand is published as it is.
 """
 
+if __name__ == "__main__":
+    from cli_utils import answer_early
+    from reports.arguments import PUBLISH
+
+    answer_early(__doc__, **PUBLISH)  # before the imports below, which take seconds
+
 import logging
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from cli_utils import UserError, parse_arguments, run_cli, set_up_logging
+from reports.arguments import PUBLISH
 from reports.model_card import name_repository
 from reports.publishing import check_hub_access, push_run
 from training.output_folder import locked
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class PublishArguments:
-    """Which run, and where it goes."""
-
-    output_dir: Path | None = field(
-        default=None, metadata={"help": "folder of a finished run; the flag itself may be left out"}
-    )
-    hub_model_id: str | None = field(
-        default=None,
-        metadata={
-            "help": "NAME or USER/NAME of the repository, which is made if need be; the folder's name if left out"
-        },
-    )
-    private: bool = field(
-        default=False,
-        metadata={"help": "make the repository private, where it is new", "aliases": ["--hub_private_repo"]},
-    )
-    revision: str | None = field(
-        default=None,
-        metadata={"help": "branch to publish to; the main one if left out", "aliases": ["--hub_revision"]},
-    )
-    token: str | None = field(
-        default=None,
-        metadata={
-            "help": "token with write access; HF_TOKEN, or that of `hf auth login`, if left out",
-            "aliases": ["--hub_token"],
-        },
-    )
-
-    def __post_init__(self):
-        if self.output_dir is None:
-            raise UserError("which run? publish.py OUTPUT_DIR")
 
 
 def check_finished(folder: Path) -> None:
@@ -72,7 +44,7 @@ def main(argv: list[str] | None = None) -> str:
     argv: command-line arguments without the program's name; None takes them from the command line.
     Raises `cli_utils.UserError` where there is no finished run, no token, or the Hub refuses; nothing is lost.
     """
-    (args,) = parse_arguments((PublishArguments,), argv, description=__doc__, positional="output_dir")
+    (args,) = parse_arguments(argv=argv, description=__doc__, **PUBLISH)
     set_up_logging()
     check_finished(args.output_dir)
     with locked(args.output_dir):

@@ -80,12 +80,15 @@ class Canvas:
                 points.append(p)
             if (p[2] >= NEAR) != (q[2] >= NEAR):
                 points.append(p + (q - p) * (NEAR - p[2]) / (q[2] - p[2]))
-        stencil = Image.new("L", self.ids.shape[::-1])
+        size = self.ids.shape[::-1]
+        stencil, box = Image.new("L", size), (0, 0, 0, 0)
         if points:
             points = np.array(points)
             points = self.centre + self.focal * points[:, :2] / points[:, 2:] * (1, -1)
             ImageDraw.Draw(stencil).polygon([tuple(p) for p in points], fill=1)
-        box = stencil.getbbox() or (0, 0, 0, 0)
+            # A pixel more than the corners span, however they are rounded.
+            low, high = np.floor(points.min(axis=0)) - 1, np.ceil(points.max(axis=0)) + 2
+            box = tuple(int(side) for side in (*low.clip(0, size), *high.clip(0, size)))
         rows, columns = np.nonzero(np.asarray(stencil.crop(box)))
         rows, columns = rows + box[1], columns + box[0]
         rays = np.stack([columns - self.centre[0], self.centre[1] - rows, np.full(len(rows), self.focal)]) / self.focal

@@ -106,9 +106,10 @@ def _decode(
     rgb = rgb if rgb.mode == "RGB" else rgb.convert("RGB")
     gray = rgb.convert("L")
     crossings, ramps, ramp_values = transitions(ids)
-    low, high = gray.getextrema()
+    small = thumbnail(gray)
     oddities = {
-        "blank image": low == high,
+        # All of it is looked at only where its small picture is of one grey.
+        "blank image": len({*small}) == 1 and len({*gray.getextrema()}) == 1,
         "transparent image": picture.has_transparency_data and picture.convert("RGBA").getextrema()[3][0] < 255,
         "animated image": _is_animated(picture, image),
         "animated mask": _is_animated(stored, mask),
@@ -123,7 +124,7 @@ def _decode(
         image_digest=_digest(np.asarray(rgb)),
         mask_digest=_digest(ids),
         image_hash=difference_hash(gray),
-        thumbnail=thumbnail(gray),
+        thumbnail=small,
         alignment=alignment(gray, ids) if align else (),
     )
     return record, decoded

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from datasets import Dataset
 
 from cli_utils import UserError, shorten
@@ -29,11 +28,11 @@ class BandStatistics(NamedTuple):
     std: tuple[float, ...]
 
 
-def measure(bands: torch.Tensor) -> list[list[float]]:
+def measure(bands: np.ndarray) -> list[list[float]]:
     """float32 (C, H, W), NaN where nothing is known → of every band the number of values, their mean, and the sum of
     the squares of what they differ from it; in float64."""
     rows = []
-    for band in bands.numpy():
+    for band in bands:
         values = band[~np.isnan(band)].astype(np.float64)
         mean = float(values.mean()) if len(values) else 0.0
         rows.append([float(len(values)), mean, float(np.square(values - mean).sum())])

@@ -13,18 +13,19 @@ from collections.abc import Sequence
 from contextlib import suppress
 from enum import Enum
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 import PIL
-import torch
 from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
-from torchvision.transforms.v2 import functional as tvF
 
 from cli_utils import UserError, count_of, one_line, shorten
 from data.classes import ClassMap
 from metrics_utils import IGNORE_INDEX
+
+if TYPE_CHECKING:  # checking a dataset needs no tensors, and torch takes seconds to import
+    import torch
 
 with suppress(ImportError):  # optional: photos of phones
     import pillow_heif
@@ -447,7 +448,7 @@ def _reason(error: Exception) -> str:
     return one_line(error)
 
 
-def open_bands(image: StoredFile, num_channels: int) -> torch.Tensor | None:
+def open_bands(image: StoredFile, num_channels: int) -> np.ndarray | None:
     """The image of a pair as it is stored, float32 (C, H, W) and NaN where nothing is known; None: it has 8 bits.
 
     Raises:
@@ -522,7 +523,8 @@ def fit_mask(
         FileProblem: the mask cannot be used.
     """
     upright, nodata = upright_size(picture), mask.info.get("nodata")
-    fitted, turned = ImageOps.exif_transpose(mask), Turned.BY_ENTRY
+    # Pillow copies an image that needs no turning.
+    fitted, turned = mask if orientation_of(mask) == 1 else ImageOps.exif_transpose(mask), Turned.BY_ENTRY
     if fitted.size != upright and mask.size == upright:
         fitted, turned = mask, Turned.AGAINST_ENTRY
     elif fitted.size != upright and mask.size == picture.size:
@@ -758,7 +760,16 @@ def _ids_of_indices(mask: Image.Image, indices: np.ndarray, class_map: ClassMap)
 
 def read_channels(
     source: str | os.PathLike | bytes, num_channels: int, name: str | None = None, dtype: str = EIGHT_BITS
-) -> torch.Tensor:
+) -> "torch.Tensor":
+    """`read_bands` as a tensor."""
+    import torch
+
+    return torch.from_numpy(read_bands(source, num_channels, name, dtype))
+
+
+def read_bands(
+    source: str | os.PathLike | bytes, num_channels: int, name: str | None = None, dtype: str = EIGHT_BITS
+) -> np.ndarray:
     """Decodes an image file, upright as its EXIF orientation says → uint8 (num_channels, H, W), or, of other numbers,
     float32, NaN where the file says that nothing is known.
 
@@ -783,7 +794,7 @@ def _content(source: str | os.PathLike | bytes) -> bytes:
     return source if isinstance(source, bytes) else Path(source).read_bytes()
 
 
-def _decode_channels(source: str | os.PathLike | bytes, num_channels: int, dtype: str = EIGHT_BITS) -> torch.Tensor:
+def _decode_channels(source: str | os.PathLike | bytes, num_channels: int, dtype: str = EIGHT_BITS) -> np.ndarray:
     content = _content(source)
     if dtype != EIGHT_BITS:
         found = StoredFile(None, content, "").band_dtype()
@@ -815,7 +826,7 @@ def reduction_for(size: Sequence[int], least: Sequence[int]) -> int:
 
 def decode_image(
     image: StoredFile, num_channels: int = 3, reduction: int = 1, dtype: str = EIGHT_BITS
-) -> Image.Image | torch.Tensor:
+) -> "Image.Image | torch.Tensor":
     """An image as models are to see it, upright: PIL RGB; or, for other numbers of channels than three, or numbers of
     more than 8 bits, what `read_channels` gives.
 
@@ -840,28 +851,29 @@ def upright_rgb(picture: Image.Image) -> Image.Image:
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
-def rgb_view(image: Image.Image | torch.Tensor) -> Image.Image:
-    """Something to look at: a PIL image as it is; of (C, H, W) the first three bands, or the first in grey. Of floats
-    the middle 96 % of the values of a band become black to white, and NaN black."""
+def rgb_view(image: "Image.Image | torch.Tensor | np.ndarray") -> Image.Image:
+    """Something to look at: a PIL image as it is; of (C, H, W), uint8 or floats, the first three bands, or the first
+    in grey. Of floats the middle 96 % of the values of a band become black to white, and NaN black."""
     if isinstance(image, Image.Image):
         return image
-    if image.is_floating_point():
-        image = torch.stack([_stretched(band) for band in image[:3]])
-    return tvF.to_pil_image(image[:3] if len(image) >= 3 else image[:1]).convert("RGB")
+    bands = np.asarray(image)[: 3 if len(image) >= 3 else 1]
+    if bands.dtype.kind == "f":
+        bands = np.stack([_stretched(band) for band in bands])
+    pixels = np.ascontiguousarray(np.moveaxis(bands, 0, -1)) if len(bands) > 1 else bands[0]
+    return Image.fromarray(pixels).convert("RGB")
 
 
-def _stretched(band: torch.Tensor) -> torch.Tensor:
+def _stretched(values: np.ndarray) -> np.ndarray:
     """float32 (H, W) → uint8."""
-    values = band.numpy()
     step = max(1, round(math.sqrt(values.size / 2**18)))
     some = values[::step, ::step]
     some = some[~np.isnan(some)]
     low, high = np.percentile(some, (2, 98)) if len(some) else (0.0, 1.0)
     scaled = np.nan_to_num((values - low) / max(high - low, 1e-30)).clip(0, 1)
-    return torch.from_numpy((scaled * 255).round().astype(np.uint8))
+    return (scaled * 255).round().astype(np.uint8)
 
 
-def _read_with_pillow(content: bytes, num_channels: int) -> torch.Tensor:
+def _read_with_pillow(content: bytes, num_channels: int) -> np.ndarray:
     bits = StoredFile(None, content, "").channel_bits()
     if bits > 8:
         raise ValueError(f"{bits} bits a channel: convert it to 8 bits")
@@ -873,10 +885,11 @@ def _read_with_pillow(content: bytes, num_channels: int) -> torch.Tensor:
         # Pillow would cut them off at 255. Training refuses them for the same reason.
         raise ValueError(f"more than 8 bits a channel, mode {upright.mode}: convert it to 8 bits")
     modes = {1: "L", 3: "RGB"}
-    return tvF.pil_to_tensor(upright.convert(modes.get(num_channels, upright.mode)))
+    pixels = np.array(upright.convert(modes.get(num_channels, upright.mode)))
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def _read_tiff(content: bytes, num_channels: int, dtype: str = EIGHT_BITS) -> torch.Tensor:
+def _read_tiff(content: bytes, num_channels: int, dtype: str = EIGHT_BITS) -> np.ndarray:
     """The bands of the first image in a TIFF file: uint8, or float32 of other numbers, see `read_channels`."""
     with _import_tifffile(f"{num_channels} bands").TiffFile(io.BytesIO(content)) as file:
         series = file.series[0]
@@ -896,7 +909,7 @@ def _read_tiff(content: bytes, num_channels: int, dtype: str = EIGHT_BITS) -> to
     bands = np.moveaxis(array, axes.index(others), 0) if others else array[None]
     if dtype != EIGHT_BITS:
         bands = np.where(_is_unknown(bands, nodata), np.float32(np.nan), bands.astype(np.float32))
-    return torch.from_numpy(np.ascontiguousarray(bands))
+    return np.ascontiguousarray(bands)
 
 
 def _is_unknown(bands: np.ndarray, nodata: float | None) -> np.ndarray:

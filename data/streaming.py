@@ -1,123 +1,32 @@
 """Training on a Hub dataset while it is being read: `--streaming`.
 
-    data = load_data(args, max_eval_samples=500)        # of `data_utils`, which calls `open_streams`
+    data = load_data(args, max_eval_samples=500)        # of `data_utils`, from `data.streams`
     train_dataset = StreamingDataset(data.stream, class_map, TrainTransform(protocol), judge_example, seed=42)
 
 Training images are prepared as they are drawn, and judged by the function that judges whole datasets.
 """
 
 import itertools
-import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import datasets
-import fsspec
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, Features, IterableDataset
+from datasets import IterableDataset
 from PIL import Image
 
-from cli_utils import UserError, count_of, one_line
-from data.arguments import DatasetArguments
+from cli_utils import count_of
 from data.augmentation import TrainTransform
 from data.classes import ClassMap
-from data.hub_datasets import image_columns, load_through_datasets, standard_columns
 from data.image_files import EIGHT_BITS, StoredFile, decode_image, upright_rgb
-from data.layouts import standard_split_name
 from data.preparation import PairRecord, prepare_one
-
-logger = logging.getLogger(__name__)
+from data.streams import read_rows, with_bytes
 
 # Rows held back to be drawn from at random: files, not decoded, so some 100 MB of photos.
 SHUFFLE_BUFFER = 500
 # Stands for an example that is thrown away.
 SKIPPED = {"pixel_values": torch.empty(0), "labels": torch.empty(0, dtype=torch.uint8), "name": ""}
-NO_CLASS_LIST = (
-    "--streaming needs to know the classes beforehand: give --id2label FILE or --label_map FILE, or put an "
-    "id2label.json beside the data"
-)
-
-
-def open_streams(
-    args: DatasetArguments, max_eval_samples: int | None, token: str | None = None
-) -> tuple[IterableDataset | None, DatasetDict]:
-    """The training split as a stream, and of the validation split, else of the test split, the first rows.
-
-    Args:
-        max_eval_samples: how many; None: the split is left alone.
-        token: as for `datasets.load_dataset`.
-
-    Returns:
-        The stream, with the columns "image" and "label" as {"bytes", "path"}, None where there is no training split;
-        and splits as of `data_utils.Data`, one or none.
-
-    Raises:
-        UserError: it cannot be reached or read.
-    """
-    loaded = load_through_datasets(args.dataset_name, args.dataset_config_name, token=token, streaming=True)
-    streams = {standard_split_name(name): rows for name, rows in loaded.items()}
-    if not {"train", "validation", "test"} & streams.keys():
-        raise UserError(f"{args.dataset_name} has no train, validation or test split; its splits: {', '.join(loaded)}")
-    streams = {
-        split: _files(rows, *image_columns(rows, args.image_column, args.label_column))
-        for split, rows in streams.items()
-        if split
-    }
-    evaluation = next((split for split in ("validation", "test") if split in streams), None)
-    splits = DatasetDict()
-    if evaluation and max_eval_samples is not None:
-        rows = streams[evaluation]
-        taken = [{name: _with_bytes(file) for name, file in row.items()} for row in _read(rows.take(max_eval_samples))]
-        taken = Dataset.from_list(taken, features=rows.features)
-        splits[evaluation] = standard_columns(taken, evaluation, "image", "label")
-        logger.info(f"the first {len(taken)} rows of the {evaluation} split of {args.dataset_name} are evaluated")
-    return streams.get("train"), splits
-
-
-def _files(rows: IterableDataset, image_column: str, label_column: str) -> IterableDataset:
-    """The columns "image" and "label" alone, not decoded, and not read yet where a row has but the address of a
-    file."""
-    undecoded = datasets.Image(decode=False)
-    rows = rows.select_columns([image_column, label_column])
-    rows = rows.cast_column(image_column, undecoded).cast_column(label_column, undecoded)
-    return rows.map(
-        lambda row: {"image": row[image_column], "label": row[label_column]},
-        remove_columns=[image_column, label_column],
-        features=Features({"image": undecoded, "label": undecoded}),
-    )
-
-
-def _with_bytes(file: dict | None) -> dict | None:
-    """A file as {"bytes", "path"}, read from wherever it is, as folders of images are streamed by their addresses."""
-    if not file or file["bytes"] is not None:
-        return file
-    try:
-        with fsspec.open(file["path"], "rb") as opened:
-            return {"bytes": opened.read(), "path": file["path"]}
-    except OSError:
-        return file  # which is then found to be unreadable
-
-
-def _read(rows: Iterable[dict]) -> Iterator[dict]:
-    """The rows, as long as they can be read.
-
-    Raises:
-        UserError: a file of the stream is damaged or gone, or the network is.
-    """
-    rows = iter(rows)
-    while True:
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except Exception as error:  # every format and every storage has kinds of errors of its own
-            raise UserError(
-                f"the stream of images breaks off ({one_line(error)}); a run that has a checkpoint goes on from it "
-                "with --resume_from_checkpoint last"
-            ) from None
-        yield row
 
 
 class StreamingDataset(torch.utils.data.IterableDataset):
@@ -134,7 +43,7 @@ class StreamingDataset(torch.utils.data.IterableDataset):
     empty, see `skip_first`.
 
     Args:
-        stream: of `open_streams`.
+        stream: of `data.streams.open_streams`.
         transform: draws a training example, as in `data_utils.SegmentationDataset`.
         judge: raises UserError for an example that cannot be used, `checks.judge.judge_example`.
         buffer_size: rows from which the next is drawn.
@@ -211,14 +120,14 @@ class StreamingDataset(torch.utils.data.IterableDataset):
             position = -1
             # `iter` alone does not deal out files among the workers by itself, and leave some without any.
             rows = stream.shuffle(seed=order, buffer_size=self.buffer_size).iter(batch_size=1)
-            for position, row in enumerate(_read(rows)):
+            for position, row in enumerate(read_rows(rows)):
                 if (seen + position) % turns != turn:
                     continue
                 if to_skip:
                     to_skip -= 1
                     yield SKIPPED
                     continue
-                row = {name: _with_bytes(file) for name, (file,) in row.items()}
+                row = {name: with_bytes(file) for name, (file,) in row.items()}
                 name = f"row {position} of pass {number} (worker {reader})"
                 if row["image"] and row["image"]["path"]:
                     name = Path(row["image"]["path"]).stem

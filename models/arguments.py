@@ -1,8 +1,10 @@
-"""The flags about the model and its loss. Each group checks what its flags alone show."""
+"""The flags about the model, its loss and its export. Each group checks what its flags alone show."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from cli_utils import UserError, nearest
+from cli_utils import UserError, check_positive, nearest
+from data.arguments import DatasetArguments, EvaluationArguments
 
 # The names that `models.backbones` and `models.universal` know, which import torch.
 HEADS = ("upernet", "dpt", "mask2former", "eomt")
@@ -145,3 +147,63 @@ def parse_loss(text: str) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise UserError(f"--loss {text} names a loss twice")
     return names
+
+
+@dataclass
+class ExportArguments:
+    """What is exported, as what, and on which images it is compared."""
+
+    model: str = field(metadata={"help": "folder or Hub id of a trained model", "metavar": "DIR_OR_ID"})
+    output: Path = field(metadata={"help": "the file to write", "metavar": "FILE.onnx"})
+    model_revision: str | None = field(
+        default=None, metadata={"help": "branch, tag or commit of a model on the Hub; main if left out"}
+    )
+    logits: bool = field(
+        default=False, metadata={"help": "the network alone: normalised pixel values in, low-resolution logits out"}
+    )
+    confidence: bool = field(
+        default=False, metadata={"help": "a second output: the probability of each pixel's class, 255 for certainty"}
+    )
+    fp16: bool = field(default=False, metadata={"help": "weights and arithmetic of the network in float16"})
+    int8: bool = field(
+        default=False, metadata={"help": "products of 8-bit integers (static quantisation); needs --calibration_dir"}
+    )
+    calibration_dir: Path | None = field(
+        default=None,
+        metadata={"help": "folder of images like those that will be predicted, for --int8", "metavar": "DIR"},
+    )
+    check_images: list[Path] = field(
+        default_factory=list,
+        metadata={"help": "images, or folders of them, to compare file and model on", "metavar": "FILE_OR_FOLDER"},
+    )
+    max_different: float | None = field(
+        default=None,
+        metadata={
+            "help": "share of the pixels that may get another class than from the model, besides ties, or the file is "
+            "refused; 0 if left out, 0.005 with --fp16, 0.05 with --int8"
+        },
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "images of the dataset to score both on; all if left out"}
+    )
+
+    def __post_init__(self):
+        check_positive(self, "max_eval_samples")
+        if self.output.suffix != ".onnx":
+            raise UserError(f"--output {self.output}: the name of an ONNX file ends in .onnx")
+        if self.fp16 and self.int8:
+            raise UserError("give only one of --fp16 and --int8")
+        if self.int8 != (self.calibration_dir is not None):
+            raise UserError("--int8 and --calibration_dir go together: the images tell the range of every activation")
+        if self.logits and self.confidence:
+            raise UserError("--confidence is of the classes, and --logits gives none: leave out one of the two")
+        if self.max_different is not None and not 0 <= self.max_different <= 1:
+            raise UserError(f"--max_different is {self.max_different:g}; it is a share, from 0 to 1")
+
+    @property
+    def precision(self) -> str:
+        return "float16" if self.fp16 else "int8" if self.int8 else "float32"
+
+
+# What export_onnx.py takes, as `cli_utils.parse_arguments` does.
+EXPORT = {"dataclass_types": (ExportArguments, EvaluationArguments, DatasetArguments)}

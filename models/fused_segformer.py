@@ -82,7 +82,7 @@ def _relu_dropout(x: Tensor, p: float) -> Tensor:
     if dropped:
         numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
         bits = numbers.view(torch.int16)[: x.numel()].as_strided(x.shape, x.stride())
-        x.mul_(torch.gt(bits, dropped - 2**15 - 1))
+        x.masked_fill_(torch.le(bits, dropped - 2**15 - 1), 0)
     return x
 
 

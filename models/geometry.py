@@ -6,6 +6,7 @@ over the whole image without a word.
 """
 
 import copy
+import json
 import math
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ from models.configurations import is_eomt, is_universal, new_model
 PUBLISHED_DIVISOR = EvaluationProtocol.size_divisor
 # Its quotients by the usual patches and strides are whole: 4, 6, 7, 8, 12, 14, 16, 24, 28, 32.
 _PROBE_SIDE = 672
+_OF_NO_EFFECT = {"id2label", "label2id", "architectures", "dtype", "transformers_version", "_name_or_path"}
+_known: dict[str, "InputGeometry"] = {}  # by the fields of a configuration
 
 
 class InputGeometry(NamedTuple):
@@ -55,6 +58,15 @@ def input_geometry(config: PretrainedConfig) -> InputGeometry:
     Raises:
         UserError: no model can be built from the configuration, or the one built does not run.
     """
+    # A run asks before and after it knows its classes, which change nothing here.
+    fields = {key: value for key, value in config.to_dict().items() if key not in _OF_NO_EFFECT}
+    key = json.dumps(fields, sort_keys=True, default=str)
+    if key not in _known:
+        _known[key] = _probe(config)
+    return _known[key]
+
+
+def _probe(config: PretrainedConfig) -> InputGeometry:
     name = config.name_or_path or config.model_type
     config = copy.deepcopy(config)
     if "use_auxiliary_head" in config.to_dict():

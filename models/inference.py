@@ -30,6 +30,7 @@ from models.configurations import is_eomt, is_universal
 from models.geometry import input_geometry
 from models.losses import check_shapes, targets_of
 from models.mask_scores import QueryPass, full_scores, mean_scores, query_outputs, rows_of_scores, share_of_scores
+from models.tile_kernel import TileKernel
 from models.upsampling import (
     TiledUpsampling,
     empty_prediction,
@@ -389,15 +390,20 @@ def upsampled_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Te
     prediction = empty_prediction(*logits.shape[:2], labels.shape[-2:], logits.device)
     losses, valid_pixels = [], []
     with full_precision(logits.device.type):
-        upsampling = TiledUpsampling(logits, labels.shape[-2:])
+        kernel = TileKernel.of(logits, labels.shape[-2:])
+        upsampling = None if kernel else TiledUpsampling(logits, labels.shape[-2:])
         for image in range(logits.shape[0]):
             target, valid = targets_of(labels[image], logits.shape[1], IGNORE_INDEX)
+            valid_pixels.append(valid.sum())
+            if kernel:
+                prediction[image], loss = kernel.argmax_and_loss(image, target, valid)
+                losses.append(loss.sum())
+                continue
             loss = upsampling.new_empty(*target.shape)
             for tile in upsampling.tiles(image):
                 prediction[image][tile.pixels] = upsampling.argmax(tile)
                 loss[tile.pixels] = upsampling.log_sum(tile) - tile.logits.gather(-1, target[tile.pixels])
             losses.append((loss * valid).sum())
-            valid_pixels.append(valid.sum())
     return prediction, torch.stack(losses), torch.stack(valid_pixels)
 
 

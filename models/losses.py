@@ -13,6 +13,7 @@ from torch import Tensor
 
 from metrics_utils import IGNORE_INDEX
 from models.arguments import WEIGHTED
+from models.tile_kernel import TileKernel
 from models.upsampling import Tile, TiledUpsampling, full_precision
 
 GAMMA = 2.0  # Lin et al., Focal Loss for Dense Object Detection, arXiv:1708.02002
@@ -73,7 +74,6 @@ def segmentation_loss(
 # ---- cross-entropy --------------------------------------------------------------------------------------------------
 
 
-@torch.compiler.disable
 def upsampled_cross_entropy(
     logits: Tensor,
     labels: Tensor,
@@ -86,7 +86,8 @@ def upsampled_cross_entropy(
 
     Equals `F.cross_entropy(F.interpolate(logits, labels.shape[-2:], mode="bilinear"), labels, ...)` in value and
     gradient. Upsampling is linear, so the gradient of the loss with respect to the low-resolution logits is a sum over
-    tiles of upsampled pixels; value and gradient are worked out together, a tile at a time, in the forward pass.
+    upsampled pixels; value and gradient are worked out together in the forward pass, a tile at a time, or on a CPU
+    with a C++ compiler a pixel at a time (`models.tile_kernel`).
 
     Args:
         logits: (B, C, h, w) of any floating dtype; half precision is computed in float32. Channels-last is fastest.
@@ -113,7 +114,7 @@ def upsampled_cross_entropy(
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be in 0..1, got {label_smoothing}")
     with_gradient = logits.requires_grad and torch.is_grad_enabled()
-    loss, divisor = _UpsampledCrossEntropy.apply(logits, labels, weight, ignore_index, label_smoothing, with_gradient)
+    loss, divisor, _ = _cross_entropy_sums(logits, labels, weight, ignore_index, label_smoothing, with_gradient)
     if num_items_in_batch is not None:
         divisor = torch.as_tensor(num_items_in_batch, dtype=loss.dtype, device=loss.device)
     return loss / torch.where(divisor == 0, 1, divisor)
@@ -147,27 +148,27 @@ def targets_of(labels: Tensor, num_classes: int, ignore_index: int) -> tuple[Ten
     return target, valid
 
 
-class _UpsampledCrossEntropy(torch.autograd.Function):
-    """`_cross_entropy_sums` for autograd: the gradient comes with the value and is all that waits for `backward`."""
+def _empty_gradient(logits: Tensor, dtype: torch.dtype, with_gradient: bool) -> Tensor:
+    """(B, h, w, C), or nothing."""
+    batch, classes, height, width = logits.shape
+    return logits.new_empty((batch, height, width, classes) if with_gradient else (0,), dtype=dtype)
 
-    @staticmethod
-    def forward(ctx, logits, labels, weight, ignore_index, label_smoothing, with_gradient):
-        with full_precision(logits.device.type):
-            loss, label_weight, gradient = _cross_entropy_sums(
-                logits, labels, weight, ignore_index, label_smoothing, with_gradient
-            )
-        ctx.logits_dtype = logits.dtype
-        ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(label_weight)
-        return loss, label_weight
 
-    @staticmethod
-    def backward(ctx, loss_gradient, _):
-        (gradient,) = ctx.saved_tensors
-        gradient = (gradient * loss_gradient).to(ctx.logits_dtype).permute(0, 3, 1, 2)
-        if torch.is_grad_enabled():  # create_graph=True
-            gradient = NoSecondDerivative.apply(gradient, torch.zeros((), requires_grad=True))
-        return gradient, None, None, None, None, None
+def _keep_gradient(ctx, inputs, output) -> None:
+    """Of an operator whose first input is the logits and whose last output is the gradient of its first."""
+    ctx.logits_dtype = inputs[0].dtype
+    ctx.num_inputs = len(inputs)
+    ctx.save_for_backward(output[-1])
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _scaled_gradient(ctx, loss_gradient: Tensor, *_) -> tuple:
+    (gradient,) = ctx.saved_tensors
+    gradient = (gradient * loss_gradient).to(ctx.logits_dtype).permute(0, 3, 1, 2)
+    if torch.is_grad_enabled():  # create_graph=True
+        gradient = NoSecondDerivative.apply(gradient, torch.zeros((), requires_grad=True))
+    return gradient, *[None] * (ctx.num_inputs - 1)
 
 
 class NoSecondDerivative(torch.autograd.Function):
@@ -184,76 +185,110 @@ class NoSecondDerivative(torch.autograd.Function):
         )
 
 
-def _cross_entropy_sums(
+def cross_entropy_sums(
     logits: Tensor, labels: Tensor, weight: Tensor, ignore_index: int, label_smoothing: float, with_gradient: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Loss and label weight summed over the valid pixels, and the gradient (B, h, w, C) of that loss.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and label weight summed over the valid pixels, and the gradient (B, h, w, C) of that loss, which is empty
+    if it is not asked for.
 
     With w the class weights, e the smoothing and y the label, `torch.nn.CrossEntropyLoss` defines a pixel's loss as
     `(1 - e) w_y (-log p_y) + e / C sum_c w_c (-log p_c)`; its gradient with respect to the logits is
     `((1 - e) w_y + e / C sum(w)) p - (1 - e) w_y onehot(y) - e / C w`.
     """
-    num_classes = logits.shape[1]
-    upsampling = TiledUpsampling(logits, labels.shape[-2:])
-    gradient = torch.zeros_like(upsampling.logits, dtype=upsampling.dtype) if with_gradient else None
-    weight = weight.detach().to(upsampling.dtype)
-    uniform_weight = label_smoothing / num_classes * weight
-    losses, label_weights = [], []
-    for image in range(logits.shape[0]):
-        target, valid = targets_of(labels[image], num_classes, ignore_index)
-        label_weight = weight[target] * valid
-        label_weights.append(label_weight.sum())
-        nll_weight = (1 - label_smoothing) * label_weight
-        probability_weight = nll_weight + uniform_weight.sum() * valid
-        at_label, nll = -nll_weight, upsampling.new_empty(*target.shape)
-        for tile in upsampling.tiles(image):
-            tile_target = target[tile.pixels]
-            probabilities, log_sum = upsampling.softmax_and_log_sum(tile)
-            nll[tile.pixels] = log_sum - tile.logits.gather(-1, tile_target)
-            if label_smoothing:
-                uniform_loss = uniform_weight.sum() * tile.logits.gather(-1, tile_target)
-                uniform_loss -= tile.logits @ uniform_weight[:, None]
-                losses.append((uniform_loss * valid[tile.pixels]).sum())
-            if gradient is not None:
-                tile_gradient = probabilities.mul_(probability_weight[tile.pixels])
-                tile_gradient.scatter_add_(-1, tile_target, at_label[tile.pixels])
-                if label_smoothing:
-                    tile_gradient -= uniform_weight * valid[tile.pixels]
-                upsampling.add_transposed(gradient[image], tile, tile_gradient)
-        losses.append((probability_weight * nll).sum())
-    return torch.stack(losses).sum(), torch.stack(label_weights).sum(), gradient
+    with full_precision(logits.device.type):
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        gradient = _empty_gradient(logits, dtype, with_gradient).zero_()
+        weight = weight.detach().to(dtype)
+        uniform_weight = label_smoothing / logits.shape[1] * weight if label_smoothing else None
+        kernel = TileKernel.of(logits, labels.shape[-2:])
+        upsampling = None if kernel else TiledUpsampling(logits, labels.shape[-2:])
+        losses, label_weights = [], []
+        for image in range(logits.shape[0]):
+            target, valid = targets_of(labels[image], logits.shape[1], ignore_index)
+            label_weight = weight[target] * valid
+            label_weights.append(label_weight.sum())
+            nll_weight = (1 - label_smoothing) * label_weight
+            given = image, target, valid, nll_weight, uniform_weight, gradient[image] if with_gradient else None
+            losses.append(kernel.loss(*given).sum() if kernel else _image_cross_entropy(upsampling, *given))
+        return torch.stack(losses).sum(), torch.stack(label_weights).sum(), gradient
+
+
+# An operator of torch's, so that `torch.compile` takes it as it is, without a break in its graph.
+_cross_entropy_sums = torch.library.custom_op(
+    "fine_tune_segformer::cross_entropy_sums", cross_entropy_sums, mutates_args=()
+)
+
+
+@_cross_entropy_sums.register_fake
+def _(logits, labels, weight, ignore_index, label_smoothing, with_gradient):
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    loss = logits.new_empty((), dtype=dtype)
+    return loss, torch.empty_like(loss), _empty_gradient(logits, dtype, with_gradient)
+
+
+_cross_entropy_sums.register_autograd(_scaled_gradient, setup_context=_keep_gradient)
+
+
+def _image_cross_entropy(
+    upsampling: TiledUpsampling,
+    image: int,
+    target: Tensor,
+    valid: Tensor,
+    nll_weight: Tensor,
+    uniform_weight: Tensor | None,
+    gradient: Tensor | None,
+) -> Tensor:
+    """The summed loss of an image, a tile after the other; its gradient is added to that one."""
+    probability_weight = nll_weight if uniform_weight is None else nll_weight + uniform_weight.sum() * valid
+    at_label, nll = -nll_weight, upsampling.new_empty(*target.shape)
+    losses = []
+    for tile in upsampling.tiles(image):
+        tile_target = target[tile.pixels]
+        probabilities, log_sum = upsampling.softmax_and_log_sum(tile)
+        nll[tile.pixels] = log_sum - tile.logits.gather(-1, tile_target)
+        if uniform_weight is not None:
+            uniform_loss = uniform_weight.sum() * tile.logits.gather(-1, tile_target)
+            uniform_loss -= tile.logits @ uniform_weight[:, None]
+            losses.append((uniform_loss * valid[tile.pixels]).sum())
+        if gradient is not None:
+            tile_gradient = probabilities.mul_(probability_weight[tile.pixels])
+            tile_gradient.scatter_add_(-1, tile_target, at_label[tile.pixels])
+            if uniform_weight is not None:
+                tile_gradient -= uniform_weight * valid[tile.pixels]
+            upsampling.add_transposed(gradient, tile, tile_gradient)
+    losses.append((probability_weight * nll).sum())
+    return torch.stack(losses).sum()
 
 
 # ---- the other losses -----------------------------------------------------------------------------------------------
 
 
-@torch.compiler.disable
 def tiled_loss(name: str, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
     """`plain_loss` for "focal", "ohem", "dice" or "lovasz" without the upsampled tensor."""
     with_gradient = logits.requires_grad and torch.is_grad_enabled()
-    return _TiledLoss.apply(logits, labels, weight, _SUMS[name], with_gradient)
+    return _tiled_sums(logits, labels, weight, name, with_gradient)[0]
 
 
-class _TiledLoss(torch.autograd.Function):
-    """A loss whose gradient comes with its value."""
+def tiled_sums(
+    logits: Tensor, labels: Tensor, weight: Tensor | None, name: str, with_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """A loss, and its gradient (B, h, w, C), which is empty if it is not asked for."""
+    with full_precision(logits.device.type):
+        upsampling = TiledUpsampling(logits, labels.shape[-2:])
+        gradient = _empty_gradient(logits, upsampling.dtype, with_gradient).zero_()
+        return _SUMS[name](upsampling, labels, weight, gradient if with_gradient else None), gradient
 
-    @staticmethod
-    def forward(ctx, logits, labels, weight, sums, with_gradient):
-        with full_precision(logits.device.type):
-            upsampling = TiledUpsampling(logits, labels.shape[-2:])
-            gradient = torch.zeros_like(upsampling.logits, dtype=upsampling.dtype) if with_gradient else None
-            loss = sums(upsampling, labels, weight, gradient)
-        ctx.logits_dtype = logits.dtype
-        ctx.save_for_backward(gradient)
-        return loss
 
-    @staticmethod
-    def backward(ctx, loss_gradient):
-        (gradient,) = ctx.saved_tensors
-        gradient = (gradient * loss_gradient).to(ctx.logits_dtype).permute(0, 3, 1, 2)
-        if torch.is_grad_enabled():  # create_graph=True
-            gradient = NoSecondDerivative.apply(gradient, torch.zeros((), requires_grad=True))
-        return gradient, None, None, None, None
+_tiled_sums = torch.library.custom_op("fine_tune_segformer::tiled_sums", tiled_sums, mutates_args=())
+
+
+@_tiled_sums.register_fake
+def _(logits, labels, weight, name, with_gradient):
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return logits.new_empty((), dtype=dtype), _empty_gradient(logits, dtype, with_gradient)
+
+
+_tiled_sums.register_autograd(_scaled_gradient, setup_context=_keep_gradient)
 
 
 def _tiles(upsampling: TiledUpsampling, labels: Tensor) -> Iterator[tuple[int, Tile, Tensor, Tensor]]:
@@ -369,16 +404,17 @@ def _lovasz(upsampling: TiledUpsampling, labels: Tensor, weight: Tensor | None, 
     inner = torch.zeros_like(log_sum)  # sum over classes of p times the derivative with respect to p
     for index in present:
         low = upsampling.logits[..., index, None].permute(0, 3, 1, 2).to(upsampling.dtype).contiguous()
-        with torch.enable_grad():
-            low.requires_grad_()
-            upsampled = F.interpolate(low, labels.shape[-2:], mode="bilinear", align_corners=False)
-        p = (upsampled.detach()[:, 0] - log_sum).exp()
+        upsampled = F.interpolate(low, labels.shape[-2:], mode="bilinear", align_corners=False)
+        p = (upsampled[:, 0] - log_sum).exp()
         class_loss, derivative = _lovasz_of_class(p[valid], labels[valid] == index)
         loss += scale * class_loss
         if gradient is not None:
             of_class = torch.zeros_like(p).masked_scatter_(valid, scale * derivative).mul_(p)
             inner += of_class
-            gradient[..., index] += torch.autograd.grad(upsampled, low, of_class[:, None])[0][:, 0]
+            # Its transpose itself, as operators of one's own are below autograd.
+            gradient[..., index] += torch.ops.aten.upsample_bilinear2d_backward(
+                of_class[:, None], labels.shape[-2:], low.shape, False
+            )[:, 0]
     if gradient is not None:
         for image, tile, _, _ in _tiles(upsampling, labels):
             tile_gradient = upsampling.softmax(tile).mul_(-inner[image][tile.pixels][..., None])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from metrics_utils import IGNORE_INDEX
+from models.tile_kernel import TileKernel, bilinear_positions
 
 # Bytes of one upsampled tile. On a CPU what each thread has of the tile and its softmax is to stay in a core's
 # second-level cache (half to twice as much measured alike, four times as much a third slower); elsewhere a small share
@@ -68,17 +69,13 @@ def bilinear_weights(input_size: int, output_size: int, output: slice, dtype: to
     """Input rows, and their weights (output rows, input rows), of a run of one axis of bilinear interpolation,
     `align_corners=False`.
 
-    Positions are worked out as `torch.nn.functional.interpolate` does, in the dtype of the result, and on the CPU,
-    where the bounds of the slices are needed.
+    On the CPU, where the bounds of the slices are needed.
     """
-    position = (torch.arange(output.start, output.stop, dtype=dtype) + 0.5) * (input_size / output_size) - 0.5
-    position = position.clamp(min=0)
-    low = position.long().clamp(max=input_size - 1)
+    low, fraction = bilinear_positions(input_size, output_size, output, dtype)
     high = (low + 1).clamp(max=input_size - 1)
-    fraction = position - low
     first, last = int(low[0]), int(high[-1])
-    weights = torch.zeros(len(position), last + 1 - first, dtype=dtype)
-    rows = torch.arange(len(position))
+    weights = torch.zeros(len(low), last + 1 - first, dtype=dtype)
+    rows = torch.arange(len(low))
     weights[rows, low - first] = 1 - fraction
     weights[rows, high - first] += fraction  # low and high are one row at the far edge
     return slice(first, last + 1), weights
@@ -303,6 +300,11 @@ def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
     (B, C, H, W) tensor.
     """
     prediction = empty_prediction(*logits.shape[:2], size, logits.device)
+    kernel = TileKernel.of(logits, size)
+    if kernel:
+        for image in range(logits.shape[0]):
+            prediction[image] = kernel.argmax(image)
+        return prediction
     with full_precision(logits.device.type):
         upsampling = TiledUpsampling(logits, size)
         for image in range(logits.shape[0]):

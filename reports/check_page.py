@@ -21,7 +21,7 @@ from checks.duplicates import ACROSS_SPLITS, COPIES, mirrored, normalized_thumbn
 from checks.records import ERROR, WARNING, DatasetReport, Finding, ImageRecord
 from cli_utils import UserError, written_aside
 from data.classes import ClassMap
-from data.image_files import FileProblem, StoredFile, ids_of, read_channels, rgb_view
+from data.image_files import FileProblem, StoredFile, ids_of, read_bands, rgb_view
 from data.preparation import decode_pair, undecoded
 from data_utils import Data
 from metrics_utils import IGNORE_INDEX
@@ -181,7 +181,7 @@ def _views(
         return None, None, f"{large[0].title} is {size}, too large to be shown"
     with suppress(UserError):  # what is wrong, the record says too
         if image.source:
-            photo = rgb_view(read_channels(image.source, num_channels, dtype=image.band_dtype()))
+            photo = rgb_view(read_bands(image.source, num_channels, dtype=image.band_dtype()))
     record, decoded = decode_pair("", image, label, class_map, num_channels)
     if decoded is not None:
         ids = decoded.ids

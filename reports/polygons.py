@@ -25,7 +25,6 @@ from data.outlines import draw_polygon, encode_rle
 from metrics_utils import IGNORE_INDEX
 from reports.prediction_outputs import Georeference
 
-FORMATS = ("geojson", "coco", "labelme")
 LABELME_VERSION = "5.5.0"  # whose fields are written
 
 

@@ -1,6 +1,7 @@
 """Offline, one thread, caches in a folder of their own; and small datasets in every layout."""
 
 import atexit
+import gc
 import logging
 import os
 import shutil
@@ -15,6 +16,7 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "HF_HOME": _CACHE,
     "HF_DATASETS_CACHE": f"{_CACHE}/datasets",
+    "TORCH_EXTENSIONS_DIR": _CACHE,
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
@@ -27,13 +29,20 @@ import huggingface_hub  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from factories.datasets import LAYOUT_FILES, save_pair  # noqa: E402
-from factories.hub_server import HubServer  # noqa: E402
+from factories.hub_server import TOKEN, HubServer  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 # Properties are tried on the same examples every time, so that a change is what makes the suite fail, not chance.
 # New examples: HYPOTHESIS_PROFILE=default make test.
 settings.register_profile("same examples", derandomize=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same examples"))
+
+
+def pytest_collection_finish(session):
+    """What was imported stays: the garbage collector, which accelerate asks for several times a run, need not look at
+    it again and again (half a second each)."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -101,6 +110,14 @@ def hub(monkeypatch, tmp_path):
         monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         yield server
+
+
+@pytest.fixture
+def server(hub, monkeypatch, tmp_path):
+    """The same, with the right token, so that it takes what is pushed."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    return hub
 
 
 @pytest.fixture

@@ -101,15 +101,6 @@ def losses(folder):
     return [entry["loss"] for entry in log if "loss" in entry]
 
 
-def test_two_cpu_processes_score_as_one(inputs, tmp_path):
-    data, flags = inputs
-    out = tmp_path / "out"
-    flags = [*flags, "--do_train", "--do_eval", "--eval_strategy", "no", "--output_dir", out]
-    launch(FOLDER / "two_cpu_processes.yaml", ROOT / "run_segmentation.py", *flags)
-    assert json.loads((out / "train_results.json").read_text())["num_processes"] == 2
-    np.testing.assert_array_equal(np.load(out / "confusion_matrix.npy"), evaluated(out, data, tmp_path / "again"))
-
-
 @pytest.mark.slow
 def test_fsdp2_trains_scores_and_saves_as_one_process_does(inputs, tmp_path):
     """The file for FSDP2 with two processes on the CPU, in windows whose number differs from image to image."""

@@ -1,7 +1,6 @@
 """The page of `app.py`, looked at in a browser; what can be downloaded against `predict.py`."""
 
 import json
-import socket
 import subprocess
 import sys
 import urllib.parse
@@ -13,8 +12,8 @@ import numpy as np
 import pytest
 import yaml
 from factories.browser import NEEDS_CHROMIUM, browser  # noqa: F401
-from factories.hub_server import TOKEN
 from factories.models import COLORS, noise, save_model
+from factories.runs import free_port
 
 import app
 import cli_utils
@@ -46,12 +45,6 @@ def predictors(models):
 
 
 LINKS = "[...document.querySelectorAll('a[href*=\"/file=\"]')]"
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -171,13 +164,11 @@ def test_models_are_called_by_their_last_names(tmp_path):
 
 
 @pytest.fixture
-def server(hub, monkeypatch, tmp_path):
-    """A Hub with a model of ours, and the right token."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
+def server(server):
+    """A Hub with a model of ours."""
     huggingface_hub.HfApi().create_repo("tester/model", private=False)
-    hub.requests.clear()
-    return hub
+    server.requests.clear()
+    return server
 
 
 def push(*models, name="page", flags=()):

@@ -6,7 +6,6 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,12 +15,12 @@ from PIL import Image
 from transformers import SegformerForSemanticSegmentation
 
 import benchmark
-import benchmark_peers
-from benchmark import BenchmarkArguments
 from cli_utils import UserError, parse_arguments
-from data.preprocessing import EvaluationProtocol
 from models.catalogue import MIT, MODELS, NVIDIA, Model
 from models.fused_segformer import FusedSegformerDecodeHead
+from reports import peers
+from training import benchmark_arguments
+from training.benchmark_arguments import BenchmarkArguments
 
 TIMES = {"stock_seconds", "ours_seconds", "ratio", "smallest_ratio", "largest_ratio"}
 ROW = TIMES | {"stock_peak_mb", "ours_peak_mb"}
@@ -71,6 +70,7 @@ def test_evaluate(tiny, without_children):
     assert rows["evaluate, 4:3 photos"]["images"] == 3
     growth = {"images": 12, "note": benchmark.KEEPS_LOGITS, "stock_peak_mb": 24.0, "ours_peak_mb": None}
     assert rows["evaluate, 12 images"] == growth
+    assert list(benchmark.main(["evaluate", *tiny, "--pairs", "1", "--growth", "1"])["rows"]) == list(rows)[:2]
 
 
 def test_predict_and_data(tiny, without_children):
@@ -186,20 +186,6 @@ def test_paired_takes_turns_after_a_first_run(tiny, tmp_path):
     assert "".join(calls) == "ABABABAB" and result["agreed"] == ["A", "B"]
 
 
-def test_stock_mean_iou_gives_the_values_that_evaluate_documents(tmp_path):
-    # The example in the docstring of evaluate's mean_iou.
-    predictions = [[[1, 2], [3, 4], [5, 255]], [[2, 7], [9, 2], [3, 6]], [[2, 2, 3], [8, 2, 4], [3, 255, 2]]]
-    references = [[[0, 3], [5, 4], [6, 255]], [[1, 7], [9, 2], [3, 6]], [[1, 2, 2], [8, 2, 1], [3, 255, 1]]]
-    result = benchmark_peers.stock_mean_iou(str(tmp_path)).compute(
-        predictions=[np.array(ids, np.int32) for ids in predictions],
-        references=[np.array(ids, np.int32) for ids in references],
-        num_labels=10,
-        ignore_index=255,
-    )
-    expected = {"mean_iou": 0.4775, "mean_accuracy": 0.5916666666666666, "overall_accuracy": 0.5263157894736842}
-    assert result == pytest.approx(expected, abs=1e-12)
-
-
 def test_bfloat16(tiny, without_children):
     for command in ("train-step", "evaluate", "predict"):
         assert benchmark.main([command, *tiny, "--dtype", "bfloat16", "--pairs", "1"])["rows"][command]["ratio"] > 0
@@ -230,7 +216,7 @@ def test_what_to_measure_must_be_said():
 
 
 def test_a_missing_package_is_named_before_anything_is_measured(monkeypatch):
-    monkeypatch.setattr(benchmark, "find_spec", lambda name: None)
+    monkeypatch.setattr(benchmark_arguments, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install evaluate"):
         benchmark.main(["all"])
 
@@ -272,7 +258,7 @@ def test_the_catalogue_is_what_the_documentation_lists():
 def test_peers_are_measured_or_named(tiny, monkeypatch, capsys):
     # A compiled model, without the minutes that a compiler takes.
     monkeypatch.setattr(benchmark, "tuned", partial(torch.compile, backend="eager"))
-    monkeypatch.setattr(benchmark_peers, "find_spec", lambda name: None)
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
 
     def raise_memory_error(*args):
         raise MemoryError
@@ -293,44 +279,12 @@ def test_segmentation_models_pytorch_is_the_same_network(tiny, tmp_path):
     args = as_args(tiny, tmp_path, variant="mit-b0")
     sizes = [
         sum(parameter.numel() for parameter in model.parameters())
-        for model in (benchmark_peers.smp_segformer("mit-b0", 5), benchmark.new_model(args, ours=False))
+        for model in (peers.smp_segformer("mit-b0", 5), benchmark.new_model(args, ours=False))
     ]
     assert sizes[0] == pytest.approx(sizes[1], rel=0.02)
     assert benchmark.smp_step(replace(args, pairs=1))["ratio"] > 0
-    with pytest.raises(benchmark_peers.CannotRun, match="has no encoder mit_b9"):
-        benchmark_peers.smp_segformer("mit-b9", 5)
-
-
-def test_tuning_needs_a_compiler(monkeypatch):
-    monkeypatch.setattr(benchmark_peers.shutil, "which", lambda name: None)
-    with pytest.raises(benchmark_peers.CannotRun, match="C.. compiler"):
-        benchmark_peers.tuned(torch.nn.Conv2d(3, 4, 3))
-
-
-def test_streaming_counts_are_those_of_all_images():
-    logits, labels = torch.randn(4, 3, 8, 8), torch.randint(3, (4, 16, 16))
-    labels[:, 0] = 255
-    ids = benchmark_peers.ids_of_logits(logits, labels)
-    assert ids.shape == labels.shape
-    compute_metrics = benchmark_peers.streaming_metrics(3)
-    for _ in range(2):  # two evaluations
-        parts = [SimpleNamespace(predictions=ids[i], label_ids=labels[i]) for i in (slice(0, 1), slice(1, 4))]
-        assert compute_metrics(parts[0], compute_result=False) == {}
-        scores = compute_metrics(parts[1], compute_result=True)
-        valid = labels != 255
-        assert scores["overall_accuracy"] == pytest.approx((ids == labels)[valid].double().mean().item())
-
-
-def test_torchvision_crops_images_and_masks_alike():
-    mask = np.kron(np.arange(12, dtype=np.uint8).reshape(3, 4), np.ones((20, 20), np.uint8))
-    image = np.stack([mask * 20] * 3, axis=-1)
-    rows = {"image": [Image.fromarray(image)] * 3, "label": [Image.fromarray(mask)] * 3}
-    torch.manual_seed(0)
-    examples = benchmark_peers.torchvision_transforms(64)(rows)
-    assert examples["pixel_values"].shape == (3, 3, 64, 64) and examples["labels"].shape == (3, 64, 64)
-    shown = EvaluationProtocol().denormalize(examples["pixel_values"][0])[0].float() / 20
-    valid = examples["labels"][0] != 255
-    assert valid.any() and (shown - examples["labels"][0])[valid].abs().median() < 0.5
+    with pytest.raises(peers.CannotRun, match="has no encoder mit_b9"):
+        peers.smp_segformer("mit-b9", 5)
 
 
 def test_time_to_score(tiny, tmp_path, monkeypatch, capsys):
@@ -342,9 +296,9 @@ def test_time_to_score(tiny, tmp_path, monkeypatch, capsys):
         Image.fromarray(np.stack([ids * 100] * 3, axis=-1)).save(tmp_path / "images" / f"{i}.png")
         Image.fromarray(ids).save(tmp_path / "masks" / f"{i}.png")
     ticks = itertools.count()
-    trained = partial(benchmark_peers.train_and_score, clock=lambda: next(ticks))
+    trained = partial(peers.train_and_score, clock=lambda: next(ticks))
     monkeypatch.setattr(benchmark, "train_and_score", trained)
-    monkeypatch.setattr(benchmark_peers, "find_spec", lambda name: None)
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
     rows = benchmark.main(["time-to-score", *tiny, "--seconds", "5", "--dataset_dir", str(tmp_path)])["rows"]
     assert list(rows) == ["ours", "stock loop", "segmentation_models.pytorch"]
     for side in ("ours", "stock loop"):

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 import data_utils
 from checks.judge import prepare_dataset
 from cli_utils import UserError
+from data import jpeg_files
 from data.arguments import ClassArguments, DatasetArguments
 from data.augmentation import TrainTransform
 from data.classes import ClassMap
@@ -500,9 +501,9 @@ def test_large_photos_are_decoded_smaller_for_training_alone(tmp_path, monkeypat
     size = (600, 800) if orientation == 6 else (800, 600)
     Image.fromarray(ids).resize(size, Image.NEAREST).save(tmp_path / "data" / "masks" / "x.png")
     split = prepare_dataset(load_segmentation_dataset(dataset_dir=tmp_path / "data"), THREE)["train"]
-    sizes, decode = [], data_utils.decode_pixels
+    sizes, decode = [], jpeg_files.decode_pixels
     monkeypatch.setattr(
-        data_utils, "decode_pixels", lambda *a: (pixels := decode(*a), sizes.append(pixels.shape[:0:-1]))[0]
+        jpeg_files, "decode_pixels", lambda *a: (pixels := decode(*a), sizes.append(pixels.shape[:0:-1]))[0]
     )
     protocol = EvaluationProtocol(64, image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
     options = {"photometric_distortion": False}

@@ -75,8 +75,10 @@ def train(data, out, tiny):
     )
 
 
-@pytest.mark.parametrize("extension", ["png", "jpg"])
-@pytest.mark.parametrize("style", ["absolute", "up", "up, a table for each split"])
+@pytest.mark.parametrize(
+    ("style", "extension"),
+    [("absolute", "png"), ("absolute", "jpg"), ("up", "png"), ("up, a table for each split", "jpg")],
+)
 def test_tables_that_name_files_anywhere(tmp_path, tiny, style, extension):
     data, out = write_table(tmp_path, style, extension, tmp_path / "raw" / "img"), tmp_path / "out"
     before = sums(tmp_path)

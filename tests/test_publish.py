@@ -5,9 +5,8 @@ import shlex
 import shutil
 from pathlib import Path
 
-import huggingface_hub
 import pytest
-from factories.hub_server import TOKEN, HubServer
+from factories.hub_server import TOKEN
 from factories.runs import flags_for, make_dataset, save_tiny_config
 
 import publish
@@ -33,19 +32,6 @@ def finished_run(flags, tmp_path_factory):
 @pytest.fixture
 def run_dir(finished_run, tmp_path):
     return Path(shutil.copytree(finished_run, tmp_path / "my_run"))
-
-
-@pytest.fixture
-def server(monkeypatch, tmp_path):
-    """A running server that is this process's Hub, with the right token."""
-    with HubServer() as server:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        yield server
 
 
 def stamps(folder):

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -15,8 +14,7 @@ import psutil
 import pytest
 import torch
 from factories.architectures import backbone_configs
-from factories.hub_server import HubServer
-from factories.runs import CLASSES, flags_for, make_dataset, save_tiny_config
+from factories.runs import CLASSES, ForkedRun, flags_for, make_dataset, save_tiny_config
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, SegformerConfig, SegformerForSemanticSegmentation, pipeline
@@ -168,56 +166,26 @@ def assert_same_weights(first, second):
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
-def script_environment():
-    """One thread for each process, so that sums have one order everywhere."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
-def start(command):
-    """Starts a program; several at once, since most of their time goes into imports."""
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, env=script_environment(), stdout=pipe, stderr=pipe, text=True)
-
-
-def finish(*processes):
-    for process in processes:
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors[-3000:]
-
-
 def test_killed_and_resumed_equals_uninterrupted(flags, tmp_path):
     flags = [*flags, "--do_train", "--save_strategy", "steps", "--eval_strategy", "steps", "--save_steps", "2"]
     flags += ["--eval_steps", "2", "--save_total_limit", "10", "--dataloader_num_workers", "1", "--max_steps", "7"]
     flags += ["--gradient_accumulation_steps", "1", "--train_minutes", "60"]
-    script = [sys.executable, str(REPOSITORY / "run_segmentation.py"), *flags]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    uninterrupted = start([*script, "--output_dir", str(whole)])
+    assert ForkedRun([*flags, "--output_dir", whole], tmp_path / "log_whole").wait() == 0
 
-    # A process group of its own, so that the kill takes the data loader's workers along, as a lost machine would.
-    with open(tmp_path / "log", "wb") as log:
-        process = subprocess.Popen(
-            [*script, "--output_dir", str(killed)],
-            env=script_environment(),
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    deadline = time.monotonic() + 300
-    while newest_checkpoint(killed) is None:  # step 2 is in the middle of the first epoch
-        assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-2000:]
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    run = ForkedRun([*flags, "--output_dir", killed], tmp_path / "log")
+    # Step 2 is in the middle of the first epoch.
+    assert run.wait_for(lambda: newest_checkpoint(killed) is not None), run.text()[-2000:]
+    run.kill()
     assert not (killed / "train_results.json").exists()
 
-    refused = subprocess.run(
-        [*script, "--output_dir", str(killed)], env=script_environment(), capture_output=True, text=True
-    )
-    assert refused.returncode == 2
-    assert "unfinished run" in refused.stderr.splitlines()[-1] and "--resume_from_checkpoint last" in refused.stderr
+    refused = ForkedRun([*flags, "--output_dir", killed], tmp_path / "log_refused")
+    assert refused.wait() == 2
+    last = refused.text().splitlines()[-1]
+    assert "unfinished run" in last and "--resume_from_checkpoint last" in last
 
-    resume = ["--output_dir", str(killed), "--resume_from_checkpoint", "last"]
-    finish(start([*script, *resume]), uninterrupted)
+    resume = ["--output_dir", killed, "--resume_from_checkpoint", "last"]
+    assert ForkedRun([*flags, *resume], tmp_path / "log_resumed").wait() == 0
     assert_same_weights(whole, killed)
     timing = ("runtime", "per_second")
     histories = [
@@ -227,30 +195,24 @@ def test_killed_and_resumed_equals_uninterrupted(flags, tmp_path):
     assert histories[0][:-1] == histories[1][:-1]  # the last entry is the summary of the time that training took
 
 
-def test_two_processes_equal_one(flags, run, data, tiny_config, tmp_path):
-    """Same batches, once as 2 × 1 in one process with accumulation, once on two processes."""
+def test_two_processes_equal_one(flags, data, tiny_config, tmp_path):
+    """Same batches, once as 2 × 1 in one process with accumulation, once on two processes of the launcher."""
     # Dropout would draw other numbers in another process.
     no_dropout = read(tiny_config) | {"drop_path_rate": 0.0, "classifier_dropout_prob": 0.0}
     (tmp_path / "config.json").write_text(json.dumps(no_dropout))
     flags = [*flags, "--from_scratch", str(tmp_path / "config.json")]
-    launch = [sys.executable, "-m", "accelerate.commands.launch"]
-    launch += "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split()
-    launch += ["--main_process_port", "0"]
-    script = [str(REPOSITORY / "run_segmentation.py"), *flags, "--do_train", "--do_eval", "--do_predict"]
-    script += ["--max_steps", "4", "--per_device_train_batch_size", "1", "--eval_strategy", "no"]
-    script += ["--train_minutes", "60"]  # after each step the processes agree on how many are left
     # BatchNorm sees the batch of its process, so equal batches per process make equal statistics.
     one, two = tmp_path / "one", tmp_path / "two"
-    # Evaluation of one and the same model, with 5 images on 2 processes.
-    trained, metrics = run
-    evaluate = [str(REPOSITORY / "run_segmentation.py"), "--model_name_or_path", str(trained), "--use_cpu"]
-    evaluate += ["--dataset_dir", str(data), "--id2label", str(data / "classes.json"), "--image_size", "64"]
-    evaluate += ["--do_eval", "--do_predict", "--output_dir", str(tmp_path / "evaluated")]
-    finish(
-        start([sys.executable, *script, "--gradient_accumulation_steps", "2", "--output_dir", str(one)]),
-        start([*launch, *script, "--output_dir", str(two)]),
-        start([*launch, *evaluate]),
-    )
+    flags += ["--do_train", "--max_steps", "4", "--per_device_train_batch_size", "1", "--eval_strategy", "no"]
+    flags += ["--train_minutes", "60"]  # after each step the processes agree on how many are left
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    command += ["--config_file", str(REPOSITORY / "accelerate_configs" / "two_cpu_processes.yaml")]
+    command += [str(REPOSITORY / "run_segmentation.py"), *flags, "--do_eval", "--do_predict", "--output_dir", str(two)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # so that sums have one order everywhere
+    launched = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert launched.returncode == 0, launched.stderr[-5000:]
+    assert read(two / "train_results.json")["num_processes"] == 2
+    run_segmentation.main([*flags, "--gradient_accumulation_steps", "2", "--output_dir", str(one)])
 
     losses = [
         [entry["loss"] for entry in read(folder / "trainer_state.json")["log_history"] if "loss" in entry]
@@ -259,15 +221,17 @@ def test_two_processes_equal_one(flags, run, data, tiny_config, tmp_path):
     assert len(losses[0]) == 4
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
 
-    # The counts are equal to the last integer.
-    np.testing.assert_array_equal(
-        np.load(tmp_path / "evaluated" / "confusion_matrix.npy"), np.load(trained / "confusion_matrix.npy")
-    )
-    results = read(tmp_path / "evaluated" / "eval_results.json")
+    # Evaluation of one and the same model, with 5 images: the counts are equal to the last integer.
+    evaluated = tmp_path / "evaluated"
+    evaluate = ["--model_name_or_path", str(two), "--use_cpu", "--do_eval", "--dataset_dir", str(data)]
+    evaluate += ["--id2label", str(data / "classes.json"), "--image_size", "64", "--output_dir", str(evaluated)]
+    metrics, results = run_segmentation.main(evaluate), read(two / "eval_results.json")
+    matrices = [np.load(folder / "confusion_matrix.npy") for folder in (two, evaluated)]
+    np.testing.assert_array_equal(*matrices)
     for key in ("eval_mean_iou", "eval_loss", "eval_temperature", "eval_ece"):
         assert results[key] == metrics[key]
-    assert len(list((tmp_path / "evaluated" / "predictions").glob("*.png"))) == 5
-    before, after = load_per_image(trained), load_per_image(tmp_path / "evaluated")
+    assert len(list((two / "predictions").glob("*.png"))) == 5
+    before, after = load_per_image(two), load_per_image(evaluated)
     assert before.names == after.names == [f"val_{i}" for i in range(5)]
     np.testing.assert_array_equal(before.counts, after.counts)
     np.testing.assert_array_equal(before.boundary, after.boundary)
@@ -292,7 +256,8 @@ def test_one_of_two_processes_fails_in_training(flags, tmp_path, fault, workers)
     launch += "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split()
     launch += ["--main_process_port", "0", str(REPOSITORY / "run_segmentation.py"), *flags, "--do_train"]
     launch += ["--dataset_dir", str(data), "--num_train_epochs", "5000", "--dataloader_num_workers", workers]
-    process = start([*launch, "--output_dir", str(tmp_path / "out")])
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([*launch, "--output_dir", str(tmp_path / "out")], stdout=pipe, stderr=pipe, text=True)
     deadline = time.monotonic() + 300
     while newest_checkpoint(tmp_path / "out") is None:
         assert process.poll() is None and time.monotonic() < deadline
@@ -436,19 +401,15 @@ def test_patches_of_14(data, tmp_path):
     assert {key: again[key] for key in ("eval_protocol", "eval_mean_iou", "eval_loss")}.items() <= metrics.items()
 
 
-def push(server, flags, output_dir, token="hf_dummy"):
-    argv = [sys.executable, str(REPOSITORY / "run_segmentation.py"), *flags, "--do_train", "--do_predict"]
-    argv += ["--max_steps", "2", "--push_to_hub", "--hub_model_id", "tester/tiny", "--output_dir", str(output_dir)]
-    environment = server.env(token=token, HF_HOME=str(output_dir.parent / "hf_home"), OMP_NUM_THREADS="1")
-    return subprocess.run(argv, env=environment, capture_output=True, text=True)
+def push(flags, output_dir):
+    argv = [*flags, "--do_train", "--do_predict", "--max_steps", "2", "--push_to_hub", "--hub_model_id", "tester/tiny"]
+    run_segmentation.main([*argv, "--output_dir", str(output_dir)])
 
 
-def test_push_publishes_model_card_and_results_and_nothing_else(flags, tmp_path):
+def test_push_publishes_model_card_and_results_and_nothing_else(server, flags, tmp_path):
     output_dir = tmp_path / "out"
-    with HubServer() as server:
-        done = push(server, flags, output_dir)
-        assert done.returncode == 0, done.stderr[-3000:]
-        files = server.files("tester/tiny")
+    push(flags, output_dir)
+    files = server.files("tester/tiny")
     assert set(files) == set(
         """model.safetensors config.json preprocessor_config.json processor_config.json labels.json README.md
         sample.jpg all_results.json train_results.json eval_results.json per_category.csv
@@ -460,19 +421,17 @@ def test_push_publishes_model_card_and_results_and_nothing_else(flags, tmp_path)
     assert f"{mean_iou:.4f}" in card and "short side 64" in card and str(tmp_path) not in card
 
 
-def test_a_rejected_token_is_found_before_training(flags, tmp_path):
-    with HubServer(reject_token=True) as server:
-        done = push(server, flags, tmp_path / "out")
-    assert done.returncode == 2
-    assert "refused the token" in done.stderr.splitlines()[-1] and "hf auth login" in done.stderr.splitlines()[-1]
+def test_a_rejected_token_is_found_before_training(server, flags, tmp_path):
+    server.reject_token = True
+    with pytest.raises(UserError, match="refused the token.*hf auth login"):
+        push(flags, tmp_path / "out")
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_a_push_that_fails_in_the_middle_loses_nothing(flags, tmp_path):
-    with HubServer(fail_on="commit") as server:
-        done = push(server, flags, tmp_path / "out")
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "results are safe in" in done.stderr and "python publish.py" in done.stderr
+def test_a_push_that_fails_in_the_middle_loses_nothing(server, flags, tmp_path):
+    server.fail_on = "commit"
+    with pytest.raises(UserError, match=r"results are safe in (?s:.*)python publish\.py"):
+        push(flags, tmp_path / "out")
     for name in ("model.safetensors", "eval_results.json", "README.md", "contact_sheet.png"):
         assert (tmp_path / "out" / name).is_file()
 

@@ -6,7 +6,6 @@ Each group checks itself; what only several of them show together is checked by 
 import logging
 import os
 import sys
-from argparse import ArgumentParser
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,15 +19,20 @@ from cli_utils import UserError, given_flags, keep_secret, parse_arguments, writ
 from data.arguments import AugmentationArguments, ClassArguments, DatasetArguments, EvaluationArguments
 from models.arguments import LossArguments, ModelArguments
 from training.optimizer import check_schedule, check_stock_schedule
-from training.run_arguments import NOTHING_TO_DO, OptimizationArguments, RunArguments, check_limits
+from training.run_arguments import (
+    EXCLUSIVE,
+    NOTHING_TO_DO,
+    OptimizationArguments,
+    RunArguments,
+    check_limits,
+    without_auto,
+)
 from training.workers import default_workers
 
 logger = logging.getLogger(__name__)
 
 ARGUMENTS_FILE, PLAN_FILE = "arguments.yaml", "plan.yaml"
 SECRETS = ("hub_token",)
-# Of these at most one is given.
-EXCLUSIVE = (("model_name_or_path", "from_scratch", "backbone"), ("dataset_dir", "dataset_name"))
 # What is meant for one command and not for the next one that takes its arguments from the file.
 FOR_ONCE = ("resume_from_checkpoint", "overwrite_output_dir", "minutes", "commercial")
 
@@ -199,7 +203,7 @@ class Arguments:
         plan: the file to read for `--config auto`; None: there is none yet.
         """
         types, argv = tuple(GROUPS.values()), list(sys.argv[1:] if argv is None else argv)
-        wants_plan, argv = _without_auto(argv)
+        wants_plan, argv = without_auto(argv)
         if plan is not None and wants_plan:
             wants_plan, argv = False, ["--config", str(plan), *argv]
         groups = parse_arguments(types, argv, description, EXCLUSIVE)
@@ -318,14 +322,6 @@ class Arguments:
 
     def groups(self) -> list:
         return [getattr(self, name) for name in GROUPS]
-
-
-def _without_auto(argv: list[str]) -> tuple[bool, list[str]]:
-    """Whether a command line has `--config auto`, and the command line without it."""
-    parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config")
-    found, others = parser.parse_known_args(argv)
-    return (True, others) if found.config == "auto" else (False, argv)
 
 
 def _plain(value):

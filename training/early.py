@@ -4,17 +4,25 @@ and most mistakes in flags."""
 import ast
 import gc
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from dataclasses import MISSING, field, fields, make_dataclass
+from argparse import ArgumentParser
+from dataclasses import field, make_dataclass
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 
-from cli_utils import UserError, given_flags, parse_arguments, run_cli
+from cli_utils import CONFIG_HELP, HELP, UserError, given_flags, help_page, parse_arguments, run_cli
 from data.arguments import AugmentationArguments, ClassArguments, DatasetArguments, EvaluationArguments
 from data.layouts import check_folder
 from models.arguments import LossArguments, ModelArguments
-from training.run_arguments import NOTHING_TO_DO, OptimizationArguments, RunArguments, check_limits
+from models.peft_import import leave_out_peft
+from training.run_arguments import (
+    EXCLUSIVE,
+    NOTHING_TO_DO,
+    OptimizationArguments,
+    PlanArguments,
+    RunArguments,
+    check_limits,
+    without_auto,
+)
 
 OWN_GROUPS = (
     DatasetArguments,
@@ -43,62 +51,64 @@ def answer(description: str) -> None:
     argv = sys.argv[1:]
     if "--help_all" in argv:
         sys.argv[1:] = ["--help"]
-    elif "--help" in argv or "-h" in argv:
-        print(help_page(description))
+    elif HELP.intersection(argv):
+        config_help = f"{CONFIG_HELP}; auto: chosen for data and machine (docs/planning.md)"
+        print(help_page(OWN_GROUPS, description, epilog=THE_TRAINERS, config_help=config_help), end="")
         sys.exit()
     else:
-        run_cli(lambda: (check_flags(argv), check_folder_of(argv)))
-    # What is imported stays, so looking for garbage among it, over a second of CPU in all, finds none.
+        run_cli(lambda: check_run(argv))
+    gc.disable()  # see `cli_utils.answer_early`
+
+
+def answer_plan(description: str) -> None:
+    """The same for plan.py."""
+    argv = sys.argv[1:]
+    if HELP.intersection(argv):
+        print(help_page((PlanArguments, *OWN_GROUPS), description, "dataset_dir", THE_TRAINERS), end="")
+        sys.exit()
+    run_cli(lambda: parse_own_flags(argv, (PlanArguments,), "dataset_dir"))
     gc.disable()
-    if not any("lora" in word or "config" in word for word in argv):  # a file of flags may have it
-        # transformers imports peft wherever it is installed, which takes another second; so it is not, for this run.
-        sys.modules["peft"] = None
 
 
-def help_page(description: str) -> str:
-    """The project's own flags, by topic."""
-    parser = ArgumentParser(
-        usage="python %(prog)s [--config FILE.yaml] [--FLAG VALUE …]",
-        description=description,
-        epilog=THE_TRAINERS,
-        formatter_class=RawDescriptionHelpFormatter,
-        add_help=False,
-    )
-    words = "YAML file with any of these flags; flags here win; auto: chosen for data and machine (docs/planning.md)"
-    parser.add_argument("--config", metavar="FILE.yaml", help=words)
-    for kind in OWN_GROUPS:
-        group = parser.add_argument_group(kind.__doc__.splitlines()[0].rstrip("."))
-        for flag in fields(kind):
-            default = flag.default if flag.default_factory is MISSING else flag.default_factory()
-            words = flag.metadata["help"].replace("%", "%%")
-            if default is True:
-                group.add_argument(f"--no_{flag.name}", action="store_true", help=f"do not: {words}")
-            elif default is False:
-                group.add_argument(f"--{flag.name}", action="store_true", help=words)
-            else:
-                kinds = {"int": "N", "float": "X", "bool": "[BOOL]"}
-                metavar = next((sign for name, sign in kinds.items() if name in str(flag.type)), "TEXT")
-                stated = "" if default in (None, []) else f" (default: {default})"
-                metavar = flag.metadata.get("metavar", metavar)
-                group.add_argument(f"--{flag.name}", metavar=metavar, help=words + stated)
-    return parser.format_help()
+def check_run(argv: list[str]) -> None:
+    """`check_flags` and `check_folder_of` a run, and leaves out peft if it does not need it."""
+    groups = check_flags(argv)
+    check_folder_of(argv)
+    # A run that goes on with its plan takes the model from there.
+    if groups and not without_auto(argv)[0] and groups[OptimizationArguments].lora_r is None:
+        model = groups[ModelArguments]
+        leave_out_peft(None if model.from_scratch else model.source)
 
 
-def check_flags(argv: list[str]) -> None:
-    """Raises UserError for a flag or a key of the YAML file that there is not, for numbers and values of the project's
-    own flags that cannot be, and where nothing is asked for."""
+def parse_own_flags(argv: list[str], more: tuple[type, ...] = (), positional: str | None = None) -> dict[type, object]:
+    """Group → its values, of `OWN_GROUPS` and `more`; none where the Trainer's flags cannot be told.
+
+    Raises:
+        UserError: a flag or a key of the YAML file that there is not, or numbers and values that cannot be.
+    """
     trainers = trainer_flags()
-    if not trainers or "--config=auto" in argv or ("--config", "auto") in pairwise(argv):  # of which there is no file
-        return
+    if not trainers:
+        return {}
     others = {name for name, kind in trainers.items() if kind not in NUMBERS}
     numbers = [(name, NUMBERS[kind], field(default=None)) for name, kind in trainers.items() if name not in others]
-    kinds = *OWN_GROUPS, make_dataclass("TrainersNumbers", numbers, namespace={"__post_init__": check_limits})
-    groups = parse_arguments(kinds, argv, others=others)
-    groups[0].source  # noqa: B018 - raises where there is no data
-    names = make_dataclass("TrainersOthers", [(name, str, field(default=None)) for name in others])
-    run = groups[OWN_GROUPS.index(RunArguments)]
-    if not (run.keeps_nothing or run.eval_on_train or TASKS.intersection(given_flags((*kinds, names), argv))):
+    checked = make_dataclass("TrainersNumbers", numbers, namespace={"__post_init__": check_limits})
+    kinds = (*more, *OWN_GROUPS, checked)
+    return dict(zip(kinds, parse_arguments(kinds, argv, None, EXCLUSIVE, positional, others), strict=True))
+
+
+def check_flags(argv: list[str]) -> dict[type, object]:
+    """`parse_own_flags`, of which there are some that say what to do, and to which data."""
+    is_planned, argv = without_auto(argv)
+    groups = parse_own_flags(argv)
+    if not groups:
+        return groups
+    groups[DatasetArguments].source  # noqa: B018 - raises where there is no data
+    run = groups[RunArguments]
+    others = make_dataclass("TrainersOthers", [(name, str, field(default=None)) for name in trainer_flags()])
+    is_task = TASKS.intersection(given_flags((*groups, others), argv))
+    if not (is_planned or is_task or run.keeps_nothing or run.eval_on_train):
         raise UserError(NOTHING_TO_DO)
+    return groups
 
 
 def check_folder_of(argv: list[str]) -> None:

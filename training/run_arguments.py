@@ -1,5 +1,7 @@
-"""The flags about optimisation and about what a run does, which need neither torch nor the Trainer."""
+"""The flags about optimisation, about what a run does and where a plan goes; they need neither torch nor the
+Trainer."""
 
+from argparse import ArgumentParser
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,7 +49,18 @@ LIMITS = {
     "ddp_bucket_cap_mb": COUNT,
     "ddp_timeout": COUNT,
 }
+# Of these at most one is given.
+EXCLUSIVE = (("model_name_or_path", "from_scratch", "backbone"), ("dataset_dir", "dataset_name"))
+FIRST_LINE = "# Planned for "  # of a plan
 NOTHING_TO_DO = "nothing to do: give --do_train, --do_eval, --do_predict or several of them"
+
+
+def without_auto(argv: list[str]) -> tuple[bool, list[str]]:
+    """Whether a command line has `--config auto`, and the command line without it."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    found, others = parser.parse_known_args(argv)
+    return (True, others) if found.config == "auto" else (False, argv)
 
 
 def check_limits(values: object) -> None:
@@ -197,3 +210,24 @@ class RunArguments:
         """Whether a flag stands for `--do_train`, which was left out: a preview, and a dry run of nothing else."""
         asked = training.do_train or training.do_eval or training.do_predict or self.eval_on_train
         return not training.do_train and (self.preview is not None or (self.dry_run and not asked))
+
+
+@dataclass
+class PlanArguments:
+    """Where the plan goes."""
+
+    output: str | None = field(
+        default=None, metadata={"help": "write the plan to this file; printed if left out", "metavar": "FILE"}
+    )
+
+    def __post_init__(self):
+        if self.output is None:
+            return
+        file = Path(self.output)
+        if file.suffix.lower() not in (".yaml", ".yml"):
+            raise UserError(f"--output {file}: the name must end in .yaml, as in plan.yaml")
+        check_writable(file, "--output")
+        if file.is_file() and file.stat().st_size:
+            with open(file, encoding="utf-8", errors="replace") as opened:
+                if not opened.read(len(FIRST_LINE)) == FIRST_LINE:
+                    raise UserError(f"--output {file} exists and is no plan; delete it, or give another file")

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from contextlib import suppress
@@ -71,10 +72,10 @@ def flags_for(data, tiny_config):
 class ForkedRun:
     """`run_segmentation.py` with these flags, in a process group of its own that has imported everything already.
 
-    main: another script's.
+    main: another script's. environment: added to that of this process.
     """
 
-    def __init__(self, argv, log, main=run_segmentation.main):
+    def __init__(self, argv, log, main=run_segmentation.main, environment=()):
         self.log = Path(log)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -84,6 +85,7 @@ class ForkedRun:
             os.setpgid(self.pid, 0)
         if self.pid == 0:
             code = 99
+            os.environ.update(environment)
             try:
                 descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
                 os.dup2(descriptor, 1)
@@ -142,3 +144,16 @@ class ForkedRun:
 
     def text(self):
         return self.log.read_text() if self.log.exists() else ""
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def forked_ranks(count, argv, log, main=run_segmentation.main):
+    """So many processes of one run, as a launcher would start them; their logs are LOG0, LOG1 and so on."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    return [ForkedRun(argv, f"{log}{rank['RANK']}", main, shared | rank) for rank in ranks]

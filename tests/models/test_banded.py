@@ -43,21 +43,25 @@ def model(tmp_path_factory):
     return load_trained_model(str(save_model(tmp_path_factory.mktemp("model"))))
 
 
+WIDE, TALL = (150, 220), (300, 97)
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("options", "size"),
     [
-        {},
-        {"slide_crop": 64, "slide_stride": 48},
-        {"slide_crop": 64, "slide_stride": 16},
-        {"slide_crop": 32, "slide_stride": 32},
-        {"slide_crop": 512},
-        {"flip": True},
-        {"scales": (0.5, 1.0, 1.25), "flip": True, "temperature": 1.5},
-        {"scales": (0.75, 1.25), "flip": True, "slide_crop": 64, "slide_stride": 40},
+        ({}, WIDE),
+        ({}, TALL),
+        ({"slide_crop": 64, "slide_stride": 48}, WIDE),
+        ({"slide_crop": 64, "slide_stride": 48}, TALL),
+        ({"slide_crop": 64, "slide_stride": 16}, WIDE),
+        ({"slide_crop": 32, "slide_stride": 32}, WIDE),
+        ({"slide_crop": 512}, WIDE),
+        ({"flip": True}, TALL),
+        ({"scales": (0.5, 1.0, 1.25), "flip": True, "temperature": 1.5}, WIDE),
+        ({"scales": (0.75, 1.25), "flip": True, "slide_crop": 64, "slide_stride": 40}, TALL),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("size", [(150, 220), (300, 97)])
 def test_classes_are_those_of_the_whole_image(model, monkeypatch, options, size):
     monkeypatch.setattr(large_images, "BAND_BYTES", 2**13)
     monkeypatch.setattr("models.upsampling.CPU_TILE_BYTES_PER_THREAD", 2**14)

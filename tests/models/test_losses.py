@@ -19,6 +19,7 @@ from models.losses import (
 )
 
 TILED = ("focal", "ohem", "dice", "lovasz")
+CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
 
 
 @pytest.fixture(autouse=True)
@@ -220,11 +221,31 @@ def test_weights_of_the_wrong_length_are_named(name, fused_ops):
 def test_upsampled_logits_never_exist(name):
     logits, labels = two_images(torch.float32, num_classes=40, size=(64, 64), low=(8, 8))
     with LargestTensor() as largest:
-        tiled_loss(name, logits, labels).backward()
+        losses.tiled_sums(logits, labels, None, name, True)  # inside its operator
     assert largest.numel < 2 * 64 * 64 * 40 / 10
     with LargestTensor() as largest:
         plain_loss(name, logits, labels).backward()
     assert largest.numel > 2 * 64 * 64 * 40 / 2
+
+
+@pytest.mark.parametrize("names", [("ce",), ("ce", "focal", "ohem", "dice", "lovasz")])
+def test_operators_are_what_torch_expects_and_break_no_graph(names):
+    logits, labels = two_images(torch.float32)
+    weight = torch.rand(5)
+    torch.library.opcheck(losses._cross_entropy_sums, (logits, labels, weight, 255, 0.1, True), test_utils=CHECKS)
+    for name in TILED:
+        torch.library.opcheck(losses._tiled_sums, (logits, labels, weight, name, True), test_utils=CHECKS)
+
+    def step(logits):
+        return segmentation_loss(2 * logits, labels, names, weight, 77, 0.1)
+
+    explained = torch._dynamo.explain(step)(logits)
+    assert explained.graph_break_count == 0 and explained.graph_count == 1, explained.break_reasons
+    expected = step(logits)
+    compiled = torch.compile(step, backend="aot_eager")(logits)
+    torch.testing.assert_close(compiled, expected)
+    gradients = [torch.autograd.grad(loss, logits)[0] for loss in (compiled, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 # ---- cross-entropy --------------------------------------------------------------------------------------------------

@@ -51,14 +51,6 @@ def run_dir(tmp_path):
     return folder
 
 
-@pytest.fixture
-def server(hub, monkeypatch, tmp_path):
-    """A running server that is this process's Hub, with the right token."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    return hub
-
-
 def contents(folder, names):
     return {name: (folder / name).read_bytes() for name in names}
 

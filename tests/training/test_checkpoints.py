@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -56,10 +57,21 @@ def stop_at(monkeypatch, flags, folder, step, *options):
 
 
 @pytest.fixture(scope="module")
-def whole(flags, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    run(flags, folder)
-    return folder
+def whole_with(flags, tmp_path_factory):
+    """(*options) → the folder of the run that was not stopped, made once for each."""
+
+    @cache
+    def whole_with(*options):
+        folder = tmp_path_factory.mktemp("whole")
+        run(flags, folder, *options)
+        return folder
+
+    return whole_with
+
+
+@pytest.fixture(scope="module")
+def whole(whole_with):
+    return whole_with()
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +153,7 @@ FILES = """model.safetensors config.json optimizer.pt scheduler.pt rng_state.pth
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["cut", "missing", "{}"])
-def test_a_damaged_newest_checkpoint_is_passed_over(flags, whole, stopped, caplog, name, damage):
+def test_a_damaged_newest_checkpoint_is_passed_over(stopped, caplog, name, damage):
     file = stopped / "checkpoint-4" / name
     content = file.read_bytes()
     if damage == "missing":
@@ -151,9 +163,14 @@ def test_a_damaged_newest_checkpoint_is_passed_over(flags, whole, stopped, caplo
     with caplog.at_level(logging.WARNING):
         assert newest_checkpoint(stopped).endswith("checkpoint-2")
     assert f"checkpoint-4 is passed over: {name}" in caplog.text or "not written to the end" in caplog.text
-    if damage == "cut":
-        run(flags, stopped, "--resume_from_checkpoint", "last")
-        assert_equal_runs(stopped, whole)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", RECORD_FILE])
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(flags, whole, stopped, name):
+    file = stopped / "checkpoint-4" / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    run(flags, stopped, "--resume_from_checkpoint", "last")
+    assert_equal_runs(stopped, whole)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -184,24 +201,26 @@ def test_a_damaged_best_checkpoint_is_told_when_the_run_goes_on(flags, stopped, 
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("step", "options"),
     [
-        [],
-        ["--dataloader_num_workers", "2"],
-        ["--dataloader_num_workers", "2", "--dataloader_persistent_workers"],
-        ["--ema_decay", "0.9"],
-        ["--lr_scheduler_type", "polynomial"],
+        (3, []),
+        (5, []),
+        (3, ["--dataloader_num_workers", "2"]),
+        (5, ["--dataloader_num_workers", "2"]),
+        (5, ["--dataloader_num_workers", "2", "--dataloader_persistent_workers"]),
+        (3, ["--ema_decay", "0.9"]),
+        (5, ["--lr_scheduler_type", "polynomial"]),
     ],
-    ids=" ".join,
+    ids=str,
 )
-@pytest.mark.parametrize("step", [3, 5])
-def test_a_run_that_goes_on_equals_the_one_that_was_not_stopped(flags, tmp_path, monkeypatch, options, step):
-    run(flags, tmp_path / "whole", *options)
+def test_a_run_that_goes_on_equals_the_one_that_was_not_stopped(
+    flags, whole_with, tmp_path, monkeypatch, options, step
+):
     stopped = stop_at(monkeypatch, flags, tmp_path / "run", step, *options)
     # Elsewhere, too: another name, or another machine.
     moved = stopped.rename(tmp_path / "moved")
     run(flags, moved, *options, "--resume_from_checkpoint", "last")
-    assert_equal_runs(moved, tmp_path / "whole")
+    assert_equal_runs(moved, whole_with(*options))
 
 
 @pytest.mark.parametrize("max_steps", [5, 6])

@@ -1,4 +1,4 @@
-"""Help and mistakes in flags are answered before anything heavy is imported, in the words of the full parser."""
+"""Mistakes in flags are answered before anything heavy is imported, in the words of the full parser."""
 
 import json
 import subprocess
@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from transformers import TrainingArguments
 
-from cli_utils import UserError
+from cli_utils import UserError, help_page
+from data.arguments import DatasetArguments
+from models.arguments import ModelArguments
 from training.arguments import GROUPS, Arguments
-from training.early import OWN_GROUPS, check_flags, help_page, trainer_flags
+from training.early import OWN_GROUPS, check_flags, parse_own_flags, trainer_flags
+from training.run_arguments import OptimizationArguments, PlanArguments
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "torchvision", "datasets", "pandas", "pyarrow", "accelerate", "peft", "evaluate", "scipy", "sklearn"}
@@ -32,18 +35,6 @@ def script(*argv: str) -> tuple[set[str], subprocess.CompletedProcess]:
     return loaded(run)
 
 
-def test_help_imports_nothing_heavy():
-    modules, done = script("--help")
-    assert not modules & (HEAVY | {"transformers"})
-    assert "--train_val_split X" in done.stdout and "--help_all" in done.stdout
-
-
-def test_a_misspelt_flag_imports_nothing_heavy():
-    modules, done = script("--dataset_dir", "x", "--learnin_rate", "1e-4")
-    assert not modules & HEAVY
-    assert done.stderr == "error: unknown flag --learnin_rate (did you mean --learning_rate?)\n"
-
-
 def test_a_mistake_in_a_value_imports_nothing_heavy(tmp_path):
     for flags, message in (
         (["--dataset_dir", str(tmp_path), "--loss", "dise", "--do_train"], "--loss dise"),
@@ -61,8 +52,8 @@ def test_a_start_imports_nothing_that_it_does_not_use():
 
 def test_all_groups_are_known():
     assert {*GROUPS.values()} - {*OWN_GROUPS} == {GROUPS["training"]}
-    page = help_page("what it does")
-    assert page.startswith("usage:") and "what it does" in page
+    page = help_page(OWN_GROUPS, "what it does")
+    assert page.startswith("usage:") and "what it does" in page and "--train_val_split X" in page
     for field in (field for kind in OWN_GROUPS for field in fields(kind)):
         assert f"--{field.name} " in page or f"--{field.name}\n" in page or f"--no_{field.name}" in page
 
@@ -123,3 +114,22 @@ def test_keys_of_a_file_are_checked(tmp_path):
     file.write_text("dataset_dir: x\nlearning_rat: 1e-4\n")
     with pytest.raises(UserError, match="unknown key 'learning_rat' .* mean learning_rate"):
         check_flags(["--config", str(file)])
+
+
+def test_a_flag_displaces_what_a_file_says_of_another(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("dataset_dir: x\nmodel_name_or_path: a\ndo_train: true\n")
+    groups = check_flags(["--config", str(file), "--dataset_name", "y", "--from_scratch", "mit-b0"])
+    assert groups[DatasetArguments].source == "y" and groups[ModelArguments].source == "nvidia/mit-b0"
+
+
+def test_flags_beside_a_plan_are_checked():
+    assert check_flags(["--config", "auto", "--dataset_dir", "x"])
+    with pytest.raises(UserError, match="unknown flag --learnin_rate"):
+        check_flags(["--config", "auto", "--dataset_dir", "x", "--learnin_rate", "1"])
+
+
+def test_the_flags_of_plan_are_those_of_a_run_and_its_own():
+    groups = parse_own_flags(["my_photos", "--output", "a.yaml", "--lora_r", "4"], (PlanArguments,), "dataset_dir")
+    assert groups[PlanArguments].output == "a.yaml" and groups[DatasetArguments].source == "my_photos"
+    assert groups[OptimizationArguments].lora_r == 4

@@ -1,12 +1,8 @@
 """The averaged weights are what is evaluated, saved and kept, and training goes on as if they were not there."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from factories.runs import forked_ranks
 from safetensors.torch import load_file
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, TrainerCallback
 
@@ -15,8 +11,6 @@ from data.preprocessing import EvaluationProtocol
 from training.arguments import SegmentationTrainingArguments
 from training.ema import RAW_WEIGHTS_FILE, WeightAverage, ema_decay_at
 from training.trainer import SegmentationTrainer
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def tiny_model():
@@ -192,21 +186,15 @@ def test_frozen_parameters_are_neither_averaged_nor_saved_twice(tmp_path):
 
 def test_two_processes_have_one_average(tmp_path):
     """Two processes with one image each equal one process with two: to the bit between them, to rounding across."""
-    script = tmp_path / "train.py"
-    script.write_text(
-        "import sys\n"
-        f"sys.path[:0] = [{str(REPOSITORY)!r}, {str(REPOSITORY / 'tests/training')!r}]\n"
-        "import torch\n"
-        "from test_ema import make_trainer\n"
-        "trainer = make_trainer(sys.argv[1], per_device_train_batch_size=1, optim='sgd', eval_strategy='epoch')\n"
-        "trainer.train()\n"
-        "torch.save(trainer.model.state_dict(), f'{sys.argv[1]}/{trainer.args.process_index}.pt')\n"
-    )
-    launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "
-    launch += "--dynamo_backend no --main_process_port 0"
-    command = [sys.executable, *launch.split(), str(script), str(tmp_path)]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+
+    def train(argv):
+        trainer = make_trainer(tmp_path, per_device_train_batch_size=1, optim="sgd", eval_strategy="epoch")
+        trainer.train()
+        assert trainer.args.world_size == 2
+        torch.save(trainer.model.state_dict(), tmp_path / f"{trainer.args.process_index}.pt")
+
+    for run in forked_ranks(2, [], tmp_path / "log", train):
+        assert run.wait() == 0, run.text()[-3000:]
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert_equal(first, second)
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -44,10 +45,21 @@ def flags(inputs):
 
 
 @pytest.fixture(scope="module")
-def whole(flags, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    run_segmentation.main([*flags, "--output_dir", str(folder)])
-    return folder
+def whole_with(flags, tmp_path_factory):
+    """(*options) → the folder of the run that nobody interrupted, made once for each."""
+
+    @cache
+    def whole_with(*options):
+        folder = tmp_path_factory.mktemp("whole") / "run"
+        run_segmentation.main([*flags, *options, "--output_dir", str(folder)])
+        return folder
+
+    return whole_with
+
+
+@pytest.fixture(scope="module")
+def whole(whole_with):
+    return whole_with()
 
 
 def slowly(argv):
@@ -136,21 +148,21 @@ def nothing_is_finished(folder):
 # ---- a signal, and on -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("signum", CODES)
 @pytest.mark.parametrize(
-    ("step", "options"),
+    ("signum", "step", "options"),
     [
-        (2, []),  # in the middle of an epoch
-        (4, []),  # at the end of one, where an evaluation is due
-        (6, ["--dataloader_num_workers", "2"]),
-        (5, ["--save_strategy", "no", "--load_best_model_at_end", "False"]),
-        (3, ["--enable_jit_checkpoint", "True", "--ema_decay", "0.9"]),
+        (signal.SIGTERM, 2, []),  # in the middle of an epoch
+        (signal.SIGINT, 2, []),
+        (signal.SIGTERM, 4, []),  # at the end of one, where an evaluation is due
+        (signal.SIGINT, 6, ["--dataloader_num_workers", "2"]),
+        (signal.SIGTERM, 6, ["--dataloader_num_workers", "2"]),
+        (signal.SIGINT, 5, ["--save_strategy", "no", "--load_best_model_at_end", "False"]),
+        (signal.SIGTERM, 3, ["--enable_jit_checkpoint", "True", "--ema_decay", "0.9"]),
     ],
     ids=str,
 )
-def test_a_signal_saves_and_the_run_that_goes_on_is_the_same(flags, tmp_path, signum, step, options):
-    run_segmentation.main([*flags, *options, "--output_dir", str(tmp_path / "whole")])
-    folder = tmp_path / "run"
+def test_a_signal_saves_and_the_run_that_goes_on_is_the_same(flags, whole_with, tmp_path, signum, step, options):
+    whole, folder = whole_with(*options), tmp_path / "run"
     argv = [*flags, *options, "--output_dir", folder]
     run = ForkedRun(argv, tmp_path / "log", waiting_at(step))
     assert run.wait_for(lambda: "waiting" in run.text())
@@ -165,10 +177,10 @@ def test_a_signal_saves_and_the_run_that_goes_on_is_the_same(flags, tmp_path, si
     run_segmentation.main([*map(str, argv), "--resume_from_checkpoint", "last"])
     if "no" in options:  # the one that was stopped has a checkpoint
         shutil.rmtree(newest_checkpoint(folder))
-        assert (folder / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
-        assert logged(folder) == logged(tmp_path / "whole")
+        assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+        assert logged(folder) == logged(whole)
     else:
-        assert_equal_runs(folder, tmp_path / "whole")
+        assert_equal_runs(folder, whole)
 
 
 def test_a_worker_that_is_killed_is_named_with_the_way_on(flags, tmp_path):

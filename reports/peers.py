@@ -1,5 +1,4 @@
-"""What people would pick instead of this project: the other sides of the comparisons that `benchmark.py` makes; of
-itself it does nothing.
+"""What people would pick instead of this project: the other sides of the comparisons that `benchmark.py` reports.
 
 * stock: the transformers model in transformers' examples/pytorch/semantic-segmentation.
 * tuned: the same model as a good user runs it, channels-last and compiled; in evaluation it keeps class ids instead of
@@ -225,7 +224,9 @@ class Photos:
 def photos_of(folder: str | Path, cache_dir: str | Path, size: int) -> Photos:
     """The photos of a folder, of any layout, as training and evaluation of this project see them. A fifth is kept for
     validation where the folder has no split for that. Raises UserError as training does."""
-    data = load_data(DatasetArguments(dataset_dir=str(folder), train_val_split=0.2), SEED)
+    data = load_data(DatasetArguments(dataset_dir=str(folder)), SEED)
+    if "validation" not in data.splits:
+        data = load_data(DatasetArguments(dataset_dir=str(folder), train_val_split=0.2), SEED)
     class_map = find_classes(data, ClassArguments())
     dataset = prepare_dataset(data.splits, class_map, cache_dir=cache_dir)
     protocol = EvaluationProtocol(size)

@@ -1,0 +1,147 @@
+// Bilinear interpolation, argmax, softmax, cross-entropy and its gradient of upsampled logits in one pass: the logits of
+// a pixel lie in the first-level cache from the first of these to the last. See tile_kernel.py.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <new>
+
+// One image. Low-resolution logits and their gradient have the classes innermost.
+struct Image {
+    int64_t height, width, classes;  // of the logits
+    int64_t columns;                 // of the upsampled image
+    const float* logits;             // (height, width, classes)
+    const int64_t* first_row;        // (height + 1): first upsampled row below low-resolution row k, and the end
+    const float* row_fraction;       // of each upsampled row, from its low-resolution row to the next
+    const int32_t* column;           // low-resolution column of each upsampled one
+    const float* column_fraction;
+    const int64_t* target;       // (rows, columns), a class everywhere
+    const bool* valid;           // (rows, columns): elsewhere there is no loss
+    const float* label_weight;   // (rows, columns): what -log p of the target is multiplied by
+    const float* class_weight;   // (classes): what -log p of every class is multiplied by besides, or null
+    float class_weight_sum;
+    float* loss;                 // (rows, columns), or null
+    float* gradient;             // (height, width, classes), added to, or null
+    int32_t* prediction;         // (rows, columns), or null
+};
+
+// exp(x) of x <= 0 with a relative error below 2e-7: 2^n times a polynomial (Cephes, S. L. Moshier, expf) of what is
+// left. Loops around it are vectorised, which those around the C library's are not everywhere.
+static inline float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    float n = x * 1.44269504088896341f + 12582912.0f;  // adding 1.5 * 2^23 rounds to an integer
+    n -= 12582912.0f;
+    float r = x - n * 0.693359375f;
+    r -= n * -2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+    float power;
+    memcpy(&power, &bits, sizeof power);
+    return p * power;
+}
+
+// A pixel's logits, and the highest of them. Not inlined, so that they are rounded alike with loss and without.
+__attribute__((noinline)) static float pixel_logits(
+    const float* left, const float* right, float fraction, int64_t classes, float* logits
+) {
+    float of_left = 1.0f - fraction, highest = -INFINITY;
+#pragma omp simd reduction(max : highest)
+    for (int64_t c = 0; c < classes; c++) {
+        float value = of_left * left[c] + fraction * right[c];
+        logits[c] = value;
+        highest = value > highest ? value : highest;
+    }
+    return highest;
+}
+
+static int32_t first_equal(const float* values, float wanted, int64_t count) {
+    int32_t index = static_cast<int32_t>(count);
+#pragma omp simd reduction(min : index)
+    for (int32_t c = 0; c < static_cast<int32_t>(count); c++) {
+        int32_t here = values[c] == wanted ? c : static_cast<int32_t>(count);
+        index = here < index ? here : index;
+    }
+    return index;
+}
+
+// What the upsampled rows below low-resolution rows first, first + step, ... before last have to say. Low-resolution row
+// k gets a gradient from the rows below k and below k - 1; so those below even k can be worked on together.
+extern "C" int tile_kernel(const Image* image, int64_t first, int64_t last, int64_t step) {
+    const Image& in = *image;
+    const int64_t classes = in.classes, stride = in.width * classes, padded = stride + classes;
+    float* memory = new (std::nothrow) float[2 * padded + classes];
+    if (!memory) return 1;
+    float *row = memory, *row_gradient = row + padded, *values = row_gradient + padded;
+    for (int64_t k = first; k < last; k += step) {
+        const int64_t next = k + 1 < in.height ? k + 1 : k;
+        const float *top = in.logits + k * stride, *bottom = in.logits + next * stride;
+        for (int64_t y = in.first_row[k]; y < in.first_row[k + 1]; y++) {
+            const float of_bottom = in.row_fraction[y], of_top = 1.0f - of_bottom;
+#pragma omp simd
+            for (int64_t i = 0; i < stride; i++) row[i] = of_top * top[i] + of_bottom * bottom[i];
+            // The last column once more, so that every column has one to its right.
+            memcpy(row + stride, row + stride - classes, sizeof(float) * classes);
+            if (in.gradient) memset(row_gradient, 0, sizeof(float) * padded);
+            for (int64_t x = 0; x < in.columns; x++) {
+                const int64_t pixel = y * in.columns + x, left = in.column[x] * classes, right = left + classes;
+                const bool has_loss = in.loss && in.valid[pixel];
+                if (in.loss) in.loss[pixel] = 0.0f;
+                if (!has_loss && !in.prediction) continue;
+                const float of_right = in.column_fraction[x], of_left = 1.0f - of_right;
+                const float highest = pixel_logits(row + left, row + right, of_right, classes, values);
+                if (in.prediction) in.prediction[pixel] = first_equal(values, highest, classes);
+                if (!has_loss) continue;
+
+                const int64_t target = in.target[pixel];
+                const float label_weight = in.label_weight[pixel], weight = label_weight + in.class_weight_sum;
+                float loss = -label_weight * values[target], sum = 0.0f;
+                if (in.class_weight) {
+                    float weighted = 0.0f;
+#pragma omp simd reduction(+ : weighted)
+                    for (int64_t c = 0; c < classes; c++) weighted += in.class_weight[c] * values[c];
+                    loss -= weighted;
+                }
+#pragma omp simd reduction(+ : sum)
+                for (int64_t c = 0; c < classes; c++) {
+                    float value = exponential(values[c] - highest);
+                    values[c] = value;
+                    sum += value;
+                }
+                in.loss[pixel] = loss + weight * (highest + logf(sum));
+                if (!in.gradient) continue;
+
+                float* to_left = row_gradient + left;
+                float* to_right = row_gradient + right;
+                float scale = weight / sum;
+                if (in.class_weight) {
+#pragma omp simd
+                    for (int64_t c = 0; c < classes; c++) values[c] = scale * values[c] - in.class_weight[c];
+                    scale = 1.0f;
+                }
+                const float scaled_left = of_left * scale, scaled_right = of_right * scale;
+#pragma omp simd
+                for (int64_t c = 0; c < classes; c++) {
+                    to_left[c] += scaled_left * values[c];
+                    to_right[c] += scaled_right * values[c];
+                }
+                to_left[target] -= of_left * label_weight;
+                to_right[target] -= of_right * label_weight;
+            }
+            if (!in.gradient) continue;
+            float *at_edge = row_gradient + stride - classes, *to_top = in.gradient + k * stride;
+            float* to_bottom = in.gradient + next * stride;  // may be the same
+            for (int64_t c = 0; c < classes; c++) at_edge[c] += at_edge[classes + c];
+#pragma omp simd
+            for (int64_t i = 0; i < stride; i++) to_top[i] += of_top * row_gradient[i];
+#pragma omp simd
+            for (int64_t i = 0; i < stride; i++) to_bottom[i] += of_bottom * row_gradient[i];
+        }
+    }
+    delete[] memory;
+    return 0;
+}
