@@ -68,6 +68,8 @@ def open_config(name_or_path: str, known: list[str], revision: str | None = None
             f"{name_or_path} is no folder here, and the Hub did not give it{at_revision}: {one_line(error)} (private "
             f"and gated models need `hf auth login`; {WITHOUT_NETWORK})"
         ) from error
+    if config.id2label:  # files have their keys in the order of text: 0, 1, 10, 2
+        config.id2label = dict(sorted(config.id2label.items()))
     for part in config_parts(config):
         if hasattr(part, "auto_map"):  # saved with the model it would ask whoever loads it to run that code
             logger.warning(f"{name_or_path}: auto_map is left out; transformers' own {part.model_type} is used")

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
+from factories.planted_errors import KINDS, is_planted, plant
 from factories.runs import flags_for, make_dataset, save_tiny_config
 from PIL import Image
 
@@ -98,3 +99,24 @@ def test_planted_errors_come_first(tmp_path):
     right = sum(name in spoilt for name in ranked[:8])
     print(f"{right} of the first 8 suspects of {len(ranked)} are among the {len(spoilt)} spoilt of {len(masks)}")
     assert right >= 7
+
+
+def test_errors_are_planted_in_one_object_and_known_again():
+    """Of the measure on photos, whose figures docs/evaluation.md has."""
+    mask = np.zeros((60, 80), np.uint8)
+    mask[10:30, 10:30], mask[40:50, 50:60], mask[:, 70:] = 1, 2, 9
+    kinds = set()
+    for seed in range(40):
+        new, kind = plant(mask, np.random.default_rng(seed), ignored=(9,), names=(0, 1, 2, 3))
+        kinds.add(kind)
+        changed = new != mask
+        rows, columns = np.nonzero(changed)
+        assert 0 < changed.mean() < 0.2 and set(np.unique(new)) <= {0, 1, 2, 3, 9}
+        box = {"top": rows.min() / 60, "bottom": (rows.max() + 1) / 60}
+        box |= {"left": columns.min() / 80, "right": (columns.max() + 1) / 80}
+        if kind != "moved":  # which changes two places
+            (truth,) = np.unique(new[changed])
+            assert is_planted(box | {"truth": truth}, mask, new)
+        assert not is_planted({"truth": 0, "top": 0, "bottom": 0.15, "left": 0, "right": 0.1}, mask, new)
+    assert kinds == set(KINDS)
+    assert plant(np.zeros((60, 80), np.uint8), np.random.default_rng(0)) == (None, None)

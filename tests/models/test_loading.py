@@ -230,6 +230,16 @@ def test_a_trained_checkpoint_with_its_own_names_raises_no_warning(trained, log)
     assert log() == f"{trained}: 124 tensors loaded, fresh: none"
 
 
+def test_classes_of_a_checkpoint_come_in_the_order_of_their_ids(trained, tmp_path, log):
+    """In a file they come in the order of text: 0, 1, 10, 2."""
+    names = {i: f"class {i}" for i in range(12)}
+    load_model(id2label=names, from_scratch=str(trained)).save_pretrained(tmp_path / "model")
+    log()
+    assert list(load_model(str(tmp_path / "model"), names).config.id2label.items()) == list(names.items())
+    assert "of other names" not in log()
+    assert list(find_config(str(tmp_path / "model")).id2label) == list(names)
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
