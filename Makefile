@@ -24,8 +24,10 @@ demo: install
 	@echo "the pictures: $(CURDIR)/outputs/toy_overfit/contact_sheet.png"
 	@echo "the page of the run: $(CURDIR)/outputs/toy_overfit/report.html"
 
-# Two processes, as a test uses one core: those that train, and all others.
-RUNS := tests/training tests/test_run_segmentation.py tests/test_publish.py tests/test_architectures.py
+# Two processes, as a test uses one core, of about the same length: those that run whole programs, and all others.
+# Those with the rendered dataset, which takes half a minute, are in one of them.
+RUNS := tests/training tests/reports $(patsubst %,tests/test_%.py,app architectures export_onnx inputs_untouched predict \
+	publish run_segmentation wide_images)
 test: install
 	$(MAKE) -j 2 -k test-runs test-others
 

@@ -96,6 +96,7 @@ def test_export(tiny):
     assert row["ours_output_mb"] == pytest.approx(64 * 85 / 2**20)  # a byte a pixel
 
 
+@pytest.mark.slow
 def test_peak_of_evaluation_in_a_child(tiny, tmp_path):
     peaks = benchmark.peak_memory(as_args(tiny, tmp_path, "evaluate"))
     assert set(peaks) == {"stock_peak_mb", "ours_peak_mb"} and all(peak > 0 for peak in peaks.values())

@@ -25,6 +25,9 @@ from data_utils import collate_train
 from training.arguments import Arguments, SegmentationTrainingArguments
 from training.trainer import SegmentationTrainer
 
+# More workers than this machine may have cores, for what each of them reads, not for speed.
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):

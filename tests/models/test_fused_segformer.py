@@ -521,7 +521,11 @@ def test_the_traced_graph_is_the_stock_one():
     assert stock == fused
 
 
-@pytest.mark.parametrize("dynamo", [True, False])
+@pytest.mark.parametrize(
+    ("export_pair", "dynamo"),
+    [("map", True), ("map", False), ("sequence", False), pytest.param("sequence", True, marks=pytest.mark.slow)],
+    indirect=["export_pair"],
+)
 def test_onnx(export_pair, dynamo, tmp_path):
     for package in ("onnx", "onnxruntime", *(["onnxscript"] if dynamo else [])):
         pytest.importorskip(package, reason=f"exporting to ONNX and running it needs {package}")

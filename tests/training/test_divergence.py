@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -406,13 +407,15 @@ def test_a_dry_run_keeps_no_dump(program, tmp_path):
     assert DUMP_FILE not in str(caught.value)
 
 
-def test_the_command_that_repeats_it(tmp_path):
+def test_the_command_that_repeats_it(tmp_path, monkeypatch, capsys):
+    """python -m training.divergence, without the imports of a new process."""
     trainer = make_trainer(tmp_path, samples=Samples(BAD))
     with pytest.raises(UserError):
         trainer.train()
-    command = [sys.executable, "-m", "training.divergence"]
-    done = subprocess.run([*command, str(tmp_path / DUMP_FILE)], cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0 and f"for image {BAD}" in done.stdout.splitlines()[-1]
+    monkeypatch.setattr(sys, "argv", ["divergence.py", str(tmp_path / DUMP_FILE)])
+    monkeypatch.delitem(sys.modules, "training.divergence")
+    runpy.run_module("training.divergence", run_name="__main__")
+    assert f"for image {BAD}" in capsys.readouterr().out.splitlines()[-1]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a dump"])
