@@ -7,6 +7,7 @@
     python benchmark.py peers                                                   # against what else people would pick
     python benchmark.py time-to-score --seconds 900 --dataset_dir DIR           # mean IoU after as much CPU time
     python benchmark.py readme --growth 10                                      # the table of the README
+    python benchmark.py photos --images 6                                       # large photos, of docs/scaling.md
 
 Both sides have the same random weights and inputs, seeded; no network or data is needed. Each runs once and the
 results must agree; then they run in turn (A B A B …) in one process. Printed are the median times, the median of the
@@ -94,6 +95,7 @@ from data.augmentation import TrainTransform
 from data.classes import ClassMap
 from data.output_paths import check_files_writable
 from data.preprocessing import EvaluationProtocol
+from data.reduced_copies import add_copies
 from data_utils import SegmentationDataset, load_segmentation_dataset
 from metrics_utils import IGNORE_INDEX
 from models.calibration import calibrate, pixels_per_image
@@ -125,6 +127,13 @@ from training.arguments import SegmentationTrainingArguments
 from training.benchmark_arguments import BENCHMARK, ROUNDING, BenchmarkArguments
 from training.trainer import SegmentationTrainer
 
+# Width, height, format and crop of the photos of docs/scaling.md.
+PHOTOS = {
+    "683 × 512 JPEG": (683, 512, ".jpg", 512),
+    "2048 × 1024 PNG": (2048, 1024, ".png", 1024),
+    "4032 × 3024 JPEG": (4032, 3024, ".jpg", 512),
+    "4000 × 3000 PNG": (4000, 3000, ".png", 512),
+}
 KEEPS_LOGITS = "stock keeps all logits, for the example's compute_metrics"
 
 
@@ -164,19 +173,22 @@ def new_photo(rng: np.random.Generator, height: int, width: int) -> Image.Image:
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
 
 
-def photo_dataset(args: BenchmarkArguments, width: int, prepared: bool) -> datasets.Dataset:
-    """Image files of S x width and masks of rectangles, through the project's loader."""
+def photo_dataset(
+    args: BenchmarkArguments, width: int, prepared: bool, height: int | None = None, suffix: str = ".jpg"
+) -> datasets.Dataset:
+    """Image files and masks of rectangles, through the project's loader. height: S if left out."""
+    height = height or args.size
     folder = Path(args.folder, f"{width}_wide")
     if not folder.is_dir():
         rng = np.random.default_rng(SEED)
         for kind in ("images", "masks"):
             (folder / kind).mkdir(parents=True)
         for i in range(args.images):
-            new_photo(rng, args.size, width).save(folder / "images" / f"{i:05d}.jpg", quality=90)
+            new_photo(rng, height, width).save(folder / "images" / f"{i:05d}{suffix}", quality=90)
             ids = rng.integers(0, args.num_labels, (8, 8), dtype=np.uint8)
             # As much of every image is ignored, or the stock mean over batches would not be that over pixels.
             ids[0] = IGNORE_INDEX
-            mask = Image.fromarray(ids).resize((width, args.size), Image.Resampling.NEAREST)
+            mask = Image.fromarray(ids).resize((width, height), Image.Resampling.NEAREST)
             mask.save(folder / "masks" / f"{i:05d}.png")
     dataset = load_segmentation_dataset(dataset_dir=folder)
     if prepared:
@@ -422,6 +434,46 @@ def training_data(
 def measure_data(args: BenchmarkArguments) -> dict[str, dict]:
     times = paired(training_data(args, ours=False), training_data(args, ours=True), args)
     return {"data": {"images": args.images} | times | peak_memory(args)}
+
+
+def measure_photos(args: BenchmarkArguments) -> dict[str, dict]:
+    """CPU seconds of a training example from its file, of each of `PHOTOS`: medians over `--images` photos, drawn
+    `--pairs` times, of the ways to read them in turn."""
+    return {name: photo_seconds(args, *photo) for name, photo in PHOTOS.items()}
+
+
+def photo_seconds(args: BenchmarkArguments, width: int, height: int, suffix: str, crop: int) -> dict[str, float]:
+    """Of one kind of photos: with all of each decoded; as training reads them; and with colours left to the batch."""
+    split = photo_dataset(args, width, True, height, suffix)
+    transform = TrainTransform(EvaluationProtocol(crop))
+    copied = add_copies(split, transform, args.folder)
+    ways = {
+        "whole": SegmentationDataset(split, replace(transform, reduced_decoding=False), SEED),
+        "image": SegmentationDataset(copied, transform, SEED),
+        "batch": SegmentationDataset(copied, replace(transform, defers_colors=True), SEED),
+    }
+    seconds = {way: [] for way in ways}
+    for turn in range(args.pairs + 1):  # the first warms up, and is not counted
+        for way, dataset in ways.items():
+            dataset.set_epoch(turn)
+            for index in range(len(dataset)):
+                start = time.process_time()
+                dataset[index]
+                seconds[way] += [time.process_time() - start] if turn else []
+    return {f"{way}_seconds": statistics.median(times) for way, times in seconds.items()}
+
+
+def photos_table(rows: dict[str, dict]) -> str:
+    """The rows as the Markdown table of docs/scaling.md."""
+    lines = [
+        "| | to a crop of | all of it decoded | as read, colours by the image | colours by the batch |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, row in rows.items():
+        whole = row["whole_seconds"]
+        faster = [f"{row[way] * 1e3:.1f} ms ({whole / row[way]:.1f})" for way in ("image_seconds", "batch_seconds")]
+        lines.append(f"| {name} | {PHOTOS[name][-1]} | {whole * 1e3:.1f} ms | {' | '.join(faster)} |")
+    return "\n".join(lines)
 
 
 # ---- what else people would pick ------------------------------------------------------------------------------------
@@ -784,6 +836,8 @@ def main(argv: list[str] | None = None) -> dict:
             results["rows"] = measure_models(args)
         if args.command == "start":
             results["rows"] = measure_start(args)
+        if args.command == "photos":
+            results["rows"] = measure_photos(args)
         if args.command in COMPARISONS:
             results["rows"] = COMPARISONS[args.command](args)
         several = {"all": MEASUREMENTS, "readme": README_ROWS}
@@ -795,6 +849,7 @@ def main(argv: list[str] | None = None) -> dict:
     tables = {
         "models": models_table,
         "start": start_table,
+        "photos": photos_table,
         "time-to-score": scores_table,
         "readme": partial(as_table, titles=README_ROWS),
     }

@@ -81,6 +81,14 @@ def test_predict_and_data(tiny, without_children):
 
 
 @pytest.mark.slow
+def test_photos(tiny, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, "PHOTOS", {"small JPEG": (96, 64, ".jpg", 64), "large PNG": (400, 300, ".png", 64)})
+    rows = benchmark.main(["photos", *tiny, "--pairs", "1"])["rows"]
+    assert rows.keys() == benchmark.PHOTOS.keys()
+    assert all(0 < row[f"{way}_seconds"] < 60 for row in rows.values() for way in ("whole", "image", "batch"))
+    assert "| large PNG | 64 | " in capsys.readouterr().out
+
+
 def test_start(tiny, capsys):
     rows = benchmark.main(["start", *tiny, "--pairs", "1"])["rows"]
     assert rows["--help"]["cpu_seconds"] < rows["import torch"]["cpu_seconds"]

@@ -35,6 +35,7 @@ from data.inputs import expand
 from data.preprocessing import EvaluationProtocol
 from models.predictor import Predictor
 from models.trained_classes import find_class_map
+from reports.arguments import models_and_inputs
 
 
 @pytest.fixture(scope="module")
@@ -702,8 +703,8 @@ def test_what_is_a_model_and_what_an_input(model_dir, photos):
     models = [str(model_dir), "graph.onnx", "somebody/model-b0"]
     inputs = [str(photos), "no/photo.jpg", "*.png", "https://example.org/a.png", "-", "@list.txt"]
     for word in inputs:
-        assert predict.models_and_inputs([*models, word], ["more.png"]) == (models, [word, "more.png"])
-    assert predict.models_and_inputs(["anything"], []) == (["anything"], [])
+        assert models_and_inputs([*models, word], ["more.png"]) == (models, [word, "more.png"])
+    assert models_and_inputs(["anything"], []) == (["anything"], [])
 
 
 def test_other_outputs_replace_nothing_either(no_model, tmp_path):

@@ -9,7 +9,7 @@ from metrics_utils import IGNORE_INDEX
 
 COMMANDS = (
     *("train-step", "evaluate", "predict", "export", "data", "peers", "time-to-score"),
-    *("models", "start", "readme", "all"),
+    *("models", "photos", "start", "readme", "all"),
 )
 # How much stock and ours may differ (relative; absolute in numbers below 1), and in what share of a mask's pixels.
 ROUNDING = {"float32": (1e-4, 0.01), "bfloat16": (3e-2, 0.2)}
@@ -23,8 +23,8 @@ class BenchmarkArguments:
         default="",
         metadata={
             "help": "train-step, evaluate, predict, export, data, or all: these, and mit-b2's step; readme, for the "
-            "README's table; peers; time-to-score; models, which measures what docs/models.md lists; or start, the "
-            "CPU time until a run is under way"
+            "README's table; peers; time-to-score; models, which measures what docs/models.md lists; photos, what "
+            "reading small and large ones takes; or start, the CPU time until a run is under way"
         },
     )
     variant: str = field(
