@@ -126,6 +126,7 @@ def load_data(
     max_eval_samples: int | None = None,
     num_channels: int | None = None,
     cache_dir: str | os.PathLike | None = None,
+    needs_class_list: bool = False,
 ) -> Data:
     """What a script's flags name: from a folder (layouts: `data.layouts.LAYOUTS`) or through `datasets`.
 
@@ -134,6 +135,8 @@ def load_data(
         token, cache_dir: as for `datasets.load_dataset`.
         max_eval_samples: with `--streaming`, how many images to evaluate; None for none.
         num_channels: bands of the images where the flags do not say; None for 3.
+        needs_class_list: no flag names the classes, so a stream without a list of its own is refused before it is
+            read.
 
     Raises:
         UserError: nothing or nothing usable is there; the message says what was looked for.
@@ -157,15 +160,16 @@ def load_data(
             unread=found.unread,
         )
     else:
-        stream = None
+        published = "ADE20K" if ADE20K_ON_THE_HUB in source else None
+        stream, folder = None, class_list_folder(source, CLASS_LIST_FILES, token)
         if args.streaming:
+            if needs_class_list and not (folder or published):
+                raise UserError(NO_CLASS_LIST)
             stream, splits = open_streams(args, max_eval_samples, token)
         else:
             loaded = standard_splits(load_through_datasets(source, args.dataset_config_name, cache_dir, token), source)
             columns = args.image_column, args.label_column
             splits = DatasetDict({split: standard_columns(rows, split, *columns) for split, rows in loaded.items()})
-        published = "ADE20K" if ADE20K_ON_THE_HUB in source else None
-        folder = class_list_folder(source, CLASS_LIST_FILES, token)
         data = Data(source, splits, published=published, folder=folder, num_channels=num_channels, stream=stream)
     if args.train_val_split is not None:
         parts = split_train(data.splits, args.train_val_split, seed, split_file, args.split_groups)

@@ -124,6 +124,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
                 args.token,
                 args.run.max_eval_samples,
                 num_channels_of(image_processor),
+                needs_class_list=not (args.classes.id2label or args.classes.label_map),
             )
             check_plan(data, args, output_dir)
             class_map = find_classes(data, args.classes)
@@ -326,7 +327,8 @@ def prepare(data: Data, class_map: ClassMap, args: Arguments) -> tuple[DatasetDi
             findings=findings,
         )
     else:
-        dataset = prepare_dataset(data.splits, class_map, num_channels=data.num_channels)
+        whole = data.stream is None
+        dataset = prepare_dataset(data.splits, class_map, num_channels=data.num_channels, complete=whole)
     if class_map.num_labels == 1:
         raise UserError(
             f"there is but one class ({class_map.id2label[0]}): nothing to tell apart; see check_dataset.py"
@@ -352,7 +354,8 @@ def check_plan(data: Data, args: Arguments, output_dir: Path) -> None:
             f"the dataset has no validation or test split (found {found}); add --train_val_split 0.2, "
             "or train without evaluation: --eval_strategy no"
         )
-    logger.info(f"images by split: {found}")
+    if found:  # of a stream nothing is, unless some of it is evaluated
+        logger.info(f"images by split: {found}")
     if run.preview:
         refuse_inputs([Path(run.preview)], data.files(), "--preview")
     elif training.do_predict and not run.dry_run:

@@ -83,10 +83,14 @@ def prepare_dataset(
     cache_dir: str | os.PathLike | None = None,
     num_proc: int | None = None,
     num_channels: int = 3,
+    complete: bool = True,
 ) -> DatasetDict:
-    """`prepare_and_judge` without a close look: all pairs are prepared, what is odd is logged, errors are raised."""
+    """`prepare_and_judge` without a close look: all pairs are prepared, what is odd is logged, errors are raised.
+
+    complete: as for `find_faults`.
+    """
     prepared, records = prepare_pairs(dataset, class_map, cache_dir, num_proc, num_channels)
-    raise_on_errors(find_faults([ImageRecord(**vars(record)) for record in records], class_map))
+    raise_on_errors(find_faults([ImageRecord(**vars(record)) for record in records], class_map, complete=complete))
     return prepared
 
 

@@ -6,6 +6,7 @@ Each group checks what its flags alone show, and raises `cli_utils.UserError` fo
 from dataclasses import dataclass, field
 
 from cli_utils import UserError, check_positive
+from data.addresses import check_address, is_address
 
 # Of an image as a network is shown it; more takes all memory, mostly for a slip of the hand.
 MAX_SIDE, MAX_CHANNELS = 1 << 15, 1 << 12
@@ -43,7 +44,10 @@ class DatasetArguments:
     )
     dataset_name: str | None = field(
         default=None,
-        metadata={"help": "instead: a Hub dataset, or anything datasets.load_dataset takes", "metavar": "ID_OR_DIR"},
+        metadata={
+            "help": "instead: a Hub dataset, a bucket (s3://…), or anything datasets.load_dataset takes",
+            "metavar": "ID_OR_DIR",
+        },
     )
     dataset_config_name: str | None = field(
         default=None, metadata={"help": "configuration of the Hub dataset, where it has several"}
@@ -92,6 +96,10 @@ class DatasetArguments:
             raise UserError(f"--train_val_split is {self.train_val_split}; it must lie between 0 and 1, as in 0.2")
         if self.split_groups is not None and self.train_val_split is None:
             raise UserError("--split_groups belongs to a split: add --train_val_split 0.2")
+        if self.dataset_name and is_address(self.dataset_name):
+            check_address(self.dataset_name)
+            if self.dataset_config_name is not None:
+                raise UserError("--dataset_config_name belongs to the id of a Hub dataset: leave it out")
         if self.streaming and self.is_folder:
             raise UserError("--streaming reads --dataset_name; a folder (--dataset_dir) is on this disk already")
         if self.streaming and self.train_val_split is not None:

@@ -1,7 +1,9 @@
-"""What `--dataset_name` takes: Hub datasets, parquet files, folders of `save_to_disk`; their splits and columns."""
+"""What `--dataset_name` takes: Hub datasets, parquet files, folders of `save_to_disk`, addresses; their splits and
+columns."""
 
 import logging
 import os
+import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,9 +13,12 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
 from cli_utils import DISK_ERRORS, UserError, one_line
+from data.addresses import is_address
 from data.columns import find_columns
 from data.layouts import standard_split_name
+from data.object_storage import fetch_first, find_files
 from data.preparation import undecoded
+from data.tar_shards import open_shards
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +35,16 @@ def load_through_datasets(
     saved = [path / file for file in ("dataset_dict.json", "state.json") if os.path.isfile(path / file)]
     if saved and streaming:
         raise UserError(f"--streaming: {name} is on this disk already; leave the flag out")
+    builder, files = find_files(name, token) if is_address(name) else (None, None)
     try:
         if saved:
             loaded = datasets.load_from_disk(name)
+        elif builder == "webdataset" and streaming:
+            loaded = IterableDatasetDict({split: open_shards(shards) for split, shards in files.items()})
+        elif builder:
+            loaded = datasets.load_dataset(
+                builder, data_files=files, cache_dir=cache_dir, token=token, streaming=streaming
+            )
         elif path.suffix == ".parquet":
             loaded = datasets.load_dataset("parquet", data_files=name, cache_dir=cache_dir, streaming=streaming)
         else:
@@ -42,7 +54,7 @@ def load_through_datasets(
             f"--dataset_name {name}: the Hub cannot be reached ({one_line(error)}); "
             "--dataset_dir FOLDER works without network"
         ) from None
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetGenerationError) as error:
+    except (OSError, ValueError, RuntimeError, tarfile.TarError, datasets.exceptions.DatasetGenerationError) as error:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise
         raise UserError(
@@ -56,9 +68,13 @@ def load_through_datasets(
 
 def class_list_folder(name: str, files: Iterable[str], token: str | None = None) -> Path | None:
     """Where the class list of what `--dataset_name` names is to be looked for: its own folder; of a dataset on the Hub
-    the cached part of its repository, to which the first of `files` that it has is downloaded. None: nowhere.
+    the cached part of its repository, and of what lies at an address a folder of the cache, to which the first of
+    `files` that it has is downloaded. None: nowhere.
     """
     path = Path(name)
+    if is_address(name):
+        found = fetch_first(name, files, Path(datasets.config.HF_DATASETS_CACHE, "segmentation_class_lists"), token)
+        return found and found.parent
     if os.path.exists(path) or path.suffix == ".parquet":
         return path if path.is_dir() else path.parent
     out_of_reach = None

@@ -21,7 +21,7 @@ from data.augmentation import TrainTransform
 from data.classes import ClassMap
 from data.image_files import EIGHT_BITS, StoredFile, decode_image, upright_rgb
 from data.preparation import PairRecord, prepare_one
-from data.streams import with_bytes
+from data.streams import read_rows, with_bytes
 
 # Rows held back to be drawn from at random: files, not decoded, so some 100 MB of photos.
 SHUFFLE_BUFFER = 500
@@ -35,6 +35,8 @@ class StreamingDataset(torch.utils.data.IterableDataset):
     The readers, which are the workers of all processes, share every pass: an image comes once, whatever the number of
     files and readers. As far as the files can be dealt out evenly each reader has its own; readers that have to share
     files go through the same shuffled rows and take turns, so they also read, and do not decode, what the others take.
+    Nobody knows how many images a file holds, so a reader whose files hold fewer than those of others is through
+    sooner, and begins its next pass while they are at this one.
 
     Order and random transforms are a function of seed, pass, position in it and the numbers of readers and files. The
     Trainer sees one epoch of `--max_steps`, so that resuming skips the right batches: it throws them away, so they are
@@ -47,7 +49,7 @@ class StreamingDataset(torch.utils.data.IterableDataset):
         buffer_size: rows from which the next is drawn.
 
     Raises (while iterating):
-        UserError: an image or mask that cannot be used; names it.
+        UserError: an image or mask that cannot be used, by name; or the stream breaks off.
     """
 
     def __init__(
@@ -118,7 +120,7 @@ class StreamingDataset(torch.utils.data.IterableDataset):
             position = -1
             # `iter` alone does not deal out files among the workers by itself, and leave some without any.
             rows = stream.shuffle(seed=order, buffer_size=self.buffer_size).iter(batch_size=1)
-            for position, row in enumerate(rows):
+            for position, row in enumerate(read_rows(rows)):
                 if (seen + position) % turns != turn:
                     continue
                 if to_skip:
@@ -129,7 +131,7 @@ class StreamingDataset(torch.utils.data.IterableDataset):
                 name = f"row {position} of pass {number} (worker {reader})"
                 if row["image"] and row["image"]["path"]:
                     name = Path(row["image"]["path"]).stem
-                image, label = self._read(row, name)
+                image, label = self._decode(row, name)
                 rng = np.random.default_rng([self.seed, number, group, position])
                 yield self.transform(image, label, rng) | {"name": name}
             if position < 0:  # there is nothing
@@ -137,7 +139,7 @@ class StreamingDataset(torch.utils.data.IterableDataset):
             rows_of_pass = position + 1
             seen += rows_of_pass
 
-    def _read(self, row: dict, name: str) -> tuple[Image.Image | torch.Tensor, np.ndarray]:
+    def _decode(self, row: dict, name: str) -> tuple[Image.Image | torch.Tensor, np.ndarray]:
         """Image, as `data_utils.SegmentationDataset.read` has it, and mask of training ids, uint8 (H, W), decoded and
         checked."""
         image, mask = (StoredFile.of(row[column], name) for column in ("image", "label"))

@@ -2,19 +2,23 @@
 decoded yet."""
 
 import logging
+from collections.abc import Iterable, Iterator
 
 import datasets
 import fsspec
 from datasets import Dataset, DatasetDict, Features, IterableDataset
 
-from cli_utils import UserError
+from cli_utils import UserError, one_line
 from data.arguments import DatasetArguments
 from data.hub_datasets import image_columns, load_through_datasets, standard_columns
 from data.layouts import standard_split_name
 
 logger = logging.getLogger(__name__)
 
-NO_CLASS_LIST = "--streaming needs to know the classes beforehand: give --id2label FILE or --label_map FILE"
+NO_CLASS_LIST = (
+    "--streaming needs to know the classes beforehand: give --id2label FILE or --label_map FILE, or put an "
+    "id2label.json beside the data"
+)
 
 
 def open_streams(
@@ -46,11 +50,32 @@ def open_streams(
     splits = DatasetDict()
     if evaluation and max_eval_samples is not None:
         rows = streams[evaluation]
-        taken = [{name: with_bytes(file) for name, file in row.items()} for row in rows.take(max_eval_samples)]
+        first = read_rows(rows.take(max_eval_samples))
+        taken = [{name: with_bytes(file) for name, file in row.items()} for row in first]
         taken = Dataset.from_list(taken, features=rows.features)
         splits[evaluation] = standard_columns(taken, evaluation, "image", "label")
         logger.info(f"the first {len(taken)} rows of the {evaluation} split of {args.dataset_name} are evaluated")
     return streams.get("train"), splits
+
+
+def read_rows(rows: Iterable[dict]) -> Iterator[dict]:
+    """The rows, as long as they can be read.
+
+    Raises:
+        UserError: a file of the stream is damaged or gone, or the network is.
+    """
+    rows = iter(rows)
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:  # every format and every storage has kinds of errors of its own
+            raise UserError(
+                f"the stream of images breaks off ({one_line(error)}); a run that has a checkpoint goes on from it "
+                "with --resume_from_checkpoint last"
+            ) from None
+        yield row
 
 
 def _files(rows: IterableDataset, image_column: str, label_column: str) -> IterableDataset:

@@ -121,3 +121,31 @@ def test_fsdp2_trains_scores_and_saves_as_one_process_does(inputs, tmp_path):
     np.testing.assert_array_equal(
         np.load(out / "confusion_matrix.npy"), evaluated(out, data, tmp_path / "again", *windows)
     )
+
+
+@pytest.mark.slow
+def test_a_run_under_fsdp2_goes_on_as_if_it_had_not_stopped(inputs, tmp_path):
+    """From the checkpoint after two of four steps, with optimizer, schedule and the order of images."""
+    _, flags = inputs
+    flags = [
+        *flags,
+        "--do_train",
+        "--do_eval",
+        "--eval_strategy",
+        "no",
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        "2",
+    ]
+    config = yaml.safe_load((FOLDER / "fsdp2.yaml").read_text()) | {"use_cpu": True, "num_processes": 2}
+    (tmp_path / "fsdp2.yaml").write_text(yaml.safe_dump(config))
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    script = ["--module", "factories.fsdp_on_cpus"]
+    launch(tmp_path / "fsdp2.yaml", *script, *flags, "--save_total_limit", "9", "--output_dir", whole)
+    resume = ["--output_dir", again, "--resume_from_checkpoint", whole / "checkpoint-2"]
+    launch(tmp_path / "fsdp2.yaml", *script, *flags, *resume)
+    assert len(losses(whole)) == 4
+    np.testing.assert_allclose(losses(again), losses(whole), rtol=1e-5)
+    matrices = [np.load(folder / "confusion_matrix.npy") for folder in (whole, again)]
+    np.testing.assert_array_equal(*matrices)

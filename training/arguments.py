@@ -17,8 +17,6 @@ from transformers.trainer_utils import IntervalStrategy
 
 from cli_utils import UserError, given_flags, keep_secret, parse_arguments, write_text
 from data.arguments import AugmentationArguments, ClassArguments, DatasetArguments, EvaluationArguments
-from data.streams import NO_CLASS_LIST
-from data_utils import ADE20K_ON_THE_HUB
 from models.arguments import LossArguments, ModelArguments
 from training.optimizer import check_schedule, check_stock_schedule
 from training.run_arguments import (
@@ -296,9 +294,6 @@ class Arguments:
                 raise UserError(f"--{name} does not go with {engine}, which scatters the weights: {instead}")
 
     def _check_streaming(self) -> None:
-        has_classes = self.classes.id2label or self.classes.label_map or ADE20K_ON_THE_HUB in self.dataset.source
-        if not has_classes:
-            raise UserError(NO_CLASS_LIST)
         if self.training.max_steps < 1:
             raise UserError("--streaming does not know how many images there are: give --max_steps")
         if (self.training.do_eval or self.training.do_predict) and self.run.max_eval_samples is None:

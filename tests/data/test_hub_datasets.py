@@ -1,12 +1,16 @@
 """The class lists of what `--dataset_name` names."""
 
+import itertools
 import json
 import logging
+from collections import Counter
 
 import datasets
 import numpy as np
 import pytest
+from factories.shards import SHARDS, levels_of, open_stream
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from data.arguments import ClassArguments, DatasetArguments
 from data_utils import find_classes, load_data
@@ -81,6 +85,28 @@ def test_of_a_repository_that_is_streamed(hub, parquet):
     arguments = DatasetArguments(dataset_name="somebody/streamed", streaming=True)
     data = load_data(arguments, max_eval_samples=1)
     assert list(find_classes(data, ClassArguments()).id2label.values()) == NAMES
+
+
+@pytest.mark.parametrize("kind", SHARDS)
+@pytest.mark.parametrize(
+    ("name", "processes", "workers"),
+    [
+        *[("somebody/shards", 1, 0), ("somebody/shards", 2, 2), ("somebody/shards", 3, 0)],
+        ("hf://datasets/somebody/shards/data", 2, 0),
+    ],
+)
+def test_shards_of_a_repository_are_streamed_once_a_pass(hub, monkeypatch, kind, name, processes, workers, tmp_path):
+    """Three files of three images."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+    parts = [range(first, first + 3) for first in (0, 3, 6)]
+    hub.offer("datasets/somebody/shards", {f"data/train-{i:05d}.{kind}": SHARDS[kind](p) for i, p in enumerate(parts)})
+    data, _ = open_stream(name, tmp_path)
+    assert data.stream.num_shards == 3
+    levels = []
+    for process in range(processes):
+        loader = DataLoader(levels_of(data, process, processes), batch_size=None, num_workers=workers)
+        levels += [int(example["level"]) for example in itertools.islice(loader, 72 // processes)]
+    assert Counter(levels) == dict.fromkeys(range(9), 8)
 
 
 def test_a_list_of_ones_own_wins(hub, parquet, tmp_path):

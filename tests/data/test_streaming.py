@@ -1,9 +1,6 @@
 """Training from a stream: what is drawn, in which order, what is refused, and through the Trainer."""
 
-import io
 import itertools
-import json
-import tarfile
 from collections import Counter
 from unittest.mock import Mock
 
@@ -13,6 +10,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, IterableDataset
 from datasets import Image as ImageFeature
+from factories.shards import Level, encoded, levels_of, open_stream, parquet_shard, tar_shard
 from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
@@ -20,18 +18,15 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from checks.judge import judge_example, prepare_dataset
 from cli_utils import UserError
 from data import streaming
-from data.arguments import ClassArguments, DatasetArguments
 from data.augmentation import TrainTransform
-from data.classes import ClassMap
 from data.preprocessing import EvaluationProtocol
 from data.streaming import StreamingDataset
-from data_utils import collate_train, find_classes, load_data
+from data_utils import collate_train
 from training.arguments import Arguments, SegmentationTrainingArguments
 from training.trainer import SegmentationTrainer
 
 # More workers than this machine may have cores, for what each of them reads, not for speed.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
-TWO = ClassMap({0: "dark", 1: "light"})
 
 
 @pytest.fixture(autouse=True)
@@ -41,23 +36,9 @@ def no_waiting(monkeypatch):
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
 
 
-def encoded(array, path=None):
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    return {"bytes": buffer.getvalue(), "path": path}
-
-
-def write_parquet(file, numbers, value=None, name=None):
-    """Grey images whose level is their number; the mask is 1 to the right of column 5, or all `value`."""
-    images, masks = [], []
-    for number in numbers:
-        mask = np.zeros((8, 12), np.uint8)
-        mask[:, 5:] = 1
-        images.append(encoded(np.full((8, 12, 3), number, np.uint8), name))
-        masks.append(encoded(mask if value is None else np.full((8, 12), value, np.uint8)))
+def write_parquet(file, numbers, **options):
     file.parent.mkdir(exist_ok=True)
-    features = Features({"image": ImageFeature(), "label": ImageFeature()})
-    Dataset.from_dict({"image": images, "label": masks}, features=features).to_parquet(file)
+    file.write_bytes(parquet_shard(numbers, **options))
 
 
 @pytest.fixture
@@ -71,28 +52,11 @@ def folder(tmp_path):
 
 
 def streamed(folder, max_eval_samples=None, **flags):
-    """Data and classes of a folder of parquet files, read while training."""
-    names = folder.parent / "names.json"
-    names.write_text(json.dumps(TWO.id2label))
-    class_flags = {name: flags.pop(name) for name in list(flags) if name in ClassArguments.__dataclass_fields__}
-    dataset_args = DatasetArguments(dataset_name=str(folder), streaming=True, **flags)
-    data = load_data(dataset_args, max_eval_samples=max_eval_samples)
-    return data, find_classes(data, ClassArguments(**({"id2label": str(names)} | class_flags)))
-
-
-class Level:
-    """Stands in for a TrainTransform: the image's grey level, and a random number."""
-
-    protocol = EvaluationProtocol(16)
-
-    def __call__(self, image, label, rng):
-        assert image.mode == "RGB" and label.shape == image.size[::-1] and set(np.unique(label)) <= {0, 1, 255}
-        return {"level": image.getpixel((0, 0))[0], "random": round(float(rng.random()), 9)}
+    return open_stream(folder, folder.parent, max_eval_samples, **flags)
 
 
 def drawn(folder, count, seed=0, start=0, **options):
-    data, class_map = streamed(folder)
-    dataset = StreamingDataset(data.stream, class_map, Level(), judge_example, seed, **options)
+    dataset = levels_of(streamed(folder)[0], seed=seed, **options)
     dataset.set_epoch(start)
     return [(example["level"], example["random"]) for example in itertools.islice(dataset, count)]
 
@@ -154,17 +118,20 @@ def test_an_image_comes_once_a_pass_whatever_the_number_of_readers(folder, proce
         assert max(counts.values()) - min(counts[level] for level in range(10)) <= 2
 
 
+@pytest.mark.parametrize("source", ["folder", "shards"])
 @pytest.mark.parametrize(("num_processes", "workers", "skipped"), [(1, 0, 3), (1, 2, 14), (2, 3, 8), (3, 0, 9)])
-def test_what_is_skipped_is_not_decoded_and_the_rest_stays(folder, monkeypatch, num_processes, workers, skipped):
-    """Batches of two, up to more than four passes of ten images."""
-    data, class_map = streamed(folder)
+def test_what_is_skipped_is_not_decoded_and_the_rest_stays(
+    request, monkeypatch, source, num_processes, workers, skipped
+):
+    """Batches of two, up to more than four passes of ten images, of parquet files and of tar shards."""
+    data, class_map = streamed(request.getfixturevalue(source))
     both = [StreamingDataset(data.stream, class_map, Level(), judge_example) for _ in range(2)]
     loaders = [DataLoader(one, 2, num_workers=workers, collate_fn=list) for one in both]
     for one in both:
         one.share_with(num_processes - 1, num_processes)
     both[1].skip_first(skipped, 2)
     if not workers:
-        monkeypatch.setattr(both[1], "_read", counted := Mock(side_effect=both[1]._read))
+        monkeypatch.setattr(both[1], "_decode", counted := Mock(side_effect=both[1]._decode))
     whole, resumed = (list(itertools.islice(loader, skipped + 4)) for loader in loaders)
     assert resumed[skipped:] == whole[skipped:]
     assert all(example["pixel_values"].numel() == 0 for batch in resumed[:skipped] for example in batch)
@@ -223,24 +190,21 @@ def test_a_folder_of_images(tmp_path):
     assert sorted(level for level, _ in drawn(root, 4)) == [0, 1, 2, 3]
 
 
-def test_tar_shards_of_images_and_masks(tmp_path):
-    """As webdataset has them: files of one name belong together. Two processes share them out."""
-    shards = tmp_path / "shards"
-    shards.mkdir()
-    for shard in range(2):
-        with tarfile.open(shards / f"train-{shard:05d}.tar", "w") as tar:
-            for number in range(5 * shard, 5 * shard + 5):
-                image = encoded(np.full((8, 12, 3), number, np.uint8))["bytes"]
-                mask = encoded(np.ones((8, 12), np.uint8))["bytes"]
-                for name, content in ((f"{number:06d}.png", image), (f"{number:06d}.seg.png", mask)):
-                    member = tarfile.TarInfo(name)
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
-    data, class_map = streamed(shards)
-    levels = []
+@pytest.fixture
+def shards(tmp_path):
+    """Ten training images in two tar shards."""
+    root = tmp_path / "shards"
+    root.mkdir()
+    for number in range(2):
+        (root / f"train-{number:05d}.tar").write_bytes(tar_shard(range(5 * number, 5 * number + 5)))
+    return root
+
+
+def test_tar_shards_of_images_and_masks(shards):
+    """Two processes share them out."""
+    data, levels = streamed(shards)[0], []
     for process in range(2):
-        dataset = StreamingDataset(data.stream, class_map, Level(), judge_example)
-        dataset.share_with(process, 2)
+        dataset = levels_of(data, process, 2)
         assert "2 files with 2 readers, each with files of its own" in dataset.describe_sharing(0)
         examples = list(itertools.islice(dataset, 10))
         assert all(example["name"] == f"{example['level']:06d}" for example in examples)
@@ -260,6 +224,17 @@ def test_a_bad_example_is_named(folder, name, named):
         UserError, match=rf"1 mask holds values that belong to no class \(train/{named}\)\. .* --ignore_values 7"
     ):
         drawn(folder, 11)
+
+
+@pytest.mark.parametrize("source", ["folder", "shards"])
+def test_a_file_that_is_cut_ends_a_run_with_one_sentence(request, source):
+    """The first files are whole, so it is found while images are drawn."""
+    root = request.getfixturevalue(source)
+    data, _ = streamed(root)
+    last = sorted(root.glob("train*"))[-1]
+    last.write_bytes(last.read_bytes()[:700])
+    with pytest.raises(UserError, match=r"the stream of images breaks off \(.*--resume_from_checkpoint last"):
+        list(itertools.islice(levels_of(data), 11))
 
 
 def test_empty_rows_are_named(folder):
@@ -294,7 +269,6 @@ NO_EVALUATION = ("--eval_strategy", "no")
         (("--max_steps", "5", "--max_eval_samples", "5", "--train_val_split", "0.2"), "leave out --train_val_split"),
         (("--max_eval_samples", "5"), "give --max_steps"),
         (("--max_steps", "5"), "say how many with --max_eval_samples"),
-        (("--max_steps", "5", *NO_EVALUATION, "without", "--id2label"), "needs to know the classes beforehand"),
         (("--max_steps", "5", *NO_EVALUATION, "--class_weights", "auto"), "counts all pixels first"),
         (("--max_steps", "5", *NO_EVALUATION, "--preview", "x.png"), "keeps no training images"),
     ],
@@ -317,9 +291,10 @@ def test_flags_that_do(flags, tmp_path):
 # ---- through the Trainer ----
 
 
-def test_training_and_resuming(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("source", ["folder", "shards"])
+def test_training_and_resuming(request, source, tmp_path, monkeypatch):
     """Eight steps of two images, more than one pass; the last four again from the checkpoint are equal bit for bit."""
-    data, class_map = streamed(folder)
+    data, class_map = streamed(request.getfixturevalue(source))
     protocol, weights = EvaluationProtocol(32), []
     monkeypatch.setattr(streaming, "prepare_one", prepare := Mock(side_effect=streaming.prepare_one))
     for resume in (None, str(tmp_path / "checkpoint-4")):

@@ -229,6 +229,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, content: dict | list | bytes, headers: dict[str, str] | None = None):
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if asked and status == 200:  # as files are read that are streamed
+            first, last = int(asked[1]), min(int(asked[2]), len(data) - 1)
+            headers = (headers or {}) | {"Content-Range": f"bytes {first}-{last}/{len(data)}"}
+            status, data = 206, data[first : last + 1]
         self.send_response(status)
         headers = {"Content-Type": "application/json", "Content-Length": str(len(data)), **(headers or {})}
         for name, value in headers.items():

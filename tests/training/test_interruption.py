@@ -307,7 +307,9 @@ def test_a_signal_to_the_launcher_of_two_processes(flags, tmp_path, signum):
     process.wait(300)
     text = log.read_text()
     assert "interrupted after step" in text, text[-3000:]
-    ours = [line for line in text.splitlines() if "/work" in line or "run_segmentation" in line and "File" in line]
+    ours = [
+        line for line in text.splitlines() if str(REPOSITORY) in line or "run_segmentation" in line and "File" in line
+    ]
     assert not [line for line in ours if line.strip().startswith('File "') and "site-packages" not in line], text
     assert nothing_is_finished(folder) and newest_checkpoint(folder)
     again = launch(script, [*flags, "--output_dir", folder, "--resume_from_checkpoint", "last"], tmp_path / "log2")
