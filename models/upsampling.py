@@ -272,16 +272,23 @@ def _first(buffer: Tensor, *shape: int) -> Tensor:
 
 
 @contextmanager
-def full_precision(device_type: str) -> Iterator[None]:
-    """Keeps autocast and TF32 (the Trainer turns it on where there is any) from rounding interpolated logits."""
+def exact_products() -> Iterator[None]:
+    """Keeps TF32 from rounding what matrices are multiplied from, where it is on (`training.arguments`): scores are
+    the same in training and in prediction, which does not turn it on."""
     matmul = torch.backends.cuda.matmul
     precision = matmul.fp32_precision
     matmul.fp32_precision = "ieee"
     try:
-        with torch.autocast(device_type, enabled=False):
-            yield
+        yield
     finally:
         matmul.fp32_precision = precision
+
+
+@contextmanager
+def full_precision(device_type: str) -> Iterator[None]:
+    """Keeps autocast and TF32 from rounding interpolated logits."""
+    with exact_products(), torch.autocast(device_type, enabled=False):
+        yield
 
 
 def empty_prediction(count: int, num_classes: int, size: tuple[int, int], device: torch.device) -> Tensor:

@@ -14,6 +14,7 @@ import yaml
 from transformers import SchedulerType, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import IntervalStrategy
+from transformers.utils import is_torch_tf32_available
 
 from cli_utils import UserError, given_flags, keep_secret, parse_arguments, write_text
 from data.arguments import AugmentationArguments, ClassArguments, DatasetArguments, EvaluationArguments
@@ -96,6 +97,7 @@ class SegmentationTrainingArguments(TrainingArguments):
         check_limits(self)
         self._check_features()
         self._choose_workers()
+        self._choose_precision()
         super().__post_init__()
         # Every run does what it is for (`training.interruption`). The Trainer's own way saves in the middle of a step,
         # resumes differently from there, and lets the run go on as if it were finished.
@@ -129,6 +131,13 @@ class SegmentationTrainingArguments(TrainingArguments):
             self.dataloader_num_workers = default_workers(self._device_type(), batch_size)
             self.dataloader_persistent_workers = self.dataloader_num_workers > 0
 
+    def _choose_precision(self) -> None:
+        if self.tf32 is None and self.do_train and self._device_type() == "cuda":
+            # True or left open: "false" would also take cuDNN's own default away.
+            self.tf32 = is_torch_tf32_available() or None
+        if self.tf32 and not is_torch_tf32_available():
+            raise UserError("--tf32 is for NVIDIA's GPUs since Ampere (2020), and there is none here; leave it out")
+
     def _check_features(self) -> None:
         """Raises UserError for what the Trainer offers and cannot do here, or fails in long after the start."""
         for name in ("use_liger_kernel", "neftune_noise_alpha"):
@@ -156,6 +165,15 @@ class SegmentationTrainingArguments(TrainingArguments):
                 f"--report_to {name}: there is no such tracker, or it is not installed (pip install {name}); "
                 "--report_to none logs to the terminal alone"
             )
+
+
+def describe_precision(args: TrainingArguments) -> str:
+    """One line for the log of a run that trains on an accelerator: what was chosen, and by which flags otherwise."""
+    half = "bfloat16" if args.bf16 else "float16" if args.fp16 else None
+    number = f"{half} where it is safe" if half else "float32 (--bf16 is faster where the GPU has it)"
+    products = "; products of matrices of float32 in TF32 (--tf32 false)" if args.tf32 else ""
+    optimizer = getattr(args.optim, "value", args.optim)
+    return f"training computes in {number}{products}; optimizer {optimizer} (--optim)"
 
 
 SCATTERING = ("FSDP", "DeepSpeed ZeRO-3")

@@ -40,7 +40,9 @@ from models.configurations import is_universal
 from models.inference import count_passes, predict_ids, protocol_logits, score_logits
 from models.loading import check_finite
 from models.objectives import find_objective
+from models.upsampling import exact_products
 from training.annealing import MaskAnnealing
+from training.arguments import describe_precision
 from training.checkpoints import fault_of, newest_checkpoint, read_record, seal
 from training.deadline import Deadline
 from training.display import Display, is_live
@@ -184,6 +186,8 @@ class SegmentationTrainer(Trainer):
         self.run_loss = RunLoss(self.args.device)
         workers = self.args.dataloader_num_workers, self.args.dataloader_persistent_workers
         logger.info(describe_workers(*workers, self.args.dataloader_pin_memory, self.args.device.type))
+        if self.args.do_train and self.args.device.type != "cpu":
+            logger.info(describe_precision(self.args))
         self.add_callback(self.weight_average)
         self.add_callback(_ResumedStateCallback())
         self.add_callback(self.deadline)
@@ -318,7 +322,7 @@ class SegmentationTrainer(Trainer):
         missing = self._fewer_passes_than_others(inputs["pixel_values"]) if is_scattered(self) else 0
         with torch.inference_mode():
             for pixel_values, labels in zip(inputs["pixel_values"], inputs["labels"], strict=True):
-                with self.compute_loss_context_manager():
+                with self.compute_loss_context_manager(), exact_products():
                     logits = protocol_logits(model, pixel_values, self.protocol)
                 prediction, loss_sum, valid = score_logits(
                     logits, labels[None], self.fused_ops, self.protocol.threshold
@@ -357,7 +361,7 @@ class SegmentationTrainer(Trainer):
 
     def predict_ids(self, image: Image.Image | torch.Tensor) -> torch.Tensor:
         """`models.inference.predict_ids` in the Trainer's precision: the prediction that `evaluate` scores."""
-        with self.compute_loss_context_manager():
+        with self.compute_loss_context_manager(), exact_products():
             return predict_ids(self.accelerator.unwrap_model(self.model).eval(), image, self.protocol, self.fused_ops)
 
     # ---- the run ---------------------------------------------------------------------------------------------------

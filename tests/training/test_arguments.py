@@ -4,10 +4,11 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from transformers import training_args
 
 from cli_utils import UserError
 from training import arguments
-from training.arguments import Arguments, SegmentationTrainingArguments, engine_of
+from training.arguments import Arguments, SegmentationTrainingArguments, describe_precision, engine_of
 
 NUMBERS = [
     name
@@ -106,3 +107,31 @@ def test_what_cannot_work_with_scattered_weights_is_refused(monkeypatch, flags, 
     monkeypatch.setattr(arguments, "engine_of", lambda training: "FSDP")
     with pytest.raises(UserError, match=message):
         parse(*flags)
+
+
+@pytest.mark.parametrize(
+    ("device", "is_able", "argv", "expected"),
+    [
+        ("cuda", True, [], True),
+        ("cuda", True, ["--tf32", "false"], False),
+        ("cuda", False, [], None),  # before Ampere
+        ("mps", True, [], None),
+        ("cpu", True, [], None),
+    ],
+)
+def test_training_multiplies_in_tf32_where_the_gpu_can(monkeypatch, device, is_able, argv, expected):
+    chosen = []
+    monkeypatch.setattr(SegmentationTrainingArguments, "_device_type", lambda self: device)
+    for module in (arguments, training_args):
+        monkeypatch.setattr(module, "is_torch_tf32_available", lambda: is_able)
+    monkeypatch.setattr(training_args, "enable_tf32", chosen.append)
+    args = parse(*argv, "--dataloader_num_workers", "0")
+    assert args.tf32 is expected and chosen == ([] if expected is None else [expected])
+    told = describe_precision(args)
+    assert ("TF32 (--tf32 false)" in told) == bool(expected) and "optimizer adamw_torch_fused (--optim)" in told
+
+
+def test_tf32_that_no_gpu_has_is_said_in_a_sentence(monkeypatch):
+    monkeypatch.setattr(arguments, "is_torch_tf32_available", lambda: False)
+    with pytest.raises(UserError, match="--tf32 is for NVIDIA's GPUs since Ampere"):
+        parse("--tf32", "true")

@@ -187,3 +187,25 @@ def test_dataset_knows_the_epoch_also_after_a_resume(tmp_path):
     trainer.add_callback(record)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     assert record.seen == [1, 1, 2, 2]
+
+
+@pytest.fixture
+def rounded_products():
+    """As a GPU has them for which TF32 is on."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_scores_and_predictions_come_from_exact_products(tmp_path, rounded_products):
+    """Training may round what it multiplies to TF32; what predict.py gives does not."""
+    trainer, seen = make_trainer(tmp_path, tiny_model()), []
+    trainer.model.register_forward_hook(lambda *_: seen.append(torch.backends.cuda.matmul.fp32_precision))
+    trainer.train()
+    assert set(seen) == {"tf32"}
+    seen.clear()
+    trainer.evaluate(Samples())
+    trainer.predict_ids(torch.zeros(3, 32, 32, dtype=torch.uint8))
+    assert len(seen) > 1 and set(seen) == {"ieee"}
+    assert torch.backends.cuda.matmul.fp32_precision == "tf32"
