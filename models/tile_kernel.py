@@ -160,7 +160,7 @@ def _library() -> ctypes.CDLL | None:
     else:
         try:
             return ctypes.CDLL(str(_compiled()))
-        except (OSError, subprocess.SubprocessError) as error:
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # the second: a user without a home
             reason = one_line(getattr(error, "stderr", None) or error)
     logger.info(f"no compiled kernel for losses and scores, which take longer without: {reason}")
     return None
