@@ -26,7 +26,7 @@ demo: install
 
 # Two processes, as a test uses one core, of about the same length: those that run whole programs, and all others.
 # Those with the rendered dataset, which takes half a minute, are in one of them.
-RUNS := tests/training tests/reports $(patsubst %,tests/test_%.py,app architectures export_onnx inputs_untouched predict \
+RUNS := tests/training tests/reports tests/test_notebook.py $(patsubst %,tests/test_%.py,app architectures export_onnx inputs_untouched predict \
 	publish run_segmentation wide_images)
 test: install
 	$(MAKE) -j 2 -k test-runs test-others

@@ -135,8 +135,7 @@ def load_data(
         token, cache_dir: as for `datasets.load_dataset`.
         max_eval_samples: with `--streaming`, how many images to evaluate; None for none.
         num_channels: bands of the images where the flags do not say; None for 3.
-        needs_class_list: no flag names the classes, so a stream without a list of its own is refused before it is
-            read.
+        needs_class_list: no flag names the classes, so a stream without a list of its own is refused.
 
     Raises:
         UserError: nothing or nothing usable is there; the message says what was looked for.
@@ -160,16 +159,18 @@ def load_data(
             unread=found.unread,
         )
     else:
-        published = "ADE20K" if ADE20K_ON_THE_HUB in source else None
-        stream, folder = None, class_list_folder(source, CLASS_LIST_FILES, token)
+        stream = None
         if args.streaming:
-            if needs_class_list and not (folder or published):
-                raise UserError(NO_CLASS_LIST)
             stream, splits = open_streams(args, max_eval_samples, token)
         else:
             loaded = standard_splits(load_through_datasets(source, args.dataset_config_name, cache_dir, token), source)
             columns = args.image_column, args.label_column
             splits = DatasetDict({split: standard_columns(rows, split, *columns) for split, rows in loaded.items()})
+        published = "ADE20K" if ADE20K_ON_THE_HUB in source else None
+        # After the data, which say better than a list that they cannot be reached.
+        folder = class_list_folder(source, CLASS_LIST_FILES, token)
+        if args.streaming and needs_class_list and not (folder or published):
+            raise UserError(NO_CLASS_LIST)
         data = Data(source, splits, published=published, folder=folder, num_channels=num_channels, stream=stream)
     if args.train_val_split is not None:
         parts = split_train(data.splits, args.train_val_split, seed, split_file, args.split_groups)

@@ -14,10 +14,8 @@ from pathlib import Path
 
 import pytest
 
-import check_dataset
 import cli_utils
-import compare_runs
-import predict
+from checks.arguments import CheckArguments
 from cli_utils import (
     PrintableFormatter,
     UserError,
@@ -38,6 +36,7 @@ from cli_utils import (
 )
 from data.arguments import ClassArguments, DatasetArguments, EvaluationArguments
 from data.output_paths import check_writable
+from reports.arguments import CompareArguments, PredictArguments
 from training.arguments import GROUPS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -470,8 +469,8 @@ def flags_of(*scripts):
 
 TRAINING, PREDICTION, CHECK = (
     flags_of(*GROUPS.values()),
-    flags_of(predict.PredictArguments, EvaluationArguments),
-    flags_of(check_dataset.CheckArguments, DatasetArguments, ClassArguments),
+    flags_of(PredictArguments, EvaluationArguments),
+    flags_of(CheckArguments, DatasetArguments, ClassArguments),
 )
 FOR_TRAINING = {
     "learning_rate": "lr lr0 base_lr LR",
@@ -576,7 +575,7 @@ def test_the_home_folder_in_every_path(monkeypatch, config):
 
 def test_all_flags_for_files_and_folders_are_known_as_such():
     expected = "dataset_dir dataset_name images masks id2label label_map model_name_or_path from_scratch backbone"
-    groups = [*GROUPS.values(), predict.PredictArguments, check_dataset.CheckArguments, compare_runs.CompareArguments]
+    groups = [*GROUPS.values(), CheckArguments, PredictArguments, CompareArguments]
     marked = {name for group in groups for name, field in group.__dataclass_fields__.items() if is_path(field)}
     assert marked == {
         *expected.split(),
