@@ -1,16 +1,13 @@
 """The class lists of what `--dataset_name` names."""
 
-import itertools
 import json
 import logging
-from collections import Counter
 
 import datasets
 import numpy as np
 import pytest
-from factories.shards import SHARDS, levels_of, open_stream
+from factories.shards import SHARDS, levels_drawn, open_stream
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from data.arguments import ClassArguments, DatasetArguments
 from data_utils import find_classes, load_data
@@ -102,11 +99,7 @@ def test_shards_of_a_repository_are_streamed_once_a_pass(hub, monkeypatch, kind,
     hub.offer("datasets/somebody/shards", {f"data/train-{i:05d}.{kind}": SHARDS[kind](p) for i, p in enumerate(parts)})
     data, _ = open_stream(name, tmp_path)
     assert data.stream.num_shards == 3
-    levels = []
-    for process in range(processes):
-        loader = DataLoader(levels_of(data, process, processes), batch_size=None, num_workers=workers)
-        levels += [int(example["level"]) for example in itertools.islice(loader, 72 // processes)]
-    assert Counter(levels) == dict.fromkeys(range(9), 8)
+    assert levels_drawn(data, 72, processes, workers) == dict.fromkeys(range(9), 8)
 
 
 def test_a_list_of_ones_own_wins(hub, parquet, tmp_path):

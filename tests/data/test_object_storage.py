@@ -1,21 +1,18 @@
 """Datasets in buckets, streamed: every image once a pass, runs that go on, and what is wrong with an address."""
 
-import itertools
 import json
 import os
 import socket
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import datasets
 import pytest
 import torch
 from factories.runs import save_tiny_config
-from factories.shards import SHARDS, TWO_CLASSES, levels_of, open_stream, parquet_shard, tar_shard
+from factories.shards import SHARDS, TWO_CLASSES, levels_drawn, open_stream, parquet_shard, tar_shard
 from safetensors.torch import load_file
-from torch.utils.data import DataLoader
 
 import cli_utils
 import run_segmentation
@@ -61,11 +58,7 @@ def environment(server, monkeypatch):
 def test_an_image_comes_once_a_pass(kind, processes, workers, tmp_path):
     data, _ = open_stream(f"s3://{kind}/v1/", tmp_path)
     assert data.stream.num_shards == 3
-    levels = []
-    for process in range(processes):
-        loader = DataLoader(levels_of(data, process, processes), batch_size=None, num_workers=workers)
-        levels += [int(example["level"]) for example in itertools.islice(loader, 72 // processes)]
-    assert Counter(levels) == dict.fromkeys(range(9), 8)
+    assert levels_drawn(data, 72, processes, workers) == dict.fromkeys(range(9), 8)
 
 
 @pytest.mark.parametrize("kind", SHARDS)

@@ -1,13 +1,16 @@
 """Parquet files and tar shards whose images are told apart by one number, and a stand-in for the transform."""
 
 import io
+import itertools
 import json
 import tarfile
+from collections import Counter
 
 import numpy as np
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from checks.judge import judge_example
 from data.arguments import ClassArguments, DatasetArguments
@@ -85,3 +88,12 @@ def levels_of(data, process=0, num_processes=1, seed=0, **options):
     dataset = StreamingDataset(data.stream, TWO_CLASSES, Level(), judge_example, seed, **options)
     dataset.share_with(process, num_processes)
     return dataset
+
+
+def levels_drawn(data, count, num_processes, num_workers) -> Counter:
+    """How often each level is drawn in so many examples of all processes, each of which has so many workers."""
+    levels = []
+    for process in range(num_processes):
+        loader = DataLoader(levels_of(data, process, num_processes), batch_size=None, num_workers=num_workers)
+        levels += [int(example["level"]) for example in itertools.islice(loader, count // num_processes)]
+    return Counter(levels)
