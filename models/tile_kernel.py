@@ -82,7 +82,7 @@ class TileKernel:
         if logits.device.type != "cpu" or logits.dtype == torch.float64 or not logits.numel():
             return None
         library = _library()
-        if library is None or not all(bound.isfinite() for bound in logits.detach().aminmax()):
+        if library is None or not all(bound.isfinite() for bound in logits.detach().permute(0, 2, 3, 1).aminmax()):
             return None
         return cls(library, logits, size)
 
