@@ -77,14 +77,11 @@ def _probe(config: PretrainedConfig) -> InputGeometry:
             model = new_model(config)
     except Exception as error:  # lists of different lengths, sizes that do not divide: each fails in its own way
         raise UserError(f"no model can be built from the configuration of {name}: {one_line(error)}") from error
-    if is_eomt(config):
-        # Whether attention is masked depends on these values, and there are no others on the meta device.
-        model.attn_mask_probs = torch.zeros(config.num_blocks)
     try:
         geometry = _geometry(model.eval())
         if _reads_maps(config):
             _check_maps(encoder_modules(model)[0], geometry.fit(64))
-        if config.model_type != "mask2former":  # whose decoder computes positions on another device
+        if not is_universal(config):  # these look at values, which there are none of on the meta device
             _run(model, geometry.fit(64))
     except Exception as error:  # widths that do not match, window sizes, stages that are not there
         raise UserError(
@@ -97,6 +94,8 @@ def _geometry(model: PreTrainedModel) -> InputGeometry:
     config = model.config
     kind = config.model_type
     if is_eomt(config):  # it takes one size, in which a window of any image is shown
+        if not 0 < config.num_blocks <= config.num_hidden_layers:
+            raise ValueError(f"num_blocks is {config.num_blocks}, of {config.num_hidden_layers} layers")
         return InputGeometry(1, True, config.image_size)
     if kind == "data2vec-vision" or (kind == "dpt" and config.is_hybrid):
         # Position embeddings of one size, or feature maps reshaped to the configured one.
@@ -169,8 +168,8 @@ def _divisor(needed: int) -> int:
 
 @torch.no_grad()
 def _run(network: nn.Module, side: int):
-    with torch.device("meta"):
-        return network(pixel_values=torch.zeros(1, input_channels(network), side, side))
+    # Under `torch.device("meta")` modules that cache what they compute would keep it without values for other models.
+    return network(pixel_values=torch.zeros(1, input_channels(network), side, side, device="meta"))
 
 
 def input_channels(network: nn.Module) -> int:

@@ -129,7 +129,7 @@ def test_models_of_masks_are_shown_what_their_backbone_sees_whole(name):
 def test_an_eomt_that_does_not_run_is_found_without_weights():
     config = universal_configs()["eomt"]
     config.num_blocks = config.num_hidden_layers + 1
-    with pytest.raises(UserError, match="of eomt can be built but does not run: "):
+    with pytest.raises(UserError, match="of eomt can be built but does not run: num_blocks is 5, of 4 layers"):
         input_geometry(config)
 
 
