@@ -40,7 +40,7 @@ CONFIGS["sapiens2"] = T.Sapiens2Config(**VIT, patch_size=16, num_key_value_atten
 CONFIGS["tipsv2_vision_model"] = T.Tipsv2VisionConfig(**PATCH_14)
 DPT = ("dinov2", "dinov2_with_registers", "tipsv2_vision_model", "beit")
 # What a backbone does not have of its base model: norms and poolers behind the last feature map.
-LEFT_BEHIND = ("layernorm.", "layer_norm.", "pooler.", "norm.", "embeddings.mask_token", "last_convolution.")
+LEFT_BEHIND = ("layernorm.", "layer_norm.", "pooler.", "norm.", "embeddings.mask_token", "last_convolution.", "head.")
 
 
 NARROW = {"upernet": {"hidden_size": 16}, "dpt": {"fusion_hidden_size": 8}}  # for speed
