@@ -278,9 +278,11 @@ def void_faults(records: Sequence[ImageRecord], class_map: ClassMap, layout: str
         fix = f"--ignore_values {void}, or give the list of classes with --id2label"
         findings.append(finding("class-void", WARNING, message, fix, keys_of(holding)))
     for i, name in class_map.id2label.items():
+        if name.lower().strip("_ ").replace("_", " ") not in VOID_NAMES:
+            continue
         raw = {value for value, of in class_map.value_ids.items() if of == i}
         holding = [record for record in records if raw & record.raw_values.keys()]
-        if name.lower().strip("_ ").replace("_", " ") in VOID_NAMES and holding:
+        if holding:
             message = f"{name} is trained and scored as a class ({_share(holding, records, raw)} of the pixels)"
             fix = f"--drop_classes {name} ignores it" if " " not in name else f"--drop_classes '{name}' ignores it"
             findings.append(finding("class-void", INFO, message, fix, keys_of(holding)))

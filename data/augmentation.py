@@ -134,7 +134,7 @@ class TrainTransform:
         for _ in range(11):  # the first draw and ten more
             top = int(rng.integers(mask.shape[0] - height + 1))
             left = int(rng.integers(mask.shape[1] - width + 1))
-            ids = mask.crop(top, left, height, width).t().flatten()  # without a copy
+            ids = mask.crop(top, left, height, width).flatten()
             counts = torch.bincount(ids, minlength=256)[:IGNORE_INDEX]
             if (counts > 0).sum() > 1 and counts.max() < self.max_class_share * counts.sum():
                 break
@@ -190,9 +190,10 @@ class ResizedMask:
         self._window, self._crop = None, None
 
     def crop(self, top: int, left: int, height: int, width: int) -> torch.Tensor:
-        """uint8 (height, width). Columns of it are what lies together, as numpy gathers them."""
+        """uint8 (height, width), contiguous."""
         window = top, left, height, width
         if window != self._window:  # the window that was found good is cut out next
             rows, columns = self.rows[top : top + height], self.columns[left : left + width]
-            self._window, self._crop = window, torch.from_numpy(self.original[rows][:, columns])
+            # `take` twice is faster than any indexing, and leaves rows that lie together.
+            self._window, self._crop = window, torch.from_numpy(self.original.take(rows, 0).take(columns, 1))
         return self._crop

@@ -3,9 +3,11 @@
 import hashlib
 import logging
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from itertools import chain, islice
 
 import numpy as np
@@ -58,8 +60,9 @@ def cache_key(*facts: object, files: Iterable[str | os.PathLike | None]) -> str:
     digest = hashlib.sha256(repr(facts).encode())
     for path in files:
         stamp = None
-        if path and os.path.isfile(path):
-            status = os.stat(path)
-            stamp = status.st_size, status.st_mtime_ns
+        with suppress(OSError, ValueError):  # there is no such file, or it can have no such name
+            status = os.stat(path or "")
+            if stat.S_ISREG(status.st_mode):
+                stamp = status.st_size, status.st_mtime_ns
         digest.update(repr((str(path), stamp)).encode())
     return digest.hexdigest()[:40]

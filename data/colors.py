@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from data.classes import look_up
 from data.preprocessing import EvaluationProtocol
 
 # Colours change in strips of this many rows, so that what they need stays in the processor's cache.
@@ -77,12 +78,12 @@ def change_colors(pixels: np.ndarray, change: ColorChange) -> np.ndarray:
     """uint8 (C, H, W) → the same, contiguous."""
     pixels = np.ascontiguousarray(pixels)
     seen = _seen(len(pixels))
-    colors = _look_up(change.before, pixels[:seen])
+    colors = _recolored(pixels[:seen], change.before)
     if change.turn:
         colors = _change_hue(colors, change.saturation, change.turn)
     elif change.saturation != 1:
         colors = _change_saturation(colors, change.saturation)
-    colors = _look_up(change.after, colors)
+    colors = _recolored(colors, change.after)
     return colors if seen == len(pixels) else np.concatenate([colors, pixels[seen:]])
 
 
@@ -91,11 +92,8 @@ def _seen(num_channels: int) -> int:
     return 3 if num_channels >= 3 else 1
 
 
-def _look_up(table: np.ndarray, colors: np.ndarray) -> np.ndarray:
-    """`table[colors]` for uint8 (256,) and uint8 of any shape, contiguous; in half the time of `take`."""
-    if (table == UNCHANGED).all():
-        return colors
-    return np.frombuffer(bytearray(colors).translate(table.tobytes()), np.uint8).reshape(colors.shape)
+def _recolored(colors: np.ndarray, table: np.ndarray) -> np.ndarray:
+    return colors if (table == UNCHANGED).all() else look_up(table, colors)
 
 
 def _change_saturation(colors: np.ndarray, saturation: np.float32) -> np.ndarray:

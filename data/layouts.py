@@ -353,9 +353,9 @@ class Tree:
 
         within: names of the folder they must lie in, "" for the root.
         """
-        found = []
+        found, fits = [], re.compile("|".join(fnmatch.translate(pattern.lower()) for pattern in patterns))
         for parts, name in self.files:
-            if any(fnmatch.fnmatchcase(name.lower(), pattern.lower()) for pattern in patterns):
+            if fits.match(name.lower()):
                 if within is None or (parts[-1].lower() if parts else "") in within:
                     found.append((parts, self.path(parts, name)))
         return sorted(found, key=lambda item: (len(item[0]), item[1]))

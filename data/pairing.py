@@ -553,11 +553,13 @@ def _by_lists(root: Path, tree: Tree, best: Candidate, lists: dict[str, SplitLis
 def _account(root: Path, tree: Tree, found: FoundDataset, spoken: set[Path], chosen: bool) -> None:
     """Says which other pictures lie below the folder, and which files there are not read at all."""
     pairs = [pair for pairs in found.splits.values() for pair in pairs]
-    known = {os.path.abspath(path) for pair in pairs for path in (pair.image, pair.mask)}
-    known |= {os.path.abspath(path) for path in (*spoken, *found.images_alone, *found.masks_alone)}
-    beside = {os.path.abspath(pair.image.parent) for pair in pairs}
+    paths = {*spoken, *found.images_alone, *found.masks_alone}
+    paths.update(path for pair in pairs for path in (pair.image, pair.mask))
+    pictures = [picture for picture in tree.pictures if picture.path not in paths]  # all but a few, without a look at
+    known = {os.path.abspath(path) for path in paths} if pictures else set()  # how their paths are written
+    beside = {os.path.abspath(folder) for folder in {pair.image.parent for pair in pairs}}
     others: dict[tuple[bool, str], list[Picture]] = defaultdict(list)
-    for picture in tree.pictures:
+    for picture in pictures:
         path = os.path.abspath(picture.path)
         if path in known:
             continue

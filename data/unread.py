@@ -26,17 +26,16 @@ def unread_pictures(tree: Tree, read: Collection[str] = IMAGE_EXTENSIONS) -> lis
 
     read: the extensions that are, in small letters.
     """
-    return unread_among((tree.path(parts, name) for parts, name in tree.files), read)
+    return unread_among((tree.path(*file) for file in tree.files if not _is_known(file[1], read)), read)
 
 
 def unread_among(paths: Iterable[Path], read: Collection[str] = IMAGE_EXTENSIONS) -> list[Path]:
     """As `unread_pictures`, of any files."""
     found = []
     for path in paths:
-        suffix = _extension(path.name)
-        if suffix in read or suffix in COMPANIONS:
+        if _is_known(path.name, read):
             continue
-        if suffix in UNREAD_EXTENSIONS or _begins_like_a_picture(path):
+        if _extension(path.name) in UNREAD_EXTENSIONS or _begins_like_a_picture(path):
             found.append(path)
     return sorted(found)
 
@@ -57,6 +56,12 @@ def describe_unread(paths: Iterable[Path]) -> tuple[str, str]:
 
 def _extension(name: str) -> str:
     return ".nii.gz" if name.lower().endswith(".nii.gz") else split_extension(name)[1]
+
+
+def _is_known(name: str, read: Collection[str]) -> bool:
+    """Whether a file is read, or is of those that lie beside pictures."""
+    extension = _extension(name)
+    return extension in read or extension in COMPANIONS
 
 
 def _begins_like_a_picture(path: Path) -> bool:

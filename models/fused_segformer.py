@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, SegformerForSemanticSegmentation
 from transformers import UperNetForSemanticSegmentation as UperNet
+from transformers.activations import GELUActivation
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.segformer.modeling_segformer import (
     SegformerDecodeHead,
@@ -24,6 +25,8 @@ from transformers.models.segformer.modeling_segformer import (
     SegformerSequenceReduction,
     SegformerStage,
 )
+
+from models import mix_ffn
 
 
 class _AddLinear(torch.autograd.Function):
@@ -286,11 +289,16 @@ class ChannelsLastSegformerSequenceReduction(SegformerSequenceReduction):
 class RecomputingSegformerMixMLP(SegformerMixMLP):
     """A Mix-FFN that keeps its input alone for the backward pass instead of three maps of four times the channels.
 
-    The maps are cheap to make again (a few per cent of a step) and are most of what the encoder would keep.
+    The maps are cheap to make again (a few per cent of a step) and are most of what the encoder would keep. Where the
+    modules do no more than their weights say, `models.mix_ffn` does it all.
     """
 
     def forward(self, hidden_states: Tensor, height: int, width: int) -> Tensor:
-        if not torch.is_grad_enabled() or torch.jit.is_tracing():
+        if torch.jit.is_tracing():
+            return super().forward(hidden_states, height, width)
+        if mix_ffn.suits(hidden_states, self.fc1.out_features) and self._is_plain():
+            return mix_ffn.mix_ffn(hidden_states, height, width, self.fc1, self.dwconv.dwconv, self.fc2)
+        if not torch.is_grad_enabled():
             return super().forward(hidden_states, height, width)
         return checkpoint(
             super().forward,
@@ -299,6 +307,18 @@ class RecomputingSegformerMixMLP(SegformerMixMLP):
             width,
             use_reentrant=False,
             preserve_rng_state=self.training,  # adapters may draw, even where the dropout here does not
+        )
+
+    def _is_plain(self) -> bool:
+        """Whether the weights of the modules say all that the modules do."""
+        return (
+            _are_plain(nn.Linear, self.fc1, self.fc2)
+            and _are_plain(ChannelsLastSegformerDepthWiseConv, self.dwconv)
+            and _are_plain(nn.Conv2d, self.dwconv.dwconv)
+            and _are_plain(GELUActivation, self.activation_fn)
+            and _are_plain(nn.Dropout, self.dropout)
+            and not (self.dropout.training and self.dropout.p)
+            and all(module.bias is not None for module in (self.fc1, self.dwconv.dwconv, self.fc2))
         )
 
 

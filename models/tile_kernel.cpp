@@ -1,9 +1,12 @@
 // Bilinear interpolation, argmax, softmax, cross-entropy and its gradient of upsampled logits in one pass: the logits of
 // a pixel lie in the first-level cache from the first of these to the last. See tile_kernel.py.
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <new>
+
+#include "exponential.h"
 
 // One image. Low-resolution logits and their gradient have the classes innermost.
 struct Image {
@@ -23,27 +26,6 @@ struct Image {
     float* gradient;             // (height, width, classes), added to, or null
     int32_t* prediction;         // (rows, columns), or null
 };
-
-// exp(x) of x <= 0 with a relative error below 2e-7: 2^n times a polynomial (Cephes, S. L. Moshier, expf) of what is
-// left. Loops around it are vectorised, which those around the C library's are not everywhere.
-static inline float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x;
-    float n = x * 1.44269504088896341f + 12582912.0f;  // adding 1.5 * 2^23 rounds to an integer
-    n -= 12582912.0f;
-    float r = x - n * 0.693359375f;
-    r -= n * -2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
-    float power;
-    memcpy(&power, &bits, sizeof power);
-    return p * power;
-}
 
 // A pixel's logits, and the highest of them. Not inlined, so that they are rounded alike with loss and without.
 __attribute__((noinline)) static float pixel_logits(
@@ -73,28 +55,34 @@ static int32_t first_equal(const float* values, float wanted, int64_t count) {
 // k gets a gradient from the rows below k and below k - 1; so those below even k can be worked on together.
 extern "C" int tile_kernel(const Image* image, int64_t first, int64_t last, int64_t step) {
     const Image& in = *image;
-    const int64_t classes = in.classes, stride = in.width * classes, padded = stride + classes;
-    float* memory = new (std::nothrow) float[2 * padded + classes];
+    // Here classes are a multiple of what is worked on at once; those that there are not have the lowest logits.
+    const int64_t classes = in.classes, stride = in.width * classes, room = (classes + 7) / 8 * 8;
+    const int64_t padded = (in.width + 1) * room;
+    float* memory = new (std::align_val_t(64), std::nothrow) float[2 * padded + room];
     if (!memory) return 1;
     float *row = memory, *row_gradient = row + padded, *values = row_gradient + padded;
+    for (int64_t i = 0; i < padded; i++) row[i] = -FLT_MAX;
     for (int64_t k = first; k < last; k += step) {
         const int64_t next = k + 1 < in.height ? k + 1 : k;
         const float *top = in.logits + k * stride, *bottom = in.logits + next * stride;
         for (int64_t y = in.first_row[k]; y < in.first_row[k + 1]; y++) {
             const float of_bottom = in.row_fraction[y], of_top = 1.0f - of_bottom;
+            // The last column comes once more, so that every column has one to its right.
+            for (int64_t x = 0; x <= in.width; x++) {
+                const int64_t from = (x < in.width ? x : in.width - 1) * classes;
 #pragma omp simd
-            for (int64_t i = 0; i < stride; i++) row[i] = of_top * top[i] + of_bottom * bottom[i];
-            // The last column once more, so that every column has one to its right.
-            memcpy(row + stride, row + stride - classes, sizeof(float) * classes);
+                for (int64_t c = 0; c < classes; c++)
+                    row[x * room + c] = of_top * top[from + c] + of_bottom * bottom[from + c];
+            }
             if (in.gradient) memset(row_gradient, 0, sizeof(float) * padded);
             for (int64_t x = 0; x < in.columns; x++) {
-                const int64_t pixel = y * in.columns + x, left = in.column[x] * classes, right = left + classes;
+                const int64_t pixel = y * in.columns + x, left = in.column[x] * room, right = left + room;
                 const bool has_loss = in.loss && in.valid[pixel];
                 if (in.loss) in.loss[pixel] = 0.0f;
                 if (!has_loss && !in.prediction) continue;
                 const float of_right = in.column_fraction[x], of_left = 1.0f - of_right;
-                const float highest = pixel_logits(row + left, row + right, of_right, classes, values);
-                if (in.prediction) in.prediction[pixel] = first_equal(values, highest, classes);
+                const float highest = pixel_logits(row + left, row + right, of_right, room, values);
+                if (in.prediction) in.prediction[pixel] = first_equal(values, highest, room);
                 if (!has_loss) continue;
 
                 const int64_t target = in.target[pixel];
@@ -107,7 +95,7 @@ extern "C" int tile_kernel(const Image* image, int64_t first, int64_t last, int6
                     loss -= weighted;
                 }
 #pragma omp simd reduction(+ : sum)
-                for (int64_t c = 0; c < classes; c++) {
+                for (int64_t c = 0; c < room; c++) {
                     float value = exponential(values[c] - highest);
                     values[c] = value;
                     sum += value;
@@ -125,7 +113,7 @@ extern "C" int tile_kernel(const Image* image, int64_t first, int64_t last, int6
                 }
                 const float scaled_left = of_left * scale, scaled_right = of_right * scale;
 #pragma omp simd
-                for (int64_t c = 0; c < classes; c++) {
+                for (int64_t c = 0; c < room; c++) {
                     to_left[c] += scaled_left * values[c];
                     to_right[c] += scaled_right * values[c];
                 }
@@ -133,15 +121,16 @@ extern "C" int tile_kernel(const Image* image, int64_t first, int64_t last, int6
                 to_right[target] -= of_right * label_weight;
             }
             if (!in.gradient) continue;
-            float *at_edge = row_gradient + stride - classes, *to_top = in.gradient + k * stride;
-            float* to_bottom = in.gradient + next * stride;  // may be the same
-            for (int64_t c = 0; c < classes; c++) at_edge[c] += at_edge[classes + c];
+            float *to_top = in.gradient + k * stride, *to_bottom = in.gradient + next * stride;  // may be the same
+            for (int64_t x = 0; x <= in.width; x++) {
+                const int64_t to = (x < in.width ? x : in.width - 1) * classes;
 #pragma omp simd
-            for (int64_t i = 0; i < stride; i++) to_top[i] += of_top * row_gradient[i];
+                for (int64_t c = 0; c < classes; c++) to_top[to + c] += of_top * row_gradient[x * room + c];
 #pragma omp simd
-            for (int64_t i = 0; i < stride; i++) to_bottom[i] += of_bottom * row_gradient[i];
+                for (int64_t c = 0; c < classes; c++) to_bottom[to + c] += of_bottom * row_gradient[x * room + c];
+            }
         }
     }
-    delete[] memory;
+    operator delete[](memory, std::align_val_t(64));
     return 0;
 }

@@ -1,37 +1,15 @@
 """Upsampling, argmax, softmax, cross-entropy and its gradient on a CPU in one compiled pass over the pixels.
 
-`tile_kernel.cpp` is compiled for this processor at its first use, in a few seconds, by the C++ compiler that `CXX`
-names or that is found, and kept. Where there is none, or what is asked for is not for it (`TileKernel.of`), the tiles
-of `models.upsampling` do the same work by torch's own operations, and a line of the log says so; `CXX=none` asks for
-them.
+The kernel is `tile_kernel.cpp`. Where it cannot be compiled (`models.compiled`), or what is asked for is not for it
+(`TileKernel.of`), the tiles of `models.upsampling` do the same work by torch's own operations.
 """
 
 import ctypes
-import hashlib
-import logging
-import os
-import shlex
-import shutil
-import subprocess
-import sys
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from cli_utils import one_line
-
-logger = logging.getLogger(__name__)
-
-SOURCE = Path(__file__).with_suffix(".cpp")
-COMPILERS = ("g++", "clang++", "c++")
-# What is not here would change results: reassociation is allowed loop by loop, in the source.
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math")
-SHARED = ("-shared", "-fPIC")
-MINUTE = 60.0
+from models import compiled
 
 
 def bilinear_positions(
@@ -81,8 +59,8 @@ class TileKernel:
         not look for."""
         if logits.device.type != "cpu" or logits.dtype == torch.float64 or not logits.numel():
             return None
-        library = _library()
-        if library is None or not all(bound.isfinite() for bound in logits.detach().aminmax()):
+        library = compiled.library()
+        if library is None or not all(bound.isfinite() for bound in logits.detach().permute(0, 2, 3, 1).aminmax()):
             return None
         return cls(library, logits, size)
 
@@ -141,56 +119,9 @@ class TileKernel:
         def work(part: tuple[int, int, int]) -> int:
             return self._library.tile_kernel(ctypes.byref(image_of), *map(ctypes.c_int64, part))
 
-        # Threads of Python, as the kernel runs without its lock. Two that worked on neighbouring rows would add to one
-        # row of the gradient at a time.
-        threads = torch.get_num_threads()
-        with ThreadPoolExecutor(threads) as pool:
-            for first in (0, 1):
-                bounds = [first + 2 * (-(-height // 2) * part // threads) for part in range(threads + 1)]
-                parts = [(start, min(stop, height), 2) for start, stop in zip(bounds, bounds[1:], strict=False)]
-                if any(pool.map(work, parts) if threads > 1 else map(work, parts)):
-                    raise MemoryError(f"no memory for a row of {width} x {classes} logits")
-
-
-@cache
-def _library() -> ctypes.CDLL | None:
-    """The compiled kernel; None, with a line in the log, where there is none."""
-    if sys.platform != "linux":
-        reason = "it was not tried on this system"
-    else:
-        try:
-            return ctypes.CDLL(str(_compiled()))
-        except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # the second: a user without a home
-            reason = one_line(getattr(error, "stderr", None) or error)
-    logger.info(f"no compiled kernel for losses and scores, which take longer without: {reason}")
-    return None
-
-
-def _compiled() -> Path:
-    """The library's file, compiled if it is not there yet. Raises OSError or SubprocessError."""
-    compiler = shlex.split(os.environ.get("CXX", "")) or list(filter(None, map(shutil.which, COMPILERS)))[:1]
-    if not compiler:
-        raise OSError(f"there is no C++ compiler ({', '.join(COMPILERS)})")
-    if shutil.which(compiler[0]) is None:
-        raise OSError(f"CXX names {compiler[0]}, which is no program here")
-    command = [*compiler, *FLAGS, *SHARED]
-    made_of = (SOURCE.read_text(encoding="utf-8"), *command, _processor())
-    name = f"tile_kernel_{hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]}.so"
-    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
-    file = folder / "fine_tune_segformer" / name
-    if file.is_file() and file.stat().st_uid in (0, os.getuid()):  # nobody else's code
-        return file
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as aside:
-        made = Path(aside, name)
-        subprocess.run(
-            [*command, str(SOURCE), "-o", str(made)], check=True, capture_output=True, text=True, timeout=5 * MINUTE
-        )
-        made.replace(file)  # other processes may be about to do the same
-    return file
-
-
-def _processor() -> str:
-    """What `-march=native` goes by: homes are shared by machines with other processors."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    return repr([line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))][:3])
+        # Two threads that worked on neighbouring rows would add to one row of the gradient at a time.
+        for first in (0, 1):
+            bounds = compiled.shares(-(-height // 2))
+            parts = [(first + 2 * start, min(first + 2 * stop, height), 2) for start, stop in bounds]
+            if any(compiled.in_threads(work, parts)):
+                raise MemoryError(f"no memory for a row of {width} x {classes} logits")

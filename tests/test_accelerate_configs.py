@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -77,15 +78,39 @@ def inputs(tmp_path_factory):
     return data, [*flags_for(data, config), "--max_steps", "4", "--per_device_train_batch_size", "1"]
 
 
-def launch(config, *arguments):
-    """Through the launcher, one thread a process."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    command += ["--main_process_port", "0", *map(str, arguments)]
+LAUNCH = ["-m", "accelerate.commands.launch", "--config_file"]
+
+
+def start(command, **environment):
+    """A process whose own processes have one thread each."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr[-5000:]
-    return ended.stdout
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths} | environment
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*map(str, command)], cwd=ROOT, env=environment, text=True, **pipes)
+
+
+def end(process):
+    """What it printed."""
+    printed, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors[-5000:]
+    return printed
+
+
+def launch(config, *arguments):
+    return end(start([sys.executable, *LAUNCH, config, "--main_process_port", "0", *arguments], DS_ACCELERATOR="cpu"))
+
+
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def on_two_cpus(name, folder):
+    """One of the files, for two processes on the CPU."""
+    config = yaml.safe_load((FOLDER / f"{name}.yaml").read_text()) | {"use_cpu": True, "num_processes": 2}
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    return folder / f"{name}.yaml"
 
 
 def evaluated(model, data, folder, *flags):
@@ -101,6 +126,10 @@ def losses(folder):
     return [entry["loss"] for entry in log if "loss" in entry]
 
 
+FSDP_ON_CPUS = ["--module", "factories.fsdp_on_cpus"]
+TRAINING = ["--do_train", "--do_eval", "--eval_strategy", "no", "--save_strategy"]
+
+
 @pytest.mark.slow
 def test_fsdp2_trains_scores_and_saves_as_one_process_does(inputs, tmp_path):
     """The file for FSDP2 with two processes on the CPU, in windows whose number differs from image to image."""
@@ -108,11 +137,8 @@ def test_fsdp2_trains_scores_and_saves_as_one_process_does(inputs, tmp_path):
     windows = ["--slide_crop", "32", "--slide_stride", "32"]
     flags = [*flags, *windows, "--do_train", "--do_eval", "--eval_strategy", "steps", "--save_strategy", "steps"]
     flags += ["--eval_steps", "2", "--save_steps", "2", "--save_total_limit", "9"]
-    config = yaml.safe_load((FOLDER / "fsdp2.yaml").read_text()) | {"use_cpu": True, "num_processes": 2}
-    (tmp_path / "fsdp2.yaml").write_text(yaml.safe_dump(config))
     out, one = tmp_path / "out", tmp_path / "one"
-    script = ["--module", "factories.fsdp_on_cpus"]
-    said = launch(tmp_path / "fsdp2.yaml", *script, *flags, "--output_dir", out)
+    said = launch(on_two_cpus("fsdp2", tmp_path), *FSDP_ON_CPUS, *flags, "--output_dir", out)
     assert "121 of 121 parameters are scattered" in said
     # Each process has batches of one, as BatchNorm sees them.
     run_segmentation.main([*map(str, [*flags, "--gradient_accumulation_steps", "2", "--output_dir", one])])
@@ -124,28 +150,63 @@ def test_fsdp2_trains_scores_and_saves_as_one_process_does(inputs, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_under_fsdp2_goes_on_as_if_it_had_not_stopped(inputs, tmp_path):
+@pytest.mark.parametrize("name", ["fsdp2", "deepspeed_zero2", "deepspeed_zero3"])
+def test_a_run_with_scattered_weights_goes_on_as_if_it_had_not_stopped(name, inputs, tmp_path):
     """From the checkpoint after two of four steps, with optimizer, schedule and the order of images."""
-    _, flags = inputs
-    flags = [
-        *flags,
-        "--do_train",
-        "--do_eval",
-        "--eval_strategy",
-        "no",
-        "--save_strategy",
-        "steps",
-        "--save_steps",
-        "2",
-    ]
-    config = yaml.safe_load((FOLDER / "fsdp2.yaml").read_text()) | {"use_cpu": True, "num_processes": 2}
-    (tmp_path / "fsdp2.yaml").write_text(yaml.safe_dump(config))
-    whole, again = tmp_path / "whole", tmp_path / "again"
-    script = ["--module", "factories.fsdp_on_cpus"]
-    launch(tmp_path / "fsdp2.yaml", *script, *flags, "--save_total_limit", "9", "--output_dir", whole)
+    if name != "fsdp2":
+        pytest.importorskip("deepspeed")
+    flags = [*inputs[1], *TRAINING, "steps", "--save_steps", "2"]
+    config, whole, again = on_two_cpus(name, tmp_path), tmp_path / "whole", tmp_path / "again"
+    script = FSDP_ON_CPUS if name == "fsdp2" else [ROOT / "run_segmentation.py"]
+    launch(config, *script, *flags, "--save_total_limit", "9", "--output_dir", whole)
     resume = ["--output_dir", again, "--resume_from_checkpoint", whole / "checkpoint-2"]
-    launch(tmp_path / "fsdp2.yaml", *script, *flags, *resume)
+    launch(config, *script, *flags, *resume)
     assert len(losses(whole)) == 4
     np.testing.assert_allclose(losses(again), losses(whole), rtol=1e-5)
     matrices = [np.load(folder / "confusion_matrix.npy") for folder in (whole, again)]
     np.testing.assert_array_equal(*matrices)
+
+
+def accelerate_on(rank, port):
+    machine = ["--num_processes", "2", "--machine_rank", rank, "--main_process_ip", "127.0.0.1"]
+    return [sys.executable, *LAUNCH, FOLDER / "several_nodes.yaml", *machine, "--main_process_port", port]
+
+
+def torchrun_on(rank, port):
+    meeting = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{port}", "--rdzv_id", "test"]
+    return [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", *meeting]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", [accelerate_on, torchrun_on])
+def test_two_machines_train_as_one_process_does(machine, inputs, tmp_path):
+    """Each of the two commands of several_nodes.yaml, both machines being this one."""
+    flags, port = [*inputs[1], *TRAINING, "no"], free_port()
+    both = [start([*machine(rank, port), "run_segmentation.py", *flags, "--output_dir", tmp_path]) for rank in (0, 1)]
+    for process in both:
+        end(process)
+    same_as_one_process(tmp_path, flags)
+
+
+@pytest.mark.slow
+def test_the_slurm_script_trains_on_two_machines(inputs, tmp_path):
+    """With programs in the place of Slurm's own that do the same on this machine alone."""
+    programs = {
+        "scontrol": 'test "$*" = "show hostnames a,b" && printf "localhost\\nb\\n"',
+        "srun": 'for i in 1 2; do "$@" & done; wait -n && wait -n',
+    }
+    for name, line in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"JOB_NODELIST": "a,b", "NNODES": "2", "GPUS_ON_NODE": "1", "JOB_ID": "7"}
+    path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
+    flags = [*inputs[1], *TRAINING, "no"]
+    command = ["bash", FOLDER / "slurm.sh", *flags, "--output_dir", tmp_path / "out"]
+    end(start(command, PATH=path, **{f"SLURM_{name}": value for name, value in slurm.items()}))
+    same_as_one_process(tmp_path / "out", flags)
+
+
+def same_as_one_process(folder, flags):
+    run_segmentation.main([*map(str, [*flags, "--gradient_accumulation_steps", "2", "--output_dir", folder / "one"])])
+    assert len(losses(folder)) == 4
+    np.testing.assert_allclose(losses(folder), losses(folder / "one"), rtol=1e-5)

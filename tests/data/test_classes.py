@@ -1,6 +1,7 @@
 """Raw annotation values <-> training ids, against literals; class lists."""
 
 import json
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -214,6 +215,16 @@ def test_the_label_ids_of_cityscapes():
     class_map = map_classes(mapping, "x", None)
     assert class_map.id2label == read_class_list(LABELS / "cityscapes.json")[0]
     np.testing.assert_array_equal(class_map.reduce(np.array([[7, 33, 0, 9, -1]])), [[0, 18, 255, 255, 255]])
+
+
+@pytest.mark.parametrize(
+    "line", ["1" + " " * 10**5 + "2", "a" + ",1" * 10**5, "1 " * 10**5, "," * 10**5, "1" * 10**5, "x " + "1," * 10**5]
+)
+def test_a_long_line_is_read_at_once(tmp_path, line):
+    """Patterns that try many places of a line would take hours over it."""
+    (tmp_path / "classes.txt").write_text(line)
+    with suppress(UserError):
+        assert len(read_class_list(tmp_path / "classes.txt")[0]) == 1
 
 
 def test_missing_class_list(tmp_path):

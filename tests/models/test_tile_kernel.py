@@ -1,30 +1,17 @@
-"""The compiled kernel against stock torch and the tiles that do its work elsewhere; where there is none; its file."""
-
-import logging
-import os
-import subprocess
+"""The compiled kernel against stock torch and the tiles that do its work elsewhere."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from factories.logits import SIZES, random_case, relative_error, stock_loss
 
-from models import tile_kernel
+from models import compiled
 from models.inference import upsampled_scores
 from models.losses import upsampled_cross_entropy
 from models.tile_kernel import TileKernel
 from models.upsampling import upsampled_argmax
 
-needs_compiler = pytest.mark.skipif(tile_kernel._library() is None, reason="no C++ compiler")
-
-
-@pytest.fixture
-def compiled_anew(monkeypatch, tmp_path):
-    """Nothing is compiled yet."""
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    tile_kernel._library.cache_clear()
-    yield tmp_path / "fine_tune_segformer"
-    tile_kernel._library.cache_clear()
+needs_compiler = pytest.mark.skipif(compiled.library() is None, reason="no C++ compiler")
 
 
 def loss_and_gradient(logits, labels, **options):
@@ -60,7 +47,7 @@ def test_tiles_and_kernel_agree_however_large_the_logits(scale, monkeypatch):
     logits, labels = random_case((5, 7), (13, 31), dtype=torch.float32)
     logits = (scale * logits.detach()).requires_grad_()
     by_kernel = loss_and_gradient(logits, labels), upsampled_scores(logits, labels)
-    monkeypatch.setattr(tile_kernel, "_library", lambda: None)
+    monkeypatch.setattr(compiled, "library", lambda: None)
     by_tiles = loss_and_gradient(logits, labels), upsampled_scores(logits, labels)
     torch.testing.assert_close(by_kernel, by_tiles, rtol=2e-5, atol=1e-7)
 
@@ -98,45 +85,3 @@ def test_what_it_is_not_for_is_left_to_tiles():
         assert TileKernel.of(logits, (6, 6)) is None
         loss, gradient = loss_and_gradient(logits.requires_grad_(), torch.zeros(1, 6, 6, dtype=torch.long))
         assert not loss.isfinite() and not gradient.isfinite().all()
-
-
-@needs_compiler
-def test_it_is_compiled_once(compiled_anew, monkeypatch):
-    assert tile_kernel._library() is not None
-    (file,) = compiled_anew.iterdir()
-    tile_kernel._library.cache_clear()
-    monkeypatch.setattr(subprocess, "run", None)
-    assert tile_kernel._library() is not None
-    assert list(compiled_anew.iterdir()) == [file]
-
-
-@needs_compiler
-@pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
-def test_a_file_of_somebody_else_is_not_run(compiled_anew):
-    file = tile_kernel._compiled()
-    file.write_bytes(b"not ours")
-    os.chown(file, 12345, -1)
-    assert tile_kernel._library() is not None and file.stat().st_uid == 0
-
-
-@pytest.mark.parametrize(
-    ("compiler", "reason"),
-    [("none", "CXX names none, which is no program here"), ("false", "returned non-zero exit status 1")],
-)
-def test_without_a_compiler_tiles_do_it_and_the_log_says_so(compiled_anew, monkeypatch, caplog, compiler, reason):
-    monkeypatch.setenv("CXX", compiler)
-    logits, labels = random_case((5, 7), (13, 31), dtype=torch.float32)
-    with caplog.at_level(logging.INFO):
-        losses = [upsampled_cross_entropy(logits, labels) for _ in range(2)]
-        upsampled_argmax(logits, (13, 31))
-    torch.testing.assert_close(losses[0], stock_loss(logits, labels))
-    (line,) = [record.getMessage() for record in caplog.records]
-    assert reason in line and line.startswith("no compiled kernel")
-
-
-def test_no_compiler_at_all_is_said(compiled_anew, monkeypatch, caplog):
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(tile_kernel.shutil, "which", lambda name: None)
-    with caplog.at_level(logging.INFO):
-        assert tile_kernel._library() is None
-    assert "there is no C++ compiler (g++, clang++, c++)" in caplog.text

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from factories.logits import SIZES, LargestTensor, random_case
 
-from models import tile_kernel, upsampling
+from models import compiled, upsampling
 from models.inference import upsampled_scores
 from models.losses import cross_entropy_sums
 from models.upsampling import TiledUpsampling, upsampled_argmax
@@ -14,7 +14,7 @@ from models.upsampling import TiledUpsampling, upsampled_argmax
 @pytest.fixture(autouse=True, params=["by the kernel", "by tiles"])
 def way(request, monkeypatch):
     if request.param == "by tiles":
-        monkeypatch.setattr(tile_kernel, "_library", lambda: None)
+        monkeypatch.setattr(compiled, "library", lambda: None)
 
 
 @pytest.mark.parametrize(("input_size", "output_size"), SIZES)
