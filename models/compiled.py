@@ -14,19 +14,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from cli_utils import one_line
 
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
-SOURCES = tuple(FOLDER / name for name in ("tile_kernel.cpp", "mix_ffn_kernel.cpp"))
+SOURCES = tuple(FOLDER / name for name in ("tile_kernel.cpp", "mix_ffn_kernel.cpp", "head_kernel.cpp"))
 HEADERS = (FOLDER / "exponential.h",)
 COMPILERS = ("g++", "clang++", "c++")
 # What is not here would change results: reassociation is allowed loop by loop, in the source.
@@ -35,17 +35,35 @@ SHARED = ("-shared", "-fPIC")
 MINUTE = 60.0
 
 
-def shares(count: int) -> list[tuple[int, int]]:
-    """0 to count in as many runs, start and stop, as torch has threads."""
-    threads = torch.get_num_threads()
-    return [(count * part // threads, count * (part + 1) // threads) for part in range(threads)]
+def suits(tensor: Tensor) -> bool:
+    """Whether there are kernels, and they are for this tensor: float32 on a CPU, and no stand-in of a tracer."""
+    return (
+        type(tensor) is Tensor
+        and tensor.device.type == "cpu"
+        and tensor.dtype == torch.float32
+        and tensor.numel() > 0
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and library() is not None
+    )
 
 
-def in_threads(work: Callable, parts: Sequence) -> list:
-    """The results of work on every part, each in a thread of Python's: what is compiled runs without Python's lock."""
-    if len(parts) == 1:
-        return [work(parts[0])]
-    return list(_threads(len(parts)).map(work, parts))
+def run(kernel: str, given: ctypes.Structure, *numbers: int, count: int) -> None:
+    """Calls a kernel with given, numbers, and first and last of a run of 0 to count, in as many threads as torch has.
+
+    Raises:
+        MemoryError: if there is no memory for the kernel's own.
+    """
+    function, threads = getattr(library(), kernel), max(1, min(count, torch.get_num_threads()))
+    bounds = [count * part // threads for part in range(threads + 1)]
+
+    def work(first: int, last: int) -> int:
+        return function(ctypes.byref(given), *map(ctypes.c_int64, (*numbers, first, last)))
+
+    # Threads of Python, as a kernel runs without its lock.
+    if any(map(work, bounds, bounds[1:]) if threads == 1 else _threads(threads).map(work, bounds, bounds[1:])):
+        raise MemoryError(f"no memory for {kernel}")
 
 
 @cache

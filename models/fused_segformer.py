@@ -20,13 +20,15 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.segformer.modeling_segformer import (
     SegformerDecodeHead,
     SegformerDepthWiseConv,
+    SegformerDropPath,
+    SegformerLayer,
     SegformerMixMLP,
     SegformerMLP,
     SegformerSequenceReduction,
     SegformerStage,
 )
 
-from models import mix_ffn
+from models import compiled, head_kernel, mix_ffn
 
 
 class _AddLinear(torch.autograd.Function):
@@ -83,8 +85,7 @@ def _relu_dropout(x: Tensor, p: float) -> Tensor:
     dropped = round(p * 2**16)
     x.relu_()
     if dropped:
-        numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
-        bits = numbers.view(torch.int16)[: x.numel()].as_strided(x.shape, x.stride())
+        bits = head_kernel.random_bits(x.numel(), x.device).as_strided(x.shape, x.stride())
         x.masked_fill_(torch.le(bits, dropped - 2**15 - 1), 0)
     return x
 
@@ -121,6 +122,8 @@ class FusedSegformerDecodeHead(SegformerDecodeHead):
         add_linear = _AddLinear.apply if with_gradients else _add_linear
         relu_dropout = _ReluDropout.apply if with_gradients else _relu_dropout
         weights, bias = self._folded_weights(encoder_hidden_states[0].device.type)
+        if compiled.suits(encoder_hidden_states[0]) and len(weights) <= head_kernel.MOST_MAPS:
+            return self._forward_by_kernel(encoder_hidden_states, weights, bias)
         size = encoder_hidden_states[0].shape[-2:]
         # From the smallest stage up: it takes the bias, since a constant survives upsampling, and every later stage is
         # added into its upsampled map, in place (adding into a view would make autograd copy whole maps).
@@ -139,6 +142,26 @@ class FusedSegformerDecodeHead(SegformerDecodeHead):
         p = self.dropout.p if self.dropout.training else 0.0
         hidden_states = relu_dropout(fused, p).permute(0, 2, 3, 1)
         logits = F.linear(hidden_states, self.classifier.weight.flatten(1) * dropout_scale(p), self.classifier.bias)
+        return logits.permute(0, 3, 1, 2)
+
+    def _forward_by_kernel(self, hidden_states: tuple[Tensor, ...], weights: list[Tensor], bias: Tensor) -> Tensor:
+        """The same on a CPU, in fewer passes over the large maps and with fewer of them kept."""
+        biases = [None] * (len(weights) - 1) + [bias]
+        states = [hidden_state.permute(0, 2, 3, 1) for hidden_state in hidden_states]
+        total, *maps = map(F.linear, states, weights, biases)
+        classifier, norm, p = self.classifier.weight.flatten(1), self.batch_norm, 0.0
+        if not torch.is_grad_enabled() and not norm.training and not self.dropout.training:
+            fused, _, _ = head_kernel.upsampled_sum(total, maps, rectify=True)
+            return head_kernel.logits_of(fused, classifier, self.classifier.bias).permute(0, 3, 1, 2)
+        fused, mean, variance = head_kernel.upsampled_sum(total, maps)
+        if self.dropout.training:
+            p = self.dropout.p
+            classifier = classifier * dropout_scale(p)
+        if norm.training and type(norm) is nn.BatchNorm2d:
+            logits = head_kernel.normed_logits(fused, mean, variance, norm, p, classifier, self.classifier.bias)
+        else:
+            fused = norm(fused.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) if norm.training else fused
+            logits = F.linear(_ReluDropout.apply(fused, p), classifier, self.classifier.bias)
         return logits.permute(0, 3, 1, 2)
 
     def _folded_weights(self, device_type: str) -> tuple[list[Tensor], Tensor]:
@@ -296,8 +319,8 @@ class RecomputingSegformerMixMLP(SegformerMixMLP):
     def forward(self, hidden_states: Tensor, height: int, width: int) -> Tensor:
         if torch.jit.is_tracing():
             return super().forward(hidden_states, height, width)
-        if mix_ffn.suits(hidden_states, self.fc1.out_features) and self._is_plain():
-            return mix_ffn.mix_ffn(hidden_states, height, width, self.fc1, self.dwconv.dwconv, self.fc2)
+        if compiled.suits(hidden_states) and self.is_plain():
+            return mix_ffn.mix_ffn(hidden_states, height, width, None, *self.layers())
         if not torch.is_grad_enabled():
             return super().forward(hidden_states, height, width)
         return checkpoint(
@@ -309,8 +332,11 @@ class RecomputingSegformerMixMLP(SegformerMixMLP):
             preserve_rng_state=self.training,  # adapters may draw, even where the dropout here does not
         )
 
-    def _is_plain(self) -> bool:
-        """Whether the weights of the modules say all that the modules do."""
+    def layers(self) -> tuple[nn.Linear, nn.Conv2d, nn.Linear]:
+        return self.fc1, self.dwconv.dwconv, self.fc2
+
+    def is_plain(self) -> bool:
+        """Whether the weights of the modules say all that the modules do, and `models.mix_ffn` is for them."""
         return (
             _are_plain(nn.Linear, self.fc1, self.fc2)
             and _are_plain(ChannelsLastSegformerDepthWiseConv, self.dwconv)
@@ -318,8 +344,43 @@ class RecomputingSegformerMixMLP(SegformerMixMLP):
             and _are_plain(GELUActivation, self.activation_fn)
             and _are_plain(nn.Dropout, self.dropout)
             and not (self.dropout.training and self.dropout.p)
-            and all(module.bias is not None for module in (self.fc1, self.dwconv.dwconv, self.fc2))
+            and all(module.bias is not None for module in self.layers())
+            and self.fc1.out_features % mix_ffn.CHANNELS_MULTIPLE == 0
         )
+
+
+class FusedSegformerLayer(SegformerLayer):
+    """A block of the encoder that keeps less: with the compiled Mix-FFN its second LayerNorm is made again, too, and
+    what drop path leaves of a branch is added as it is scaled."""
+
+    def forward(self, hidden_states: Tensor, height: int, width: int, **kwargs) -> Tensor:
+        if not self._is_plain(hidden_states):
+            return super().forward(hidden_states, height, width, **kwargs)
+        branch, _ = self.attention(self.layernorm_before(hidden_states), height, width, **kwargs)
+        hidden_states = self._add(hidden_states, branch)
+        branch = mix_ffn.mix_ffn(hidden_states, height, width, self.layernorm_after, *self.mlp.layers())
+        return self._add(hidden_states, branch)
+
+    def _is_plain(self, hidden_states: Tensor) -> bool:
+        """Whether this is for compiled kernels, and the weights of the modules say all that the modules do."""
+        return (
+            compiled.suits(hidden_states)
+            and _are_plain(RecomputingSegformerMixMLP, self.mlp)
+            and self.mlp.is_plain()
+            and _are_plain(nn.LayerNorm, self.layernorm_after)
+            and self.layernorm_after.bias is not None  # and so a weight
+            and (_are_plain(nn.Identity, self.drop_path) or _are_plain(SegformerDropPath, self.drop_path))
+            and _are_plain(nn.Dropout, self.hidden_dropout)
+            and not (self.hidden_dropout.training and self.hidden_dropout.p)
+        )
+
+    def _add(self, hidden_states: Tensor, branch: Tensor) -> Tensor:
+        """hidden_states + drop_path(branch), with the numbers that `SegformerDropPath` draws."""
+        p = getattr(self.drop_path, "drop_prob", 0.0) if self.drop_path.training else 0.0
+        if not p:
+            return hidden_states + branch
+        kept = torch.rand(len(branch), 1, 1).add_(1 - p).floor_()
+        return torch.addcmul(hidden_states, branch, kept / (1 - p))
 
 
 def fuse_model(model: PreTrainedModel) -> PreTrainedModel:
@@ -333,6 +394,7 @@ def fuse_model(model: PreTrainedModel) -> PreTrainedModel:
         for stage in model.segformer.stages:
             _change_class(stage, SegformerStage, ChannelsLastSegformerStage)
             for block in stage.blocks:
+                _change_class(block, SegformerLayer, FusedSegformerLayer)
                 _change_class(block.mlp, SegformerMixMLP, RecomputingSegformerMixMLP)
                 _change_class(block.mlp.dwconv, SegformerDepthWiseConv, ChannelsLastSegformerDepthWiseConv)
                 reduction = getattr(block.attention, "sequence_reduction", None)

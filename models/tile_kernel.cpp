@@ -51,9 +51,10 @@ static int32_t first_equal(const float* values, float wanted, int64_t count) {
     return index;
 }
 
-// What the upsampled rows below low-resolution rows first, first + step, ... before last have to say. Low-resolution row
-// k gets a gradient from the rows below k and below k - 1; so those below even k can be worked on together.
-extern "C" int tile_kernel(const Image* image, int64_t first, int64_t last, int64_t step) {
+// What the upsampled rows below low-resolution rows parity + 2 * first, ... before parity + 2 * last have to say.
+// Low-resolution row k gets a gradient from the rows below k and below k - 1; so those below even k can be worked on
+// together.
+extern "C" int tile_kernel(const Image* image, int64_t parity, int64_t first, int64_t last) {
     const Image& in = *image;
     // Here classes are a multiple of what is worked on at once; those that there are not have the lowest logits.
     const int64_t classes = in.classes, stride = in.width * classes, room = (classes + 7) / 8 * 8;
@@ -62,7 +63,7 @@ extern "C" int tile_kernel(const Image* image, int64_t first, int64_t last, int6
     if (!memory) return 1;
     float *row = memory, *row_gradient = row + padded, *values = row_gradient + padded;
     for (int64_t i = 0; i < padded; i++) row[i] = -FLT_MAX;
-    for (int64_t k = first; k < last; k += step) {
+    for (int64_t k = parity + 2 * first; k < parity + 2 * last; k += 2) {
         const int64_t next = k + 1 < in.height ? k + 1 : k;
         const float *top = in.logits + k * stride, *bottom = in.logits + next * stride;
         for (int64_t y = in.first_row[k]; y < in.first_row[k + 1]; y++) {

@@ -44,8 +44,7 @@ class TileKernel:
     It makes the same sums in the same order whatever the number of threads.
     """
 
-    def __init__(self, library: ctypes.CDLL, logits: Tensor, size: tuple[int, int]):
-        self._library = library
+    def __init__(self, logits: Tensor, size: tuple[int, int]):
         self._logits = logits.detach().permute(0, 2, 3, 1).to(torch.float32).contiguous()
         (height, width), self._size = self._logits.shape[1:3], size
         rows, self._row_fraction = bilinear_positions(height, size[0])
@@ -59,10 +58,11 @@ class TileKernel:
         not look for."""
         if logits.device.type != "cpu" or logits.dtype == torch.float64 or not logits.numel():
             return None
-        library = compiled.library()
-        if library is None or not all(bound.isfinite() for bound in logits.detach().permute(0, 2, 3, 1).aminmax()):
+        if compiled.library() is None or not all(
+            bound.isfinite() for bound in logits.detach().permute(0, 2, 3, 1).aminmax()
+        ):
             return None
-        return cls(library, logits, size)
+        return cls(logits, size)
 
     def argmax(self, image: int) -> Tensor:
         """Most likely classes of an image, int32 (H, W); the first one where several are."""
@@ -116,12 +116,6 @@ class TileKernel:
         weight_sum = float(tensors["class_weight"].sum()) if "class_weight" in tensors else 0.0
         image_of = _Image(height, width, classes, self._size[1], class_weight_sum=weight_sum, **addresses)
 
-        def work(part: tuple[int, int, int]) -> int:
-            return self._library.tile_kernel(ctypes.byref(image_of), *map(ctypes.c_int64, part))
-
         # Two threads that worked on neighbouring rows would add to one row of the gradient at a time.
-        for first in (0, 1):
-            bounds = compiled.shares(-(-height // 2))
-            parts = [(first + 2 * start, min(first + 2 * stop, height), 2) for start, stop in bounds]
-            if any(compiled.in_threads(work, parts)):
-                raise MemoryError(f"no memory for a row of {width} x {classes} logits")
+        for parity in (0, 1):
+            compiled.run("tile_kernel", image_of, parity, count=-(-(height - parity) // 2))

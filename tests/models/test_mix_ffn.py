@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from factories.logits import relative_error
-from transformers import SegformerConfig
+from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from transformers.models.segformer.modeling_segformer import SegformerMixMLP
 
 from models import compiled, fused_segformer, mix_ffn
@@ -96,6 +96,29 @@ def test_parameters_that_are_frozen_get_no_gradient():
     ours.fc1.requires_grad_(False)
     ours(torch.randn(1, 4, 6), 2, 2).sum().backward()
     assert ours.fc1.weight.grad is None and ours.fc2.weight.grad is not None
+
+
+@needs_compiler
+@pytest.mark.parametrize("drop_path_rate", [0.0, 0.4])
+def test_an_encoder_gives_stocks_maps_and_gradients_and_drops_the_same(drop_path_rate, used):
+    torch.manual_seed(0)
+    sizes = {"hidden_sizes": [8, 16, 24, 32], "num_attention_heads": [1, 2, 3, 4], "depths": [2, 1, 1, 2]}
+    stock = SegformerForSemanticSegmentation(SegformerConfig(**sizes, drop_path_rate=drop_path_rate))
+    for name, parameter in stock.named_parameters():
+        if "norm" not in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    ours = fused_segformer.fuse_model(copy.deepcopy(stock))
+    pixel_values = torch.randn(3, 3, 64, 96)
+    results = []
+    for model in (stock, ours):
+        torch.manual_seed(5)
+        output = model.segformer.train()(pixel_values).last_hidden_state
+        output.square().sum().backward()
+        results.append([output, *(parameter.grad for parameter in model.segformer.parameters())])
+    assert len(used) == 2 * 6
+    largest = max(gradient.abs().max() for gradient in results[0][1:])
+    for expected, actual in zip(*results, strict=True):
+        assert (actual - expected).abs().max() < 1e-4 * max(expected.abs().max(), 1e-2 * largest)
 
 
 def test_what_the_kernel_is_not_for_is_left_to_torch(used):
