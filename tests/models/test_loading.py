@@ -708,3 +708,17 @@ def test_convolutions_start_as_in_the_papers_code():
     assert patches.weight.std().item() == pytest.approx((2 / 1568) ** 0.5, rel=0.1)
     assert model.decode_head.linear_fuse.weight.std().item() == pytest.approx((2 / 256) ** 0.5, rel=0.05)
     assert model.decode_head.classifier.weight.std().item() < 0.03
+
+
+@pytest.mark.parametrize("name", tiny_configs())
+def test_what_starts_fresh_starts_near_no_opinion(name, tmp_path):
+    """As wide as transformers draws it, the classifier of tipsv2_dpt starts with logits of hundreds."""
+    tiny_configs()[name].save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    model = load_model(from_scratch=str(tmp_path), id2label={index: str(index) for index in range(20)}).eval()
+    model.save_pretrained(tmp_path / "trained")
+    again = load_model(str(tmp_path / "trained"), {index: str(index) for index in range(30)}).eval()
+    side = input_geometry(model.config).fit(64)
+    for one in (model, again):  # the second with a fresh classifier for other classes
+        with torch.inference_mode():
+            assert one(pixel_values=torch.randn(2, 3, side, side)).logits.std() < 10
