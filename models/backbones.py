@@ -22,12 +22,21 @@ from transformers import (
     Tipsv2DptConfig,
     UperNetConfig,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_BACKBONE_MAPPING,
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
+)
 from transformers.utils import cached_file
 
 from cli_utils import UserError, one_line, shorten
 from models.adapters import encoder_modules, encoder_names, set_image_size
-from models.configurations import encoder_config, num_equal_layers, open_config, read_checkpoint
+from models.configurations import (
+    encoder_config,
+    is_universal,
+    num_equal_layers,
+    open_config,
+    read_checkpoint,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +49,7 @@ DPT_BACKBONES = {"dinov2_with_registers": None, "tipsv2_vision_model": None, "di
 # What a checkpoint may hold beside the backbone: heads of other tasks, what feeds them, and a norm behind the last
 # layer that feature maps do not pass; and what may be fresh: norms of feature maps, which no pretraining has.
 _OTHER_PARTS = {"classifier", "pooler", "layernorm", "layer_norm", "norm", "head", "lm_head", "decoder", "fc_norm"}
+_OTHER_PARTS |= {"fc", "last_convolution"}  # TextNet, PP-LCNet
 _OF_OTHER_MODELS = ("text_model.", "temperature", "logit_scale")
 _FRESH = ("hidden_states_norms.",)
 
@@ -63,6 +73,13 @@ def config_with_head(
         UserError: it cannot be reached or read, is no backbone or has fewer than four stages, or is none that the
             head can read.
     """
+    config = _backbone_config(backbone, revision)
+    whole = _with_head(config, backbone, head, image_size)
+    whole.name_or_path = backbone  # for messages; it is not saved
+    return whole
+
+
+def _backbone_config(backbone: str, revision: str | None) -> PretrainedConfig:
     known = [kind.model_type for kind in MODEL_FOR_BACKBONE_MAPPING]
     config = open_config(backbone, known, revision)
     if config.model_type == "timm_wrapper":
@@ -70,10 +87,19 @@ def config_with_head(
     if getattr(config, "vision_config", None) is not None:  # of an image encoder and a text encoder
         config = config.vision_config
     if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
+        own_head = type(config) in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING or is_universal(config)
         raise UserError(
-            f"--backbone {backbone} is of type {config.model_type}, of which transformers reads no feature maps; "
-            f"backbones are {', '.join(known)}"
+            f"--backbone {backbone} is of type {config.model_type}, of which transformers reads no feature maps"
+            + (
+                f": it is trained with its own head as --model_name_or_path {backbone}"
+                if own_head
+                else f"; backbones are {', '.join(known)}"
+            )
         )
+    return config
+
+
+def _with_head(config: PretrainedConfig, backbone: str, head: str, image_size: int | None) -> PretrainedConfig:
     if head == "eomt":
         return _eomt_config(config, backbone, image_size)
     if config.model_type != "timm_backbone":

@@ -132,13 +132,13 @@ MODELS = {
     "UperNet DINOv2-S": Model("facebook/dinov2-small", FREE, None, _dinov2(384), "upernet", Cost(51.2, 86, 2.0)),
     "UperNet DINOv2-B": Model("facebook/dinov2-base", FREE, None, _dinov2(768), "upernet", Cost(118.9, 194, 3.6)),
     "DPT DINOv2-S": Model("facebook/dinov2-small", FREE, None, _dinov2(384), "dpt", Cost(35.7, 196, 3.2)),
-    "DPT DINOv2-B": Model("facebook/dinov2-base", FREE, None, _dinov2(768), "dpt", Cost(110.5, 320)),
+    "DPT DINOv2-B": Model("facebook/dinov2-base", FREE, None, _dinov2(768), "dpt", Cost(110.5, 320, 5.1)),
     "UperNet DINOv3-S": Model(_DINOV3_S, DINOV3, None, _dinov3(384), "upernet", Cost(50.8, 61, 1.8)),
-    "UperNet Swin-T": Model(_SWIN_T, MIT, _SWIN_UPERNET, SwinConfig, "upernet", Cost(59.0, 237)),
+    "UperNet Swin-T": Model(_SWIN_T, MIT, _SWIN_UPERNET, SwinConfig, "upernet", Cost(59.0, 237, 3.4)),
     "UperNet ConvNeXt-T": Model(
-        "facebook/convnext-tiny-224", MIT, f"46.1 ({_CONVNEXT})", ConvNextConfig, "upernet", Cost(59.3, 235)
+        "facebook/convnext-tiny-224", MIT, f"46.1 ({_CONVNEXT})", ConvNextConfig, "upernet", Cost(59.3, 235, 3.2)
     ),
     "EoMT DINOv3-S": Model(_DINOV3_S, DINOV3, None, _dinov3(384), "eomt", Cost(23.3, 52, 2.5)),
-    "EoMT DINOv3-B": Model(_DINOV3_B, DINOV3, None, _dinov3(768), "eomt", Cost(92.4, 180)),
+    "EoMT DINOv3-B": Model(_DINOV3_B, DINOV3, None, _dinov3(768), "eomt", Cost(92.4, 180, 5.5)),
     "Mask2Former Swin-T": Model(_SWIN_T, MIT, _SWIN_MASKS, SwinConfig, "mask2former", Cost(47.4, 69, 5.0)),
 }

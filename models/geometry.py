@@ -16,6 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from cli_utils import UserError, one_line
 from data.preprocessing import EvaluationProtocol
+from models.adapters import encoder_modules
 from models.configurations import is_eomt, is_universal, new_model
 
 # What is published: both sides rounded up to a multiple of 32 (`data.preprocessing`), whatever less would do.
@@ -76,13 +77,12 @@ def _probe(config: PretrainedConfig) -> InputGeometry:
             model = new_model(config)
     except Exception as error:  # lists of different lengths, sizes that do not divide: each fails in its own way
         raise UserError(f"no model can be built from the configuration of {name}: {one_line(error)}") from error
-    if is_universal(config):
-        # What flows through them depends on values, which there are none of on the meta device. The deepest map of
-        # an encoder is at stride 32; EoMT takes one size, in which a window of any image is shown.
-        return InputGeometry(1, True, config.image_size) if is_eomt(config) else InputGeometry(32)
     try:
         geometry = _geometry(model.eval())
-        _run(model, geometry.fit(64))
+        if _reads_maps(config):
+            _check_maps(encoder_modules(model)[0], geometry.fit(64))
+        if not is_universal(config):  # these look at values, which there are none of on the meta device
+            _run(model, geometry.fit(64))
     except Exception as error:  # widths that do not match, window sizes, stages that are not there
         raise UserError(
             f"the model in the configuration of {name} can be built but does not run: {one_line(error)}"
@@ -93,14 +93,18 @@ def _probe(config: PretrainedConfig) -> InputGeometry:
 def _geometry(model: PreTrainedModel) -> InputGeometry:
     config = model.config
     kind = config.model_type
+    if is_eomt(config):  # it takes one size, in which a window of any image is shown
+        if not 0 < config.num_blocks <= config.num_hidden_layers:
+            raise ValueError(f"num_blocks is {config.num_blocks}, of {config.num_hidden_layers} layers")
+        return InputGeometry(1, True, config.image_size)
     if kind == "data2vec-vision" or (kind == "dpt" and config.is_hybrid):
         # Position embeddings of one size, or feature maps reshaped to the configured one.
         return _fixed(config.image_size)
     if kind == "dpt":
         # The neck halves the map of patches, and reshapes tokens to a square of any size.
         return InputGeometry(2 * config.patch_size, True)
-    if kind == "upernet":
-        return _backbone_geometry(model)
+    if _reads_maps(config):
+        return _backbone_geometry(encoder_modules(model)[0])
     if kind == "segformer":
         needed = math.prod(config.strides)
     elif kind == "beit":  # halves the map of patches
@@ -117,18 +121,40 @@ def _geometry(model: PreTrainedModel) -> InputGeometry:
     return InputGeometry(_divisor(needed))
 
 
-def _backbone_geometry(model: PreTrainedModel) -> InputGeometry:
-    """Of UperNet, whose head takes feature maps of any size: what its backbone needs, found by its maps."""
+def _reads_maps(config: PretrainedConfig) -> bool:
+    """Whether its head reads feature maps of any size of a backbone, which then decides about sizes."""
+    return config.model_type == "upernet" or (is_universal(config) and not is_eomt(config))
+
+
+def _backbone_geometry(backbone: PreTrainedModel) -> InputGeometry:
+    """Of a head that takes feature maps of any size: what its backbone needs, found by its maps."""
     try:
-        maps = _run(model.backbone, _PROBE_SIDE).feature_maps
+        maps = _run(backbone, _PROBE_SIDE).feature_maps
     except Exception:  # position embeddings of one size, or a fault that the caller will meet again
-        side = getattr(model.config.backbone_config, "image_size", None)
-        side = side if isinstance(side, int) or not side else max(side)
+        side = _only_side(backbone.config)
         if side is None:
             raise
         return _fixed(side)
     # A map that was rounded up or down is off by less than one cell.
     return InputGeometry(_divisor(math.lcm(*(round(_PROBE_SIDE / one.shape[-1]) for one in maps))))
+
+
+def _only_side(config: PretrainedConfig) -> int | None:
+    """The side that a backbone was pretrained for, if it says one."""
+    side = getattr(config, "image_size", None)
+    if config.model_type == "timm_backbone":
+        import timm  # it has built the backbone
+
+        pretrained = timm.get_pretrained_cfg(config.backbone)
+        side = pretrained.input_size[-1] if pretrained and pretrained.fixed_input_size else None
+    return side if isinstance(side, int) or not side else max(side)
+
+
+def _check_maps(backbone: PreTrainedModel, side: int) -> None:
+    """Raises ValueError where feature maps are not (B, C, h, w) with the channels that heads expect."""
+    found = [tuple(one.shape) for one in _run(backbone, side).feature_maps]
+    if [shape[1] for shape in found if len(shape) == 4] != list(backbone.channels):
+        raise ValueError(f"feature maps of the backbone are {found}, without its {list(backbone.channels)} channels")
 
 
 def _fixed(side: int) -> InputGeometry:
@@ -142,6 +168,7 @@ def _divisor(needed: int) -> int:
 
 @torch.no_grad()
 def _run(network: nn.Module, side: int):
+    # Under `torch.device("meta")` modules that cache what they compute would keep it without values for other models.
     return network(pixel_values=torch.zeros(1, input_channels(network), side, side, device="meta"))
 
 

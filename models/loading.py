@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedModel,
     SegformerConfig,
     SegformerForSemanticSegmentation,
+    Tipsv2DptForSemanticSegmentation,
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_BACKBONE_MAPPING,
@@ -284,7 +285,19 @@ def _build(config: PretrainedConfig) -> PreTrainedModel:
     model = new_model(config)
     if isinstance(model, SegformerForSemanticSegmentation):
         _initialize_convolutions(model)
+    elif isinstance(model, Tipsv2DptForSemanticSegmentation):
+        _initialize_classifier(model)
     return model
+
+
+@torch.no_grad()
+def _initialize_classifier(model: Tipsv2DptForSemanticSegmentation) -> None:
+    """Normal with a standard deviation of 0.01, as published heads have it (open-mmlab/mmsegmentation,
+    mmseg/models/decode_heads/decode_head.py, `init_cfg`).
+
+    transformers draws it as wide as the layers below, whose outputs add up: fresh logits reach hundreds then.
+    """
+    model.decoder.head.weight.normal_(0, 0.01)
 
 
 @torch.no_grad()
@@ -310,6 +323,8 @@ def _load_pretrained(
         config.image_size = read_config(name_or_path, revision).image_size
     model, info = read_checkpoint(auto_class(config), name_or_path, config, revision)
     _judge_loading(name_or_path, model, info, trained, old_id2label)
+    if isinstance(model, Tipsv2DptForSemanticSegmentation) and info["mismatched_keys"]:
+        _initialize_classifier(model)
     # `save_pretrained` reverts only those key mappings that loading has used: an encoder's checkpoint would be saved
     # with old names for the encoder and new ones for the head, and older transformers would not find the head. None
     # reverts all. transformers/core_model_loading.py, `model_specific_conversions`; test_stock_still_mixes_key_names

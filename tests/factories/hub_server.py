@@ -51,12 +51,13 @@ class HubServer:
         requests: kinds of all requests so far, in order. repos: id → {"private", "branches"}, and of Spaces "sdk".
         commits: {"repo", "branch", "summary", "files": {path: bytes}} in order.
         offered: (repository, branch or commit) → {path: bytes}, to be downloaded.
+        gated: path of an offered file → 401 or 403, which is answered for it as for one behind a gate.
     """
 
     def __init__(self, reject_token=False, role="write", fail_on=None, fail_from=1, fail_status: int | None = 500):
         self.reject_token, self.role = reject_token, role
         self.fail_on, self.fail_from, self.fail_status = fail_on, fail_from, fail_status
-        self.requests, self.repos, self.commits, self.lfs_objects, self.offered = [], {}, [], {}, {}
+        self.requests, self.repos, self.commits, self.lfs_objects, self.offered, self.gated = [], {}, [], {}, {}, {}
 
     def __enter__(self):
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
@@ -140,6 +141,8 @@ class HubServer:
             return 404, {"error": "not found"}, {"X-Error-Code": "RevisionNotFound" if known else "RepoNotFound"}
         content = files.get(unquote(path)) if path else None
         headers = {"X-Repo-Commit": files[""].decode()}
+        if path in self.gated:
+            return self.gated[path], {"error": "gated"}, headers | {"X-Error-Code": "GatedRepo"}
         if content is None:
             return 404, {"error": "not found"}, headers | {"X-Error-Code": "EntryNotFound"}
         return 200, content, headers | {"ETag": f'"{hashlib.sha1(content).hexdigest()}"'}

@@ -4,6 +4,7 @@ the result and says the same of an image."""
 import copy
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from data.arguments import EvaluationArguments
 from models.adapters import add_lora, enable_activation_checkpointing, freeze_encoder
 from models.backbones import config_with_head
 from models.configurations import new_model
+from models.geometry import input_geometry
 from models.image_processor import load_image_processor
 from models.inference import evaluation_protocol, protocol_logits, score_logits
 from models.loading import find_config, load_model, load_trained_model
@@ -38,7 +40,7 @@ CONFIGS["sapiens2"] = T.Sapiens2Config(**VIT, patch_size=16, num_key_value_atten
 CONFIGS["tipsv2_vision_model"] = T.Tipsv2VisionConfig(**PATCH_14)
 DPT = ("dinov2", "dinov2_with_registers", "tipsv2_vision_model", "beit")
 # What a backbone does not have of its base model: norms and poolers behind the last feature map.
-LEFT_BEHIND = ("layernorm.", "layer_norm.", "pooler.", "norm.", "embeddings.mask_token")
+LEFT_BEHIND = ("layernorm.", "layer_norm.", "pooler.", "norm.", "embeddings.mask_token", "last_convolution.", "head.")
 
 
 NARROW = {"upernet": {"hidden_size": 16}, "dpt": {"fusion_hidden_size": 8}}  # for speed
@@ -97,10 +99,12 @@ def test_every_tensor_arrives_and_stock_transformers_loads_the_result(name, head
 @pytest.mark.parametrize(
     "model_class",
     [T.Dinov2ForImageClassification, T.SwinForImageClassification, T.SwinForMaskedImageModeling]
+    + [T.TextNetForImageClassification, T.PPLCNetForImageClassification]
     + [T.ConvNextForImageClassification, T.PvtV2ForImageClassification, T.HieraForImageClassification],
 )
 def test_checkpoints_of_other_tasks(model_class, tmp_path):
-    config = next(config for config in CONFIGS.values() if type(config) is model_class.config_class)
+    given = (config for config in CONFIGS.values() if type(config) is model_class.config_class)
+    config = next(given, None) or model_class.config_class()
     base = save_base(config, tmp_path, model_class)
     loaded = load(tmp_path).backbone.state_dict()
     for key, tensor in base.base_model.state_dict().items():
@@ -228,7 +232,8 @@ def test_the_image_processor_has_the_backbones_statistics_and_a_size_for_segment
 
 MISTAKES = [
     ({"config": T.BertConfig()}, "upernet", "is of type bert, of which transformers reads no feature maps"),
-    ({"config": T.SegformerConfig()}, "upernet", "is of type segformer, of which"),
+    ({"config": T.SegformerConfig()}, "upernet", "is of type segformer, .* own head as --model_name_or_path /"),
+    ({"config": T.Mask2FormerConfig()}, "upernet", "is of type mask2former, .* own head as --model_name_or_path /"),
     ({"config": T.SwinConfig(depths=[1] * 3, num_heads=[1] * 3, embed_dim=8)}, "upernet", "has 3 stages .*reads 4"),
     ({"config": T.Dinov2Config(**VIT | {"num_hidden_layers": 3})}, "upernet", "has 3 stages"),
     ({"config": T.SwinConfig()}, "dpt", "of type swin: give --head upernet"),
@@ -244,13 +249,15 @@ def test_backbones_that_do_not_fit_end_in_one_line(given, head, message, tmp_pat
     assert "\n" not in str(raised.value)
 
 
-def test_a_gated_model_says_how_to_get_access(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise OSError("You are trying to access a gated repo.\nMake sure to have access to it")
-
-    monkeypatch.setattr(T.AutoConfig, "from_pretrained", refuse)
-    with pytest.raises(UserError, match=r"is gated: ask for access on https://huggingface.co/facebook/dinov3-x with"):
-        find_config("facebook/dinov3-x", head="upernet")
+@pytest.mark.parametrize("status", [401, 403])  # without an account, and with one that was not let in
+def test_a_gated_model_says_how_to_get_access(status, hub, dinov2):
+    files = {name: Path(dinov2, name).read_bytes() for name in ("config.json", "model.safetensors")}
+    hub.offer("somebody/dinov3", files)
+    hub.gated |= dict.fromkeys(files, status)
+    with pytest.raises(UserError, match="^somebody/dinov3 is gated: ask for access on https://huggingface.co/some.*"):
+        load("somebody/dinov3")
+    hub.gated.clear()
+    load("somebody/dinov3")
 
 
 def test_drop_path_of_the_backbone(tmp_path):
@@ -328,6 +335,21 @@ def test_backbones_of_timm(name, tmp_path, caplog):
     save_file(state, file, metadata={"format": "pt"})
     with pytest.raises(UserError, match="missing|cannot be loaded"):
         load(tmp_path / "base")
+
+
+@pytest.mark.parametrize("head", ["upernet", "mask2former"])
+def test_backbones_of_timm_of_one_size(head, tmp_path):
+    pytest.importorskip("timm")
+
+    def geometry(architecture):
+        T.TimmWrapperConfig.from_dict({"architecture": architecture, "num_classes": 5}).save_pretrained(tmp_path)
+        return input_geometry(find_config(str(tmp_path), head=head))
+
+    assert geometry("vit_tiny_patch16_224") == (32, True, 224)
+    assert geometry("vit_small_patch14_dinov2") == (2, True, 518)
+    # Its maps have their channels last, where no head looks for them.
+    with pytest.raises(UserError, match=rf"the configuration of {tmp_path} can be built but does not run: feature "):
+        geometry("swin_tiny_patch4_window7_224")
 
 
 def test_timm_that_is_not_there(tmp_path, monkeypatch):

@@ -7,7 +7,17 @@ import re
 import pytest
 import torch
 import transformers as T
-from factories.architectures import ALL_STAGES, NECK, PATCH_14, STAGES, VIT, backbone_configs, tiny_configs, upernet
+from factories.architectures import (
+    ALL_STAGES,
+    NECK,
+    PATCH_14,
+    STAGES,
+    VIT,
+    backbone_configs,
+    tiny_configs,
+    universal_configs,
+    upernet,
+)
 from torch import nn
 from transformers import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING, AutoModelForSemanticSegmentation
 
@@ -107,6 +117,20 @@ def score_of_truth(model, size, protocol):
         prediction, *_ = score_logits(logits_at(*positions), truth[None], fused_ops)
         metric.add_batch(predictions=prediction, references=truth[None])
     return metric.compute()["mean_iou"]
+
+
+@pytest.mark.parametrize("name", [name for name, one in backbone_configs().items() if one.model_type == "upernet"])
+def test_models_of_masks_are_shown_what_their_backbone_sees_whole(name):
+    """As UperNet over the same backbone, of which the next test is."""
+    config = backbone_configs()[name]
+    assert input_geometry(T.Mask2FormerConfig(backbone_config=config.backbone_config)) == input_geometry(config)
+
+
+def test_an_eomt_that_does_not_run_is_found_without_weights():
+    config = universal_configs()["eomt"]
+    config.num_blocks = config.num_hidden_layers + 1
+    with pytest.raises(UserError, match="of eomt can be built but does not run: num_blocks is 5, of 4 layers"):
+        input_geometry(config)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import shutil
 
 import huggingface_hub
@@ -293,6 +294,22 @@ def test_names_of_nothing(name, offline, tmp_path, monkeypatch):
         load_model(name, ID2LABEL)
 
 
+def scatter(folder):
+    """As a checkpoint of FSDP."""
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model_fsdp_0").mkdir()
+
+
+def into_checkpoints(folder):
+    """As a run that was stopped."""
+    for time, name in enumerate(("checkpoint-100", "checkpoint-20")):
+        (folder / name).mkdir()
+        (folder / "config.json").rename(folder / name / "config.json")
+        os.utime(folder / name / "config.json", (time, time))
+        (folder / "config.json").write_bytes((folder / name / "config.json").read_bytes())
+    (folder / "config.json").unlink()
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-1000])
 
@@ -302,6 +319,8 @@ def truncate(path):
     [
         (lambda d: (d / "config.json").unlink(), r"holds no config.json, so no model \(found: model.safetensors\)"),
         (lambda d: (d / "model.safetensors").unlink(), "weights of .* cannot be loaded: .*no file named model.safet"),
+        (scatter, r"weights of .* are scattered, .*: accelerate merge-weights .*pytorch_model_fsdp_0 "),
+        (into_checkpoints, r"holds no config.json, .*; the last checkpoint is one: .*checkpoint-20$"),
         (lambda d: truncate(d / "model.safetensors"), "weights of .* cannot be loaded: SafetensorError: .*metadata"),
         (lambda d: (d / "model.safetensors").write_text("version https://git-lfs"), "cannot be loaded: Safetensor"),
         (lambda d: (d / "config.json").write_text("{ not"), "configuration in .* cannot be read: .*not a valid JSON"),
@@ -689,3 +708,17 @@ def test_convolutions_start_as_in_the_papers_code():
     assert patches.weight.std().item() == pytest.approx((2 / 1568) ** 0.5, rel=0.1)
     assert model.decode_head.linear_fuse.weight.std().item() == pytest.approx((2 / 256) ** 0.5, rel=0.05)
     assert model.decode_head.classifier.weight.std().item() < 0.03
+
+
+@pytest.mark.parametrize("name", tiny_configs())
+def test_what_starts_fresh_starts_near_no_opinion(name, tmp_path):
+    """As wide as transformers draws it, the classifier of tipsv2_dpt starts with logits of hundreds."""
+    tiny_configs()[name].save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    model = load_model(from_scratch=str(tmp_path), id2label={index: str(index) for index in range(20)}).eval()
+    model.save_pretrained(tmp_path / "trained")
+    again = load_model(str(tmp_path / "trained"), {index: str(index) for index in range(30)}).eval()
+    side = input_geometry(model.config).fit(64)
+    for one in (model, again):  # the second with a fresh classifier for other classes
+        with torch.inference_mode():
+            assert one(pixel_values=torch.randn(2, 3, side, side)).logits.std() < 10
