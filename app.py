@@ -110,7 +110,7 @@ def answers(path: Path, predictors: dict[str, Predictor]) -> Iterator[tuple[str,
             for (title, predictor), name in zip(predictors.items(), output_names(names), strict=True):
                 photo, view, written = segment(path, name, title, predictor, Path(folder))
                 views, files = [*views, view], [*files, *map(str, written)]
-                yield viewer_frame(viewer_page(photo, views)), files
+                yield viewer_frame(viewer_page(photo, views), views=True), files
         except UserError as error:
             logger.warning(error)
             yield viewer_frame(viewer_page(problems=[str(error)])), []

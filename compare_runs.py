@@ -30,15 +30,15 @@ from reports.intervals import MEASURES, PerImage, load_per_image, match_images, 
 CLASSES_SHOWN = 10
 
 
-def read_protocol(folder: str) -> str | None:
-    """`eval_protocol` of a run's `eval_results.json`; None where that is not there."""
+def read_scores(folder: str) -> dict:
+    """A run's `eval_results.json`; empty where that is not there."""
     path = Path(folder, "eval_results.json")
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("eval_protocol")
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); evaluate the run again with --do_eval") from None
+        return {}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} holds no scores ({error}); evaluate the run again with --do_eval") from None
 
 
 def compare(a: PerImage, b: PerImage, resamples: int, seed: int) -> dict[str, dict[str, float]]:
@@ -49,6 +49,15 @@ def compare(a: PerImage, b: PerImage, resamples: int, seed: int) -> dict[str, di
         table[row] = {"a": score_images(counts_a, statistic), "b": score_images(counts_b, statistic)}
         table[row] |= paired_bootstrap(counts_a, counts_b, statistic, resamples, seed)._asdict()
     return table
+
+
+def calibration_errors(a: dict, b: dict) -> dict[str, float] | None:
+    """`eval_ece` of both runs and the `difference`; None where one has none. A calibration error is of all images
+    together, so there is no interval by image."""
+    found = [scores.get("eval_ece") for scores in (a, b)]
+    if not all(isinstance(value, int | float) for value in found):
+        return None
+    return {"a": found[0], "b": found[1], "difference": found[1] - found[0]}
 
 
 def verdict(mean_iou: dict[str, float], images: int) -> str:
@@ -82,6 +91,8 @@ def as_text(result: dict) -> str:
             f"{name:<18}  {row['a']:.4f}   {row['b']:.4f}     {row['difference']:+.4f}  "
             f"[{row['low']:+.4f}, {row['high']:+.4f}]  {row['p_value']:.4f}"
         )
+    if row := result["calibration_error"]:
+        lines += [f"{'calibration_error':<18}  {row['a']:.4f}   {row['b']:.4f}     {row['difference']:+.4f}"]
     lines += ["", f"mean_iou: {result['verdict']}", ""]
     shown = result["classes"][:CLASSES_SHOWN]
     width = max(len(row["name"]) for row in [*shown, {"name": "greatest changes"}])
@@ -105,8 +116,8 @@ def main(argv: list[str] | None = None) -> dict:
     """Compares two runs, prints the outcome and returns it.
 
     argv: command-line arguments without the program's name; None takes them from the command line.
-    Returns `a`, `b` (the folders), `images`, `scores` (see `compare`), `verdict`, `classes` (see `class_changes`) and
-    `warnings`; `--json` holds the same, with null for NaN.
+    Returns `a`, `b` (the folders), `images`, `scores` (see `compare`), `calibration_error` (see `calibration_errors`),
+    `verdict`, `classes` (see `class_changes`) and `warnings`; `--json` holds the same, with null for NaN.
     Raises `cli_utils.UserError` where a folder holds no evaluation, or the two are not about the same images.
     """
     (args,) = parse_arguments(argv=argv, description=__doc__, **COMPARE)
@@ -114,13 +125,15 @@ def main(argv: list[str] | None = None) -> dict:
     name_a, name_b = args.runs
     a = load_per_image(name_a)
     b = match_images(a, load_per_image(name_b), name_a, name_b)
-    protocols = [read_protocol(folder) or "unknown" for folder in args.runs]
+    evaluations = [read_scores(folder) for folder in args.runs]
+    protocols = [evaluation.get("eval_protocol") or "unknown" for evaluation in evaluations]
     scores = compare(a, b, args.resamples, args.seed)
     result = {
         "a": name_a,
         "b": name_b,
         "images": len(a.names),
         "scores": scores,
+        "calibration_error": calibration_errors(*evaluations),
         "verdict": verdict(scores["mean_iou"], len(a.names)),
         "classes": class_changes(a, b),
         "warnings": [],

@@ -40,6 +40,7 @@ FORMATS = tuple(
 )
 EXIF_ORIENTATION = 0x0112
 SIDEWAYS = (5, 6, 7, 8)  # its values for which width and height change places
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # little and big endian; + is BigTIFF
 JPEG_2000_SIGNATURES = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")  # in a container, and the codestream alone
 TIFF_SIZE, TIFF_BITS, TIFF_COMPRESSION, TIFF_SAMPLE_FORMAT, GDAL_NODATA = (256, 257), 258, 259, 339, 42113
@@ -47,7 +48,8 @@ TIFF_SIZE, TIFF_BITS, TIFF_COMPRESSION, TIFF_SAMPLE_FORMAT, GDAL_NODATA = (256, 
 LOSSY_COMPRESSIONS = (6, 7, 34892, 33003, 34712, 50002, 50001, 34887)
 # What GIS programs write where nothing is known; besides NaN, infinities, the lowest float and what a file states.
 NODATA, LARGEST_NUMBER = -9999, 1e18
-# Of the numbers in image files. Others than 8 bits are read from TIFF files alone, as what they are.
+# Of the numbers in image files. Others than 8 bits are read, as what they are, from TIFF files, and of one band from
+# PNG files, of which Pillow drops half of the bits where there are more.
 EIGHT_BITS, WIDE_DTYPES = "uint8", ("uint16", "int16", "float32", "float64")
 # Stray colours are mixtures of others if there are more than a class list can have, or many with few pixels each.
 MAX_COLORS, MIXED_COLORS, MIXED_SHARE = 255, 8, 0.05
@@ -113,8 +115,8 @@ SENTENCES = {
     ),
     Problem.DEPTH: (
         "image/images has/have more than 8 bits a channel",
-        "convert to 8 bits, scaled as the picture should look; or to TIFF files of 16 bits or floats with as many "
-        "bands as --num_channels says",
+        "convert to 8 bits, scaled as the picture should look; or to files of 16 bits (TIFF, of one band also PNG) or "
+        "floats (TIFF) with as many bands as --num_channels says",
     ),
     Problem.TURNED: ("mask/masks lies/lie sideways, as wide as the image is high", "turn by 90 degrees"),
     Problem.SIZE: (
@@ -257,7 +259,7 @@ class StoredFile(NamedTuple):
         try:
             with self.stream() as file:
                 head = file.read(32)
-                if head.startswith(b"\x89PNG\r\n\x1a\n"):
+                if head.startswith(PNG_SIGNATURE):
                     return head[24]
                 if head.startswith(TIFF_SIGNATURES):
                     return max(_bits(_tiff_tags(file)))
@@ -270,9 +272,14 @@ class StoredFile(NamedTuple):
         return 8
 
     def band_dtype(self) -> str:
-        """One of `WIDE_DTYPES` for a TIFF file of such numbers, as its header says; `EIGHT_BITS` for all others."""
+        """One of `WIDE_DTYPES` for a TIFF file of such numbers, or a grey PNG of 16 bits, as its header says;
+        `EIGHT_BITS` for all others."""
         try:
             with self.stream() as file:
+                head = file.read(26)
+                if head.startswith(PNG_SIGNATURE) and head[24:] == b"\x10\0":  # 16 bits, grey
+                    return "uint16"
+                file.seek(0)
                 tags = _tiff_tags(file)
         except OSError:  # decoding says more
             tags = {}
@@ -458,7 +465,7 @@ def open_bands(image: StoredFile, num_channels: int) -> np.ndarray | None:
     if dtype == EIGHT_BITS:
         return None
     try:
-        bands = _read_tiff(_content(image.source), num_channels, dtype)
+        bands = _read_wide(_content(image.source), num_channels, dtype)
     except Exception as error:  # a decoder may raise anything on a damaged file
         raise image.unreadable(error) from None
     if len(bands) != num_channels:
@@ -778,7 +785,7 @@ def read_bands(
         num_channels: 1 and 3: the image as grey or RGB, whatever it was, transparency dropped. Others: the file's own
             bands, which must be that many.
         name: what messages call it; default: the file.
-        dtype: of the numbers in it; one of `WIDE_DTYPES` for TIFF files of these, with that many bands.
+        dtype: of the numbers in it; one of `WIDE_DTYPES` for files of these, with that many bands.
 
     Raises:
         UserError: not readable, of other numbers, or another number of bands.
@@ -800,7 +807,7 @@ def _decode_channels(source: str | os.PathLike | bytes, num_channels: int, dtype
         found = StoredFile(None, content, "").band_dtype()
         if found != dtype:
             raise ValueError(f"bands of {found}, and the model was trained on {dtype}: convert them to what that had")
-        channels = _read_tiff(content, num_channels, dtype)
+        channels = _read_wide(content, num_channels, dtype)
     # Pillow knows few kinds of multi-band TIFFs, and of those it drops bands, or divides them by the fourth.
     elif content.startswith(TIFF_SIGNATURES) and num_channels not in (1, 3):
         channels = _read_tiff(content, num_channels)
@@ -887,6 +894,16 @@ def _read_with_pillow(content: bytes, num_channels: int) -> np.ndarray:
     modes = {1: "L", 3: "RGB"}
     pixels = np.array(upright.convert(modes.get(num_channels, upright.mode)))
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _read_wide(content: bytes, num_channels: int, dtype: str) -> np.ndarray:
+    """The bands of a file of other numbers than 8 bits, float32 (C, H, W)."""
+    if content.startswith(TIFF_SIGNATURES):
+        return _read_tiff(content, num_channels, dtype)
+    with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+        if (orientation := orientation_of(image)) != 1:
+            raise ValueError(f"stored turned or mirrored, EXIF orientation {orientation}: store it upright")
+        return np.array(image, np.float32)[None]
 
 
 def _read_tiff(content: bytes, num_channels: int, dtype: str = EIGHT_BITS) -> np.ndarray:

@@ -124,8 +124,9 @@ def _open_raster(path: Path, size: tuple[int, int], num_channels: int) -> LargeI
         raise UserError(f"{path} (bands of {', '.join(set(raster.dtypes))}: convert them to 8 bits)")
     bands = [1] * 3 if raster.count == 1 and num_channels == 3 else list(range(1, num_channels + 1))
 
-    # Two rows of its tiles, as a band may end within one; GDAL would take a twentieth of the memory.
-    cache = max(2**26, 2 * raster.block_shapes[0][0] * size[1] * raster.count)
+    # Two rows of its tiles, as a band may end within one, or the few rows of a very wide image; GDAL would take a
+    # twentieth of the memory.
+    cache = max(2**26, min(2 * raster.block_shapes[0][0], size[0]) * size[1] * raster.count)
 
     def read(first: int, stop: int) -> Tensor:
         try:

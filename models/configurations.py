@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import torch
+from accelerate.utils.constants import FSDP_MODEL_NAME
 from huggingface_hub import get_hf_file_metadata, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import (
@@ -45,9 +46,10 @@ def open_config(name_or_path: str, known: list[str], revision: str | None = None
             f"--model_revision {revision} is for models of the Hub, and {path} is on this disk: leave it out"
         )
     if os.path.isdir(path) and not (path / "config.json").is_file():
-        raise UserError(
-            f"folder {path} holds no config.json, so no model (found: {shorten((p.name for p in path.iterdir()), 4)})"
-        )
+        checkpoints = sorted(path.glob("checkpoint-*/config.json"), key=os.path.getmtime)
+        advice = f"; the last checkpoint is one: {checkpoints[-1].parent}" if checkpoints else ""
+        found = shorten((p.name for p in path.iterdir()), 4)
+        raise UserError(f"folder {path} holds no config.json, so no model (found: {found}){advice}")
     try:
         config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
     except Exception as error:  # a damaged file can raise anything
@@ -153,6 +155,11 @@ def read_checkpoint(
             ignore_mismatched_sizes=True,
         )
     except Exception as error:  # missing, truncated and foreign files raise anything from OSError to IndexError
-        raise UserError(
-            f"the weights of {name_or_path} cannot be loaded: {one_line(error)} ({WITHOUT_NETWORK})"
-        ) from error
+        scattered = next(Path(name_or_path).glob(f"{FSDP_MODEL_NAME}_*"), None)
+        if scattered:
+            raise UserError(
+                f"the weights of {name_or_path} are scattered, as FSDP saves them: "
+                f"accelerate merge-weights {scattered} {name_or_path}"
+            ) from None
+        advice = "" if os.path.isdir(name_or_path) else f" ({WITHOUT_NETWORK})"
+        raise UserError(f"the weights of {name_or_path} cannot be loaded: {one_line(error)}{advice}") from error

@@ -9,11 +9,14 @@ Needs onnx and onnxscript (optional).
 import copy
 import logging
 import math
+import sys
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -23,8 +26,10 @@ from onnx.compose import add_prefix, merge_graphs
 from onnx.inliner import inline_local_functions
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tvF
 from transformers import PreTrainedModel
+from transformers.models.mobilevit.modeling_mobilevit import MobileViTLayer
 
 from cli_utils import UserError, one_line
 from data.preprocessing import MAX_ASPECT_RATIO, EvaluationProtocol
@@ -77,6 +82,29 @@ def _averages(length: int, size: int, like: Tensor) -> Tensor:
     return ((first <= place) & (place < stop)).to(like.dtype) / (stop - first).to(like.dtype)
 
 
+class _PatchesOfAnySize(MobileViTLayer):
+    """Its superclass in whole numbers alone: that rounds sides with `math.ceil`, of which torch makes constants."""
+
+    def unfolding(self, features: Tensor) -> tuple[Tensor, dict]:
+        """Maps (B, C, h, w) → patches (B · pixels of one, patches, C), and what `folding` asks for."""
+        batch, channels, *sides = features.shape
+        patch = self.patch_height, self.patch_width
+        # Not with negative numbers, which ONNX rounds towards zero.
+        rows, columns = ((side + pixels - 1) // pixels for side, pixels in zip(sides, patch, strict=True))
+        # Does nothing where the sides are multiples already.
+        resized = F.interpolate(features, size=(rows * patch[0], columns * patch[1]), mode="bilinear")
+        cut = resized.reshape(batch, channels, rows, patch[0], columns, patch[1]).permute(0, 3, 5, 2, 4, 1)
+        return cut.reshape(batch * math.prod(patch), rows * columns, channels), {
+            "orig_size": tuple(sides),
+            "batch_size": batch,
+            "channels": channels,
+            "interpolate": True,
+            "num_patches": rows * columns,
+            "num_patches_width": columns,
+            "num_patches_height": rows,
+        }
+
+
 def exportable(model: PreTrainedModel) -> PreTrainedModel:
     """A copy on the CPU whose modules exporters can translate, in evaluation mode."""
     model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
@@ -85,7 +113,25 @@ def exportable(model: PreTrainedModel) -> PreTrainedModel:
         # Not another module in its place, as UperNet keeps its own list of them.
         if type(module) is nn.AdaptiveAvgPool2d and module.output_size not in (1, (1, 1), None):
             module.__class__ = _AveragePooling
+        if type(module) is MobileViTLayer:
+            module.__class__ = _PatchesOfAnySize
     return model
+
+
+@contextmanager
+def _free_sides(network: nn.Module) -> Iterator[None]:
+    """`transformers.utils.torch_int` keeps what an exporter follows, as its docstring has it, also where that is
+    torch.export, of which it does not know: it would make constants of the example's sides
+    (test_torch_int_still_makes_constants tells when this can go)."""
+
+    def torch_int(value):
+        return value if isinstance(value, torch.SymInt) else int(value)
+
+    with ExitStack() as replaced:
+        for module in {sys.modules[type(part).__module__] for part in network.modules()}:
+            if hasattr(module, "torch_int"):
+                replaced.enter_context(mock.patch.object(module, "torch_int", torch_int))
+        yield
 
 
 def export_network(model: PreTrainedModel, protocol: EvaluationProtocol, half: bool = False) -> ModelProto:
@@ -114,13 +160,11 @@ def export_network(model: PreTrainedModel, protocol: EvaluationProtocol, half: b
     sides = {0: dynamic} if protocol.square else {0: dynamic, 2: dynamic, 3: dynamic}
     example = torch.zeros(2, protocol.num_channels, height, width)
     try:
-        with torch.no_grad(), warnings.catch_warnings(), _quiet():
+        with torch.no_grad(), warnings.catch_warnings(), _quiet(), _free_sides(network):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                network,
-                (example,),
+                torch.export.export(network, (example,), dynamic_shapes=[sides], strict=False),
                 dynamo=True,
-                dynamic_shapes=[sides],
                 input_names=[PIXEL_VALUES],
                 output_names=[LOGITS],
                 opset_version=OPSET,

@@ -99,15 +99,22 @@ def line_of_pixels(by_row, low, high, weight, low_column, next_column, fraction)
 
 
 @script()
-def class_ids(logits: FLOAT[None, None, None, None], image: UINT8[...]) -> UINT8[...]:
-    """Logits (B, C, h, w) → the most likely class of every pixel of images (B, H, W, …), (B, H, W)."""
+def grid(logits: FLOAT[None, None, None, None], image: UINT8[...]):
+    """Where the pixels of images (B, H, W, …) lie among logits (B, C, h, w): these as (h, B, w, C); of rows lower
+    index, next one and how far on the way to it, (H,); the same of columns, (W,), the last (W, 1)."""
     one = op.Constant(value_ints=[1])
     by_row = op.Transpose(logits, perm=[2, 0, 3, 1])  # (h, B, w, C)
     low_row, row_fraction = positions(op.Shape(by_row, start=0, end=1), op.Shape(image, start=1, end=2))
     low_column, fraction = positions(op.Shape(by_row, start=2, end=3), op.Shape(image, start=2, end=3))
     next_row = op.Min(low_row + one, op.Shape(by_row, start=0, end=1) - one)
     next_column = op.Min(low_column + one, op.Shape(by_row, start=2, end=3) - one)
-    fraction = op.Unsqueeze(fraction, one)
+    return by_row, low_row, next_row, row_fraction, low_column, next_column, op.Unsqueeze(fraction, one)
+
+
+@script()
+def class_ids(logits: FLOAT[None, None, None, None], image: UINT8[...]) -> UINT8[...]:
+    """Logits (B, C, h, w) → the most likely class of every pixel of images (B, H, W, …), (B, H, W)."""
+    by_row, low_row, next_row, row_fraction, low_column, next_column, fraction = grid(logits, image)
 
     @graph()
     def predict_line(low, high, weight):
@@ -127,13 +134,7 @@ def class_ids_and_confidence(
     shift (C,): what was added to the logits to move the boundary between two classes. temperature (1,): what they are
     divided by for the probability.
     """
-    one = op.Constant(value_ints=[1])
-    by_row = op.Transpose(logits, perm=[2, 0, 3, 1])  # (h, B, w, C)
-    low_row, row_fraction = positions(op.Shape(by_row, start=0, end=1), op.Shape(image, start=1, end=2))
-    low_column, fraction = positions(op.Shape(by_row, start=2, end=3), op.Shape(image, start=2, end=3))
-    next_row = op.Min(low_row + one, op.Shape(by_row, start=0, end=1) - one)
-    next_column = op.Min(low_column + one, op.Shape(by_row, start=2, end=3) - one)
-    fraction = op.Unsqueeze(fraction, one)
+    by_row, low_row, next_row, row_fraction, low_column, next_column, fraction = grid(logits, image)
     moved_by, divisor = op.Identity(shift), op.Identity(temperature)
 
     @graph()

@@ -48,7 +48,7 @@ def _contents(result: dict, a: PerImage, b: PerImage, resamples: int) -> dict:
         "runs": folders,
         "warnings": result["warnings"],
         "images": result["images"],
-        "scores": _score_table(result["scores"]),
+        "scores": _score_table(result["scores"], result["calibration_error"]),
         "charts": [chart.layout() for chart in _common_curves(runs)],
         "classes": _class_table(result["classes"], a, b, resamples),
         "changes": _change_table(changes),
@@ -69,7 +69,7 @@ def _run(folder: str) -> Run:
         return Run(folder)
 
 
-def _score_table(scores: dict) -> Table:
+def _score_table(scores: dict, calibration_error: dict | None) -> Table:
     rows = [
         (
             name.replace("_", " ").replace("iou", "IoU"),
@@ -80,7 +80,12 @@ def _score_table(scores: dict) -> Table:
         )
         for name, row in scores.items()
     ]
-    return Table("Scores", ("score", "A", "B", "difference", "p"), rows)
+    if calibration_error is None:
+        return Table("Scores", ("score", "A", "B", "difference", "p"), rows)
+    a, b, difference = (calibration_error[key] for key in ("a", "b", "difference"))
+    rows.append(("calibration error", Score(a), Score(b), Score(difference, signed=True), "–"))
+    note = "Of the calibration error less is better; it is of all images together, so it has no interval over images."
+    return Table("Scores", ("score", "A", "B", "difference", "p"), rows, note)
 
 
 def _class_table(classes: Sequence[dict], a: PerImage, b: PerImage, resamples: int) -> Table:

@@ -61,7 +61,7 @@ def write_video(
         pictures, sounds = film.streams.video[0], list(film.streams.audio)
         partial = opened.enter_context(written_aside(target))
         output = opened.enter_context(av.open(str(partial), "w"))
-        stream, sound_of, waiting = None, {}, []
+        stream, sound_of, waiting, last = None, {}, [], None
         progress = opened.enter_context(tqdm(total=pictures.frames or None, desc=source.name, unit="frame"))
 
         def write_waiting() -> None:
@@ -100,7 +100,8 @@ def write_video(
                     sound_of = {sound.index: output.add_stream_from_template(sound) for sound in sounds}
                 if waiting and waiting[0][-1].size != image.size:
                     write_waiting()
-                waiting.append((frame.pts, frame.time_base, image))
+                last = _later_than(last, frame, pictures)
+                waiting.append((last, frame.time_base, image))
                 if len(waiting) == batch_size:
                     write_waiting()
         write_waiting()
@@ -112,6 +113,16 @@ def write_video(
         logger.warning(f"{source}: {count_of(broken, 'frame/frames')} could not be decoded and are left out")
     logger.info(f"{target}: {count_of(count, 'frame')}")
     return broken
+
+
+def _later_than(last: int | None, frame, pictures) -> int:
+    """The time of a frame, in its time base; one frame after the last one's where the film tells none that is later,
+    as AVI, which has no times for frames that are stored in another order than they are shown."""
+    if frame.pts is not None and (last is None or frame.pts > last):
+        return frame.pts
+    if last is None:
+        return 0
+    return last + max(1, round(1 / ((pictures.average_rate or 25) * frame.time_base)))
 
 
 def _upright(frame) -> Image.Image:

@@ -48,11 +48,15 @@ def viewer_page(photo: Image.Image | None = None, views: Sequence[View] = (), pr
     )
 
 
-def viewer_frame(page: bytes) -> str:
-    """A page as part of another one, of which it can neither read nor change anything."""
+def viewer_frame(page: bytes, views: bool = False) -> str:
+    """A page as part of another one, of which it can neither read nor change anything.
+
+    views: whether there is something to look at, which takes room.
+    """
+    room = "height: 46rem; resize: vertical" if views else "height: 8rem"
     return (
         f'<iframe title="prediction" sandbox="allow-scripts" srcdoc="{html.escape(page.decode())}" '
-        'style="width: 100%; height: 46rem; border: 0; resize: vertical"></iframe>'
+        f'style="width: 100%; {room}; border: 0"></iframe>'
     )
 
 

@@ -193,7 +193,7 @@ def test_the_slurm_script_trains_on_two_machines(inputs, tmp_path):
     """With programs in the place of Slurm's own that do the same on this machine alone."""
     programs = {
         "scontrol": 'test "$*" = "show hostnames a,b" && printf "localhost\\nb\\n"',
-        "srun": 'for i in 1 2; do "$@" & done; wait -n && wait -n',
+        "srun": '"$@" & first=$!; "$@" & wait $first && wait $!',
     }
     for name, line in programs.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")

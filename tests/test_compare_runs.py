@@ -109,6 +109,27 @@ def test_other_protocol_is_a_warning(tmp_path, worse, capsys):
     ]
 
 
+def test_calibration_errors_stand_beside_each_other(tmp_path, worse, capsys):
+    folders = [write_run(tmp_path / name, counts_of(0.6)) for name in "ab"]
+    for folder, error in zip(folders, (0.0821, 0.0307), strict=True):
+        Path(folder, "eval_results.json").write_text(json.dumps({"eval_protocol": PROTOCOL, "eval_ece": error}))
+    result = compare_runs.main([*folders, "--html", str(tmp_path / "page.html")])
+    assert result["calibration_error"] == {"a": 0.0821, "b": 0.0307, "difference": pytest.approx(-0.0514)}
+    assert "calibration_error   0.0821   0.0307     -0.0514\n" in capsys.readouterr().out
+    page = (tmp_path / "page.html").read_text()
+    assert "calibration error" in page and "-0.0514" in page.replace("−", "-") and "less is better" in page
+    # One of the two alone says nothing.
+    result = compare_runs.main([folders[0], worse, "--html", str(tmp_path / "page.html")])
+    assert result["calibration_error"] is None and "calibration error" not in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "3"])
+def test_damaged_scores_are_named(tmp_path, worse, content):
+    Path(worse, "eval_results.json").write_text(content)
+    with pytest.raises(UserError, match=r"eval_results\.json holds no scores .*evaluate the run again"):
+        compare_runs.main([worse, worse])
+
+
 def test_folder_without_counts_is_told_how_to_get_them(tmp_path, worse):
     with pytest.raises(UserError, match=r"per_image\.npz is missing; .*run_segmentation\.py .*--do_eval"):
         compare_runs.main([worse, str(tmp_path)])
@@ -159,7 +180,7 @@ def test_bad_flags_and_files(tmp_path, worse):
         compare_runs.main([worse, worse, "--resample", "200"])
     broken = write_run(tmp_path / "broken", counts_of([0.6, 0.6, 0.6, 0]))
     Path(broken, "eval_results.json").write_text('{"eval_mean')
-    with pytest.raises(UserError, match=r"eval_results\.json is not JSON"):
+    with pytest.raises(UserError, match=r"eval_results\.json holds no scores"):
         compare_runs.main([worse, broken])
 
 

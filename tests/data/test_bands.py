@@ -14,7 +14,7 @@ from cli_utils import UserError
 from data.augmentation import TrainTransform
 from data.bands import band_statistics, combined, measure
 from data.classes import ClassMap
-from data.image_files import StoredFile, read_channels, rgb_view
+from data.image_files import EXIF_ORIENTATION, FileProblem, StoredFile, open_bands, read_channels, rgb_view
 from data.preprocessing import EvaluationProtocol
 from data_utils import load_segmentation_dataset
 
@@ -50,6 +50,24 @@ def test_one_band_and_three(tmp_path):
     array = numbers("uint16", 3)
     assert np.array_equal(read_channels(stored(array), 3, dtype="uint16").numpy(), array)
     assert np.array_equal(read_channels(stored(array[0], planarconfig=None), 1, dtype="uint16").numpy(), array[:1])
+
+
+def test_grey_png_files_of_sixteen_bits():
+    array, content = numbers("uint16", 1), io.BytesIO()
+    Image.fromarray(array[0]).save(content, "PNG")
+    file = StoredFile(None, content.getvalue(), "depth.png")
+    assert file.band_dtype() == "uint16"
+    assert np.array_equal(read_channels(file.bytes, 1, dtype="uint16").numpy(), array.astype(np.float32))
+    assert np.array_equal(open_bands(file, 1), array.astype(np.float32))
+    with pytest.raises(FileProblem, match="1 band of uint16, --num_channels is 3"):
+        open_bands(file, 3)
+    with pytest.raises(UserError, match="bands of uint16, and the model was trained on int16"):
+        read_channels(file.bytes, 1, dtype="int16")
+    exif, turned = Image.Exif(), io.BytesIO()
+    exif[EXIF_ORIENTATION] = 6
+    Image.fromarray(array[0]).save(turned, "PNG", exif=exif)
+    with pytest.raises(UserError, match="stored turned or mirrored, EXIF orientation 6: store it upright"):
+        read_channels(turned.getvalue(), 1, dtype="uint16")
 
 
 def test_files_of_eight_bits_and_others_are_no_bands():

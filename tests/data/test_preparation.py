@@ -199,7 +199,11 @@ TRANSPARENT = np.dstack([np.zeros((8, 12, 3), np.uint8), COLORS[..., 0]])
         (text_mask, THREE, ["1 file cannot be read: train/train_1.png (no image, or of an unknown format)"]),
         (cut_off("images"), THREE, ["1 file ends too early: train/train_1.jpg", "truncated"]),
         (cut_off("masks"), THREE, ["1 file cannot be read: train/train_1.png"]),
-        (deep_image, THREE, ["1 image has more than 8 bits a channel: train/train_1.png (16 bits a channel)"]),
+        (
+            deep_image,
+            THREE,
+            ["1 image has more than 8 bits a channel: train/train_1.png (1 band of uint16, --num_channels is 3)"],
+        ),
         (overwrite_mask(np.zeros((8, 11), np.uint8)), THREE, ["1 mask differs", "train_1.png is 11x8, its image"]),
         (overwrite_mask(np.zeros((12, 8), np.uint8)), THREE, ["mask lies sideways", "train_1.png is 8x12, its"]),
         (overwrite_mask(COLORS), THREE,

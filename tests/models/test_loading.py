@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import shutil
 
 import huggingface_hub
@@ -293,6 +294,22 @@ def test_names_of_nothing(name, offline, tmp_path, monkeypatch):
         load_model(name, ID2LABEL)
 
 
+def scatter(folder):
+    """As a checkpoint of FSDP."""
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model_fsdp_0").mkdir()
+
+
+def into_checkpoints(folder):
+    """As a run that was stopped."""
+    for time, name in enumerate(("checkpoint-100", "checkpoint-20")):
+        (folder / name).mkdir()
+        (folder / "config.json").rename(folder / name / "config.json")
+        os.utime(folder / name / "config.json", (time, time))
+        (folder / "config.json").write_bytes((folder / name / "config.json").read_bytes())
+    (folder / "config.json").unlink()
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-1000])
 
@@ -302,6 +319,8 @@ def truncate(path):
     [
         (lambda d: (d / "config.json").unlink(), r"holds no config.json, so no model \(found: model.safetensors\)"),
         (lambda d: (d / "model.safetensors").unlink(), "weights of .* cannot be loaded: .*no file named model.safet"),
+        (scatter, r"weights of .* are scattered, .*: accelerate merge-weights .*pytorch_model_fsdp_0 "),
+        (into_checkpoints, r"holds no config.json, .*; the last checkpoint is one: .*checkpoint-20$"),
         (lambda d: truncate(d / "model.safetensors"), "weights of .* cannot be loaded: SafetensorError: .*metadata"),
         (lambda d: (d / "model.safetensors").write_text("version https://git-lfs"), "cannot be loaded: Safetensor"),
         (lambda d: (d / "config.json").write_text("{ not"), "configuration in .* cannot be read: .*not a valid JSON"),

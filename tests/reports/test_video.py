@@ -76,6 +76,31 @@ def test_a_film(tmp_path, suffix):
         assert np.asarray(ids)[24, [4, -4]].tolist() == [1, 2]
 
 
+@pytest.mark.skipif("libx264" not in av.codecs_available, reason="no encoder that stores frames in another order")
+# The last tells no frame rate, so it is taken to be 25.
+@pytest.mark.parametrize(("suffix", "length"), [(".avi", 2900), (".mkv", 2900), (".mp4", 2900), (".h264", 1160)])
+def test_frames_that_are_stored_in_another_order(tmp_path, suffix, length):
+    source, shades = tmp_path / f"film{suffix}", list(range(10, 250, 8))
+    with av.open(str(source), "w") as film:
+        stream = film.add_stream("libx264", rate=10, options={"bf": "3"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for shade in shades:
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), shade, np.uint8), format="rgb24")))
+        film.mux(stream.encode())
+    target = video_file(source, tmp_path / "out", "film")
+    shown = []
+
+    def predict_and_note(images):
+        shown.extend(round(float(np.asarray(image).mean())) for image in images)
+        return [np.zeros((48, 64), np.uint8) for _ in images]
+
+    assert write_video(source, target, predict_and_note, CLASS_MAP) == 0
+    times = read(target)[0]
+    assert np.abs(np.array(shown) - shades).max() <= 3
+    assert len(times) == len(shades) and times == sorted(set(times))
+    assert abs((times[-1] - times[0]) - length) <= 400  # milliseconds; at the start some frames may be early
+
+
 @pytest.mark.parametrize("batch_size", [2, 3, 99])
 def test_frames_are_predicted_together(tmp_path, batch_size):
     """The same film and PNGs; no more frames than that are held, and sound begins with the first one."""
