@@ -46,7 +46,7 @@ from metrics_utils import IGNORE_INDEX
 logger = logging.getLogger(__name__)
 
 # Part of every cache key: raised whenever what is read from a file, or made of it, changes.
-PREPARATION_VERSION = 6
+PREPARATION_VERSION = 7
 IMAGES_PER_PROCESS = 500  # starting more processes would cost more than it saves
 ROWS_IN_MEMORY = 100  # before they are written
 
